@@ -1,0 +1,19 @@
+PYTHON ?= python3
+
+demo: .venv/demo
+	.venv/bin/python train_task.py --task addition --out out/demo --overwrite
+
+test: .venv/test
+	.venv/bin/ruff check .
+	.venv/bin/python -m pytest -q
+
+.venv/demo: requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/test: requirements-dev.txt .venv/demo
+	.venv/bin/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+.PHONY: demo test

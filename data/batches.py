@@ -1,0 +1,46 @@
+"""Examples to tensors: padded batches for training, equal-length batches for decoding."""
+
+import torch
+
+
+def encode(tokenizer, examples):
+    """[Example] -> [(question tokens, worked answer tokens)]."""
+    return [(tokenizer.spell(e.question), tokenizer.spell(e.worked)) for e in examples]
+
+
+def training_batches(encoded, batch_size, rng):
+    """One epoch in random order. Yields tokens (B, T), targets (B, T) and answer (B, T), True
+    where the target belongs to the worked answer: the loss looks there only.
+
+    Rows of about the same length go together, so that little is padding. `rng` is a random.Random.
+    """
+    order = rng.sample(range(len(encoded)), len(encoded))
+    pool = 16 * batch_size  # sorted among themselves: random enough, and nearly no padding
+    batches = []
+    for i in range(0, len(order), pool):
+        near = sorted(order[i : i + pool], key=lambda j: sum(map(len, encoded[j])))
+        batches += [near[j : j + batch_size] for j in range(0, len(near), batch_size)]
+    rng.shuffle(batches)
+    for rows in batches:
+        T = max(sum(map(len, encoded[j])) for j in rows) - 1
+        tokens, targets = torch.zeros(len(rows), T, dtype=torch.long), torch.zeros(len(rows), T, dtype=torch.long)
+        answer = torch.zeros(len(rows), T, dtype=torch.bool)
+        for row, j in enumerate(rows):
+            question, worked = encoded[j]
+            n = len(question) + len(worked) - 1
+            # padding stands behind the text, where causal attention never looks back from
+            tokens[row, :n] = torch.tensor((question + worked)[:-1])
+            targets[row, :n] = torch.tensor((question + worked)[1:])
+            answer[row, len(question) - 1 : n] = True
+        yield tokens, targets, answer
+
+
+def question_batches(encoded, batch_size):
+    """Questions of equal length together, nothing padded. Yields (indices, tokens (B, T))."""
+    by_length = {}
+    for i, (question, _) in enumerate(encoded):
+        by_length.setdefault(len(question), []).append(i)
+    for same in by_length.values():
+        for i in range(0, len(same), batch_size):
+            rows = same[i : i + batch_size]
+            yield rows, torch.tensor([encoded[j][0] for j in rows])

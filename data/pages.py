@@ -1,0 +1,264 @@
+"""Pages of worked examples, the part of nano's pretraining that gives a prompt something to call up.
+
+A page shows one skill in one format: several examples that differ in what they ask and agree in
+how they are written. Formats are drawn at random and independently (order of the fields,
+separators, wording, whether the steps are shown, how an example ends), so that the base has to
+read the format off the page. The formats of tasks/ never occur: a page that matches one of their
+patterns is drawn again.
+"""
+
+import re
+import string
+from itertools import accumulate
+
+import tasks
+
+HELD_OUT = [re.compile(tasks.load(name).pattern) for name in tasks.names()]
+BY_LETTERS = tasks.words(new=False)  # the tasks' new words stay new to the base as well
+MAX_DIGITS, MAX_LETTERS, MAX_LIST = 6, 12, 6
+MARKS = [c for c in string.punctuation]
+
+
+def mark(rng):
+    return rng.choice(MARKS)
+
+
+def arrow(rng):
+    """What stands between a question and its answer."""
+    usual = ["=", "=", " = ", ":", ": ", "->", " -> ", "=>", ">", " is ", " gives ", "? ", "?", " so ", "\n"]
+    return rng.choice(usual) if rng.random() < 0.7 else rng.choice(["{}", "{}", " {}", "{} ", " {} "]).format(mark(rng))
+
+
+def comma(rng, empty=False):
+    """What stands between the items of a list."""
+    usual = [",", ", ", ";", "; ", " ", "-", "/", "|", ".", "_", ">", "+"] + ["", ""] * empty
+    return rng.choice(usual) if rng.random() < 0.7 else rng.choice(["{}", "{}", "{} "]).format(mark(rng))
+
+
+def ending(rng):
+    return rng.choice(["", "$", "$", "#", "!", ".", ";", ",", "|", "END", mark(rng), mark(rng)])
+
+
+def number(rng, longest):
+    return rng.randrange(10 ** rng.randint(1, longest))
+
+
+def word(rng, longest):
+    """A word of the list, now and then letters without sense, which cannot be remembered."""
+    letters = rng.randint(3, longest)
+    if rng.random() < 0.2:
+        return "".join(rng.choices(string.ascii_lowercase, k=letters))
+    return rng.choice(BY_LETTERS[letters])
+
+
+def wrapper(rng, names):
+    """What stands around a question, as a format string: reverse(WORD), Q: WORD, WORD backwards, ..."""
+    name = rng.choice(names) if rng.random() < 0.6 else rng.choice(BY_LETTERS[rng.randint(3, 8)])
+    if rng.random() < 0.2:
+        name = name.upper() if rng.random() < 0.5 else name[0]
+    return rng.choice(["{}", "{}", "{}", "Q: {}", f"{name}({{}})", f"{name}({{}})", f"{name}[{{}}]", f"{name} {{}}", f"{name}:{{}}", f"{{}} {name}", f"{{}}.{name}", "({})", '"{}"'])
+
+
+def digit_steps(rng, name, sign):
+    """Column addition, or a number times a digit, with the carry at each step."""
+    longest = rng.randint(2, MAX_DIGITS)
+    order = rng.sample(range(4), 4) if rng.random() < 0.6 else [0, 1, 2, 3]
+    if rng.random() < 0.2:
+        order.remove(2)  # the carry goes unsaid
+    inner, outer, equals = comma(rng, empty=True) if rng.random() < 0.5 else "", comma(rng), arrow(rng)
+    last = rng.choice(["", "00{}", "00{}", "00{}", "{}"])  # what is written when the numbers are used up
+    op = sign if rng.random() < 0.6 else rng.choice([f" {sign} ", f" {name} ", "&", " and ", " ", mark(rng)])
+    wrap = wrapper(rng, [name, "add" if sign == "+" else "times", "sum" if sign == "+" else "product"])
+    first = arrow(rng)
+
+    def example():
+        a = number(rng, longest)
+        b = number(rng, longest) if sign == "+" else rng.randrange(10)
+        steps, x, y, carry = [], a, b, 0
+        while x or (y and sign == "+"):
+            d, e = x % 10, y % 10 if sign == "+" else b
+            total = d + e + carry if sign == "+" else d * e + carry
+            steps.append(inner.join(str((d, e, carry, total % 10)[i]) for i in order))
+            x, y, carry = x // 10, y // 10, total // 10
+        if last:
+            steps.append(inner.join(last.format(carry)))
+        result = a + b if sign == "+" else a * b
+        return wrap.format(f"{a}{op}{b}") + first, outer.join(steps) + f"{equals}{result}"
+
+    return example
+
+
+def addition(rng):
+    return digit_steps(rng, "plus", "+")
+
+
+def multiplication(rng):
+    return digit_steps(rng, "times", "*")
+
+
+def facts(rng):
+    """One step of arithmetic, unexplained."""
+    sign, f = rng.choice([("+", lambda a, b: a + b), ("-", lambda a, b: a - b), ("*", lambda a, b: a * b)])
+    op = sign if rng.random() < 0.7 else f" {rng.choice([sign, mark(rng)])} "
+    most = rng.choice([10, 10, 20, 100]) if sign != "*" else 10
+    first, wrap = arrow(rng), wrapper(rng, ["add", "sum", "plus"] if sign == "+" else ["minus", "take"] if sign == "-" else ["times", "product"])
+
+    def example():
+        a, b = rng.randrange(most), rng.randrange(most)
+        if sign == "-":
+            a, b = max(a, b), min(a, b)
+        return wrap.format(f"{a}{op}{b}") + first, str(f(a, b))
+
+    return example
+
+
+def running_sum(rng):
+    """Totals of named values, of a list or of a series, one after the other."""
+    longest, highest = rng.randint(2, MAX_LIST), rng.choice([10, 10, 10, 20, 30])
+    letter = rng.choice("xyzabnv") if rng.random() < 0.7 else ""
+    gives, sep, first = rng.choice(["=", " = ", ":", " is ", mark(rng)]), comma(rng), arrow(rng)
+    outer, equals = comma(rng), arrow(rng) if rng.random() < 0.6 else None
+    asked = rng.choice(["", "", " sum", " total", " add", " all"]) if rng.random() < 0.7 else " " + word(rng, 6)
+    start, wrap = rng.choice([1, 1, 1, 0]), wrapper(rng, ["sum", "total", "add"]) if rng.random() < 0.3 else "{}"
+    series = rng.random() < 0.2
+
+    def example():
+        n = rng.randint(2, longest)
+        values = [rng.randrange(highest) for _ in range(n)]
+        if series:
+            step = rng.randint(1, 1 + highest // 5)
+            values = [values[0] + i * step for i in range(n)]
+        given = sep.join(f"{letter}{i}{gives}{v}" if letter else str(v) for i, v in enumerate(values, start))
+        totals = outer.join(map(str, accumulate(values)))
+        return wrap.format(given) + asked + first, totals + (f"{equals}{sum(values)}" if equals else "")
+
+    return example
+
+
+def spelled(rng, names, change, spell=0.3):
+    """A word to a changed word, at times spelled out first, at times letter by letter."""
+    longest, first, wrap = rng.randint(5, MAX_LETTERS), arrow(rng), wrapper(rng, names)
+    letters, steps, equals = comma(rng, empty=True) if rng.random() < spell else "", rng.random() < spell, arrow(rng)
+    between = comma(rng, empty=True) if rng.random() < 0.3 else letters
+
+    def example():
+        w = word(rng, longest)
+        return wrap.format(w) + first, (letters.join(w) + equals if steps else "") + between.join(change(w))
+
+    return example
+
+
+def copying(rng):
+    return spelled(rng, ["copy", "spell", "same", "repeat"], lambda w: w)
+
+
+def reversing(rng):
+    return spelled(rng, ["reverse", "backwards", "back", "mirror"], lambda w: w[::-1])
+
+
+def upper_casing(rng):
+    return spelled(rng, ["upper", "capitals", "loud"], str.upper)
+
+
+def one_letter(rng):
+    i, names = rng.choice([(0, ["first", "first letter", "begins"]), (-1, ["last", "last letter", "ends"])])
+    return spelled(rng, names, lambda w: w[i])
+
+
+def list_letters(rng):
+    """The first or the last letter of each word of a list, one by one, joined, or both."""
+    i, names = rng.choice([(0, ["first", "initials", "heads"]), (-1, ["last", "last letters", "tails"])])
+    longest, letters, sep, first = rng.randint(2, MAX_LIST), rng.randint(4, 10), comma(rng), arrow(rng)
+    wrap, outer, equals = wrapper(rng, names), comma(rng, empty=True), arrow(rng)
+    shown = rng.choice(["steps", "joined", "both", "both", "named"])
+
+    def example():
+        chosen = [word(rng, letters) for _ in range(rng.randint(2, longest))]
+        ends = [w[i] for w in chosen]
+        steps = outer.join(f"{w}{first}{e}" if shown == "named" else e for w, e in zip(chosen, ends))
+        return wrap.format(sep.join(chosen)) + first, {"joined": "", "both": steps + equals}.get(shown, steps) + ("".join(ends) if shown in ("joined", "both") else "")
+
+    return example
+
+
+def sorting(rng):
+    longest, most, down = rng.randint(2, MAX_LIST), rng.choice([10, 10, 100]), rng.random() < 0.3
+    sep, outer, first, wrap = comma(rng), comma(rng), arrow(rng), wrapper(rng, ["sort", "order"] + ["down"] * down)
+    alphabet = rng.random() < 0.3
+
+    def example():
+        n = rng.randint(2, longest)
+        items = rng.sample(string.ascii_lowercase, n) if alphabet else [rng.randrange(most) for _ in range(n)]
+        return wrap.format(sep.join(map(str, items))) + first, outer.join(map(str, sorted(items, reverse=down)))
+
+    return example
+
+
+def counting(rng):
+    most, step = rng.choice([20, 100, 1000]), rng.choice([1, 1, 1, 2, 5, 10])
+    step *= rng.choice([1, 1, -1])
+    sep, first, wrap = comma(rng), arrow(rng), wrapper(rng, ["count", "on" if step > 0 else "down"])
+
+    def example():
+        n, start = rng.randint(3, 7), rng.randrange(most) + (70 if step < 0 else 0)
+        values = [str(start + i * step) for i in range(n)]
+        return wrap.format(f"{start} {n}") + first, sep.join(values)
+
+    return example
+
+
+def comparing(rng):
+    longest, sep, first = rng.randint(1, MAX_DIGITS), comma(rng), arrow(rng)
+    kind, wrap = rng.choice(["sign", "max", "min"]), wrapper(rng, ["compare", "bigger"])
+
+    def example():
+        a, b = number(rng, longest), number(rng, longest)
+        answer = {"sign": "<" if a < b else ">" if a > b else "=", "max": str(max(a, b)), "min": str(min(a, b))}[kind]
+        return wrap.format(f"{a}{sep}{b}") + first, answer
+
+    return example
+
+
+# how often a skill is drawn, its maker, and headings that say in words what it is
+SKILLS = {
+    "addition": (30, addition, ["Add the numbers digit by digit.", "Add the two numbers.", "Here we add, from the right, and carry the one.", "What is the sum?"]),
+    "multiplication": (7, multiplication, ["Multiply the number by the digit.", "Multiply digit by digit and carry.", "What is the product?"]),
+    "facts": (3, facts, ["Simple sums.", "Do the sum.", "What is the answer?"]),
+    "running sum": (13, running_sum, ["Add up the values one after the other.", "The running total of the values.", "What is the sum of all?"]),
+    "reverse": (14, reversing, ["Reverse the word.", "Write the word backwards.", "Each word from the last letter to the first."]),
+    "copy": (8, copying, ["Copy the word.", "Spell the word.", "Say the same word again."]),
+    "upper": (2, upper_casing, ["Write the word in capitals.", "Say it loud."]),
+    "one letter": (5, one_letter, ["One letter of each word.", "Which letter of the word is it?"]),
+    "list letters": (13, list_letters, ["Take one letter of each word and join the letters.", "The letters of the words, together."]),
+    "sort": (2, sorting, ["Put these in order.", "Sort the list."]),
+    "count": (2, counting, ["Count from the first number, so many numbers.", "Count on."]),
+    "compare": (2, comparing, ["Compare the two numbers.", "Which number is it?"]),
+}
+
+
+def page(rng, skill=None, most=600):
+    """(skill, heading, examples) with examples a list of (question, answer, ending) in one format.
+
+    The text of a page is its heading (or ''), then question + answer + ending of each example;
+    examples together have at most `most` characters. `rng` is a random.Random.
+    """
+    while True:
+        kind = skill or rng.choices(list(SKILLS), [s[0] for s in SKILLS.values()])[0]
+        _, maker, headings = SKILLS[kind]
+        example, end = maker(rng), ending(rng)
+        between = rng.choice(["\n", "\n", "\n", " ", " ", "", "\n\n"])
+        between = between or ("" if end else " ")  # something has to tell one example from the next
+        heading = rng.choice(headings) + rng.choice(["\n", "\n", " "]) if rng.random() < 0.3 else ""
+        examples, length, n = [], 0, rng.randint(4, 24)
+        while len(examples) < n:
+            question, answer = example()
+            length += len(question + answer + end + between)
+            if length > most:
+                break
+            examples.append((question, answer, end + between))
+        if examples and not any(p.search(text(examples)) for p in HELD_OUT):
+            return kind, heading, examples
+
+
+def text(examples):
+    return "".join(question + answer + end for question, answer, end in examples)

@@ -1,0 +1,45 @@
+"""Text to tokens and back: byte-level BPE by tiktoken, and one token per byte for what is spelled."""
+
+import json
+from pathlib import Path
+
+import tiktoken
+
+
+class Tokenizer:
+    """`encode` is ordinary BPE, for words that the base should read as language. `spell` gives
+    every byte a token of its own, for the text of tasks: digits and letters that have to be
+    moved about one by one. With letters=False (`--tokenise bpe`) tasks are BPE as well.
+
+    Encoding ends nothing and adds nothing; `eot` is the end-of-text token's number.
+    """
+
+    def __init__(self, encoding, letters=True):
+        self.encoding = encoding
+        self.letters = letters
+        self.name = encoding.name
+        self.eot = encoding.eot_token
+        self.bytes = [encoding.encode_single_token(bytes([b])) for b in range(256)]  # a byte-level BPE has them all
+
+    @classmethod
+    def load(cls, folder, vocab_size, letters=True):
+        """The encoding.json beside the weights, else GPT-2's own where the size is GPT-2's."""
+        path = Path(folder) / "encoding.json"
+        if path.is_file():
+            e = json.loads(path.read_text())
+            ranks = {token.encode("latin-1"): rank for rank, token in enumerate(e["tokens"])}  # one character a byte
+            special = {"<|endoftext|>": len(ranks)}
+            return cls(tiktoken.Encoding(e["name"], pat_str=e["pattern"], mergeable_ranks=ranks, special_tokens=special), letters)
+        if vocab_size == 50257:
+            return cls(tiktoken.get_encoding("gpt2"), letters)
+        raise ValueError(f"{folder} has {vocab_size} tokens and no encoding.json: only GPT-2's 50257 are known without one")
+
+    def encode(self, text):
+        return self.encoding.encode_ordinary(text)
+
+    def spell(self, text):
+        return [self.bytes[b] for b in text.encode()] if self.letters else self.encode(text)
+
+    def decode(self, tokens):
+        """Tokens that are no valid UTF-8 come out as U+FFFD, unknown numbers as nothing."""
+        return self.encoding.decode([t for t in tokens if t <= self.eot])

@@ -1,0 +1,33 @@
+"""What a tuned prompt is measured against: worked examples in the context, and a task transformer."""
+
+import tiktoken
+import torch
+
+from data.tokenizer import Tokenizer
+from model import GPT, GPTConfig
+from prefix import TextPrompt
+
+
+def few_shot(tokenizer, task, shots, room, seed=0):
+    """A TextPrompt of worked examples from the training split, one per line, and how many fit.
+
+    At most `shots` of them and at most `room` tokens.
+    """
+    tokens, n = [], 0
+    for e in task.examples(shots, split="train", seed=seed):
+        line = tokenizer.spell(e.question + e.worked + "\n")
+        if len(tokens) + len(line) > room:
+            break
+        tokens, n = tokens + line, n + 1
+    if n == 0:
+        raise ValueError(f"not one worked example of {task.name} fits into {room} tokens: use a base with a longer block_size")
+    return TextPrompt(tokens), n
+
+
+def scratch(seed, block_size=256):
+    """The study's task transformer, untrained, and its tokenizer: one token a byte."""
+    encoding = tiktoken.Encoding("bytes", pat_str="(?s:.)", mergeable_ranks={bytes([b]): b for b in range(256)}, special_tokens={"<|endoftext|>": 256})
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(vocab_size=257, block_size=block_size, n_layer=4, n_head=4, n_embd=128))
+    model.name = "scratch"
+    return model, Tokenizer(encoding)

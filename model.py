@@ -1,0 +1,273 @@
+"""GPT-2 in one file: the model, its KV cache, generation, and its weights on disk.
+
+Everything that stands before a question reaches it only through the keys and values it leaves
+in each layer, so `forward` takes them as `past`, and `prefill` is how anything makes them.
+Radford et al. (2019), "Language Models are Unsupervised Multitask Learners".
+
+Shapes: B batch, T new tokens, P cached positions, C = n_embd, D = head_dim = C / n_head.
+A cache is a list with one (keys, values) pair per layer, each (B or 1, n_head, P, D).
+"""
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int = 50257
+    block_size: int = 1024
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x, past=None, filled=None):
+        """`past` is (keys, values) to attend to; with `filled`, a buffer to write into as well."""
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, n_head, T, D)
+        if filled is not None:  # generation: the buffer holds `filled` positions, T more are written behind them
+            for buffer, new in zip(past, (k, v)):
+                buffer[:, :, filled : filled + T] = new
+            own = (k, v)
+            k, v = (buffer[:, :, : filled + T] for buffer in past)  # (B, n_head, filled+T, D)
+        else:
+            own = (k, v)
+            if past is not None:  # a cache of batch 1 is seen by every row
+                k, v = (torch.cat([p.expand(B, -1, -1, -1), new], dim=2) for p, new in zip(past, own))  # (B, n_head, P+T, D)
+        S = k.size(2)
+        if T == S:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:  # position t sees the whole past and the new positions up to t
+            mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C)), own
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x):
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x, past=None, filled=None):
+        y, own = self.attn(self.ln_1(x), past, filled)
+        x = x + y
+        return x + self.mlp(self.ln_2(x)), own
+
+
+class GPT(nn.Module):
+    """The parameters carry the hub's names; the head is tied to `wte` and has none of its own."""
+
+    def __init__(self, config):
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
+        self.config = config
+        self.name = "untrained"  # where the weights came from, for the files that depend on them
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        for name, p in self.named_parameters():
+            if name.endswith("c_proj.weight"):  # each block adds to the stream twice: keep its variance at 1 (GPT-2, section 2.3)
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer))
+            elif p.dim() == 2:
+                nn.init.normal_(p, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def run(self, x, past=None, filled=None):
+        """The one path through the network: tokens (B, T) or embeddings (B, T, C) ->
+        final hidden states (B, T, C) and each layer's own keys and values.
+
+        Positions count on from the past. Raises ValueError past block_size.
+        """
+        P = filled if filled is not None else past[0][0].size(2) if past else 0
+        T = x.size(1)
+        if P + T > self.config.block_size:
+            raise ValueError(f"{P} prompt rows and {T} tokens are longer than the model's block_size {self.config.block_size}: shorten one")
+        if not x.is_floating_point():
+            x = self.wte(x)  # (B, T, C)
+        x = x + self.wpe.weight[P : P + T]
+        cache = []
+        for i, block in enumerate(self.h):
+            x, own = block(x, past[i] if past else None, filled)
+            cache.append(own)
+        return self.ln_f(x), cache
+
+    def forward(self, tokens, past=None):
+        """Tokens (B, T), cache of P positions or None -> hidden states (B, T, C)."""
+        return self.run(tokens, past)[0]
+
+    def prefill(self, x, past=None):
+        """Tokens (B, T) or embeddings (B, T, C) -> the cache of their T positions, behind `past` where given."""
+        cache = self.run(x, past)[1]
+        if past:
+            B = x.size(0)
+            cache = [tuple(torch.cat([p.expand(B, -1, -1, -1), o], dim=2) for p, o in zip(*pair)) for pair in zip(past, cache)]
+        return cache
+
+    def logits(self, hidden):
+        """Hidden states (..., C) -> logits (..., vocab_size). Call it at the positions that matter only."""
+        return hidden @ self.wte.weight.T
+
+    @torch.no_grad()
+    def generate(self, tokens, max_new_tokens, past=None, stop=None, temperature=0.0, top_k=None, seed=0):
+        """Continue tokens (B, T), T at least 1, of equal length, behind a cache of batch 1 or B.
+
+        Greedy at temperature 0, else sampled from the `top_k` likeliest. Rows that have produced
+        the token `stop` are filled up with it. Returns the new tokens, (B, at most max_new_tokens).
+        """
+        B, T = tokens.shape
+        P = past[0][0].size(2) if past else 0
+        weight, c = self.wte.weight, self.config
+        # one buffer per layer for the whole length, so that no step copies what came before
+        shape = (B, c.n_head, P + T + max_new_tokens, c.n_embd // c.n_head)
+        cache = [tuple(weight.new_empty(shape) for _ in range(2)) for _ in range(c.n_layer)]
+        for buffers, pair in zip(cache, past or []):
+            for buffer, p in zip(buffers, pair):
+                buffer[:, :, :P] = p
+        rng = torch.Generator(weight.device).manual_seed(seed)
+        done = torch.zeros(B, dtype=torch.bool, device=tokens.device)
+        out, x, filled = [], tokens, P
+        for _ in range(max_new_tokens):
+            hidden, _ = self.run(x, cache, filled)
+            filled += x.size(1)
+            logits = self.logits(hidden[:, -1])  # (B, vocab_size)
+            if temperature == 0:
+                x = logits.argmax(-1, keepdim=True)  # (B, 1)
+            else:
+                if top_k is not None:
+                    logits[logits < logits.topk(min(top_k, c.vocab_size)).values[:, -1:]] = -torch.inf
+                x = torch.multinomial((logits / temperature).softmax(-1), 1, generator=rng)  # (B, 1)
+            if stop is not None:
+                x[done] = stop
+                done |= x[:, 0] == stop
+            out.append(x)
+            if done.all():
+                break
+        return torch.cat(out, dim=1) if out else tokens[:, :0]
+
+    def fingerprint(self):
+        """Sixteen hex digits of the weights, the same in float32 and bfloat16."""
+        digest = hashlib.sha256()
+        for name, p in sorted(self.named_parameters()):
+            digest.update(name.encode())
+            digest.update(p.detach().to(torch.bfloat16).contiguous().view(torch.uint8).cpu().numpy())
+        return digest.hexdigest()[:16]
+
+    def freeze(self):
+        return self.requires_grad_(False)
+
+    def save(self, folder, dtype=torch.float32):
+        """Write config.json and model.safetensors in the hub's GPT-2 layout, which transformers reads too."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {n: (p.T if transposed(n) else p).detach().to("cpu", dtype).contiguous() for n, p in self.named_parameters()}
+        save_file(tensors, folder / "model.safetensors.tmp", metadata={"format": "pt"})
+        os.replace(folder / "model.safetensors.tmp", folder / "model.safetensors")
+        c = self.config
+        write_json(
+            folder / "config.json",
+            {
+                "model_type": "gpt2",
+                "architectures": ["GPT2LMHeadModel"],
+                "activation_function": "gelu_new",
+                "layer_norm_epsilon": 1e-5,
+                "n_positions": c.block_size,
+                "vocab_size": c.vocab_size,
+                "n_layer": c.n_layer,
+                "n_head": c.n_head,
+                "n_embd": c.n_embd,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder, device="cpu", dtype=torch.float32):
+        """Read a GPT-2 checkpoint folder as the hub and transformers write it.
+
+        Raises ValueError that names what is missing, broken, wrong-shaped or left over.
+        """
+        folder = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise ValueError(f"no {name} in {folder}: a model is a folder that holds config.json and model.safetensors")
+        try:
+            c = json.loads((folder / "config.json").read_text())
+            config = GPTConfig(c["vocab_size"], c["n_positions"], c["n_layer"], c["n_head"], c["n_embd"])
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{folder / 'config.json'} is not JSON ({error}): fetch the checkpoint again") from None
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'config.json'} has no {error}: only GPT-2 checkpoints can be loaded") from None
+        # settings under which the same weights would mean another network
+        for key, want in (("activation_function", "gelu_new"), ("layer_norm_epsilon", 1e-5), ("n_inner", None)):
+            if c.get(key, want) not in (want, 4 * config.n_embd if key == "n_inner" else want):
+                raise ValueError(f"{folder / 'config.json'} says {key} = {c[key]!r}: only GPT-2's own {want!r} is supported")
+        for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
+            if c.get(key):
+                raise ValueError(f"{folder / 'config.json'} says {key} = true, which GPT-2 does not have: such checkpoints cannot be loaded")
+        with torch.device("meta"):
+            model = cls(config)
+        wanted = dict(model.named_parameters())
+        tensors = {}
+        try:
+            with safe_open(folder / "model.safetensors", framework="pt") as file:
+                for key in file.keys():
+                    name = key.removeprefix("transformer.")
+                    if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
+                        continue  # the tied head, and the causal mask that old checkpoints store
+                    if name not in wanted:
+                        raise ValueError(f"{folder / 'model.safetensors'} holds a tensor {key!r} that GPT-2 does not have: it is another kind of model")
+                    t = file.get_tensor(key)
+                    t = (t.T if transposed(name) else t).to(device, dtype).contiguous()
+                    if t.shape != wanted[name].shape:
+                        raise ValueError(f"{folder / 'model.safetensors'}: {key!r} is {tuple(t.shape)}, config.json asks for {tuple(wanted[name].shape)}")
+                    tensors[name] = t
+        except SafetensorError as error:
+            raise ValueError(f"{folder / 'model.safetensors'} cannot be read ({error}): fetch it again") from None
+        if missing := sorted(wanted.keys() - tensors.keys()):
+            raise ValueError(f"{folder / 'model.safetensors'} lacks {len(missing)} tensors, first {missing[0]!r}: fetch it again")
+        model.load_state_dict(tensors, assign=True)
+        model.name = folder.resolve().name
+        return model
+
+
+def transposed(name):
+    """The hub stores a block's matrices as (in, out), nn.Linear holds (out, in)."""
+    return name.startswith("h.") and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
+
+
+def write_json(path, value):
+    """Write JSON under a temporary name and rename, so that no reader sees half a file."""
+    path = Path(path)
+    path.with_name(path.name + ".tmp").write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(path.with_name(path.name + ".tmp"), path)

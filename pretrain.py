@@ -1,0 +1,373 @@
+"""How the embedded base model `nano` was made, and how to make another.
+
+    python pretrain.py --text FOLDER        FOLDER holds .txt files of prose, one per book
+    python pretrain.py --show-pages 5       look at what it reads beside them
+
+Trains a tokenizer, prepares token files, pretrains, and writes a model folder that
+train_task.py --model takes. Stopped runs carry on from their last checkpoint.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tiktoken._educational import bpe_train
+from tqdm import tqdm
+
+import tasks
+from data import pages
+from data.tokenizer import Tokenizer
+from model import GPT, GPTConfig, write_json
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# words with their leading space, each digit alone, runs of marks, white space
+PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
+
+
+def read_args():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--text", help="folder of .txt files of prose")
+    p.add_argument("--out", default="out/nano", help="checkpoints, logs and the finished model (default %(default)s)")
+    p.add_argument("--show-pages", type=int, metavar="N", help="print N pages of worked examples and stop")
+    p.add_argument("--tokens", type=float, default=24e6, help="tokens to train on (default %(default).0f)")
+    p.add_argument("--prose", type=float, default=0.1, help="share of prose among them (default %(default)s)")
+    p.add_argument("--vocab-size", type=int, default=1024)
+    p.add_argument("--block-size", type=int, default=512)
+    p.add_argument("--n-layer", type=int, default=6)
+    p.add_argument("--n-head", type=int, default=4)
+    p.add_argument("--n-embd", type=int, default=256)
+    p.add_argument("--batch-tokens", type=int, default=4096, help="tokens per step (default %(default)s)")
+    p.add_argument("--lr", type=float, default=0.02, help="of the matrices, by Muon (default %(default)s)")
+    p.add_argument("--adam-lr", type=float, default=2e-3, help="of everything else, by AdamW (default %(default)s)")
+    p.add_argument("--decay", type=float, default=0.4, help="last share of the steps, over which both fall to zero (default %(default)s)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--every", type=int, default=250, help="steps between checkpoints and ladders (default %(default)s)")
+    p.add_argument("--compile", action="store_true", help="torch.compile the model")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return p.parse_args()
+
+
+# ---------------------------------------------------------------- data
+
+
+def train_tokenizer(books, vocab_size, rng):
+    """Byte-level BPE on a sample of every book; vocab_size counts the end-of-text token."""
+    sample = ""
+    for book in books:
+        start = rng.randrange(max(1, len(book) - 3000))
+        sample += book[start : start + 3000]
+    ranks = bpe_train(sample, vocab_size - 1, PATTERN, visualise=None)
+    return {"name": f"nano-{vocab_size}", "pattern": PATTERN, "tokens": [t.decode("latin-1") for t in sorted(ranks, key=ranks.get)]}
+
+
+def page_tokens(tokenizer, page):
+    """Headings are language, examples are spelled, as train_task.py spells its tasks."""
+    _, heading, examples = page
+    return tokenizer.encode(heading) + tokenizer.spell(pages.text(examples)) + [tokenizer.eot]
+
+
+def prepare(args, out):
+    """The tokenizer, and token files for training and validation, memory-mapped later."""
+    files = sorted(Path(args.text).glob("**/*.txt"))
+    if not files:
+        raise ValueError(f"no .txt file in {args.text}: name a folder of prose with --text")
+    books = [f.read_text(encoding="utf-8-sig", errors="replace") for f in files]
+    if not (out / "encoding.json").exists():
+        print("training the tokenizer ...", flush=True)
+        write_json(out / "encoding.json", train_tokenizer(books, args.vocab_size, random.Random(args.seed)))
+    tokenizer = Tokenizer.load(out, args.vocab_size)
+    held_out = books[::50]  # two books of a hundred
+    prose = [b for i, b in enumerate(books) if i % 50]
+    n_pages, n_prose = int(args.tokens * (1 - args.prose)), int(args.tokens * args.prose)
+    rng = random.Random(f"prose {args.seed}")
+    rng.shuffle(prose)
+    rng = random.Random(f"pages {args.seed}")
+    rng_val = random.Random(f"validation pages {args.seed}")
+    streams = {
+        "prose": (n_prose, (tokenizer.encode(b) + [tokenizer.eot] for b in prose)),
+        "prose-val": (100_000, (tokenizer.encode(b) + [tokenizer.eot] for b in held_out)),
+        "pages": (n_pages, (page_tokens(tokenizer, pages.page(rng)) for _ in iter(int, 1))),
+        "pages-val": (100_000, (page_tokens(tokenizer, pages.page(rng_val)) for _ in iter(int, 1))),
+    }
+    for name, (n, documents) in streams.items():
+        if (out / f"{name}.bin").exists():
+            continue
+        tokens, bar = [], tqdm(total=n, desc=name, unit="token", unit_scale=True)
+        for d in documents:
+            tokens.append(np.array(d, dtype=np.uint16))
+            bar.update(len(d))
+            if bar.n >= n:
+                break
+        bar.close()
+        tmp = out / f"{name}.bin.tmp"
+        np.concatenate(tokens)[:n].tofile(tmp)
+        os.replace(tmp, out / f"{name}.bin")
+    return tokenizer, {name: np.memmap(out / f"{name}.bin", dtype=np.uint16, mode="r") for name in streams}
+
+
+def windows(tokens, B, T, rng):
+    """B random windows -> inputs (B, T), targets (B, T)."""
+    starts = rng.integers(len(tokens) - T, size=B)
+    x = torch.from_numpy(np.stack([tokens[s : s + T + 1] for s in starts]).astype(np.int64))
+    return x[:, :-1], x[:, 1:]
+
+
+# ---------------------------------------------------------------- the optimizer
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix updates are made orthogonal by five Newton-Schulz steps.
+
+    Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks". Here in the
+    gradient's own dtype: torch.optim.Muon computes in bfloat16, 100x slower on CPUs without it.
+    """
+
+    def __init__(self, params, lr, momentum=0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            by_shape = {}  # matrices of one shape go through in one batch
+            for p in group["params"]:
+                m = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                m.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(m, group["momentum"])  # Nesterov
+                n = 3 if p.size(0) == 3 * p.size(1) else 1  # queries, keys and values are three matrices
+                for weight, u in zip(p.chunk(n), update.chunk(n)):
+                    by_shape.setdefault(u.shape, []).append((weight, u))
+            for (rows, columns), pairs in by_shape.items():
+                x = torch.stack([u for _, u in pairs])  # (n, rows, columns)
+                x = x.mT if rows > columns else x
+                x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+                for _ in range(5):
+                    a = x @ x.mT
+                    x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+                x = x.mT if rows > columns else x
+                for (weight, _), u in zip(pairs, x):
+                    weight.sub_(u, alpha=group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+# ---------------------------------------------------------------- progress
+
+
+@torch.no_grad()
+def validation_loss(model, tokens, T):
+    """Mean nats per token over up to 64 windows of T, side by side."""
+    n = min(64, (len(tokens) - 1) // T)
+    x = torch.from_numpy(tokens[: n * T + 1].astype(np.int64)).to(model.wte.weight.device)
+    losses = [F.cross_entropy(model.logits(model(a.view(8, T))).flatten(0, 1), b) for a, b in zip(x[:-1].split(8 * T), x[1:].split(8 * T)) if len(a) == 8 * T]
+    return torch.stack(losses).mean().item()
+
+
+SHOTS = (0, 1, 2, 4, 8)
+
+
+@torch.no_grad()
+def ladder(model, tokenizer, n=32):
+    """{skill: {shots: accuracy}} on n new pages a skill, each in a format of its own.
+
+    An answer counts when each of its tokens, and the first of what ends it, is the likeliest
+    one: that is what greedy decoding would have written. One pass gives all shots of a page.
+    """
+    scores = {}
+    for skill in pages.SKILLS:
+        rng, right = random.Random(f"ladder {skill}"), {k: [] for k in SHOTS}
+        for _ in range(n):
+            _, heading, examples = pages.page(rng, skill)
+            tokens, spans = tokenizer.encode(heading), []
+            for question, answer, end in examples:
+                tokens += tokenizer.spell(question)
+                spans.append((len(tokens), len(tokens) + len(tokenizer.spell(answer + end[:1]))))
+                tokens += tokenizer.spell(answer + end)
+            x = torch.tensor(tokens[: model.config.block_size], device=model.wte.weight.device)
+            ok = model.logits(model(x[None]))[0, :-1].argmax(-1) == x[1:]  # (T-1), ok[t]: token t+1 was foreseen
+            for shots, (start, stop) in enumerate(spans):
+                if shots in right and stop <= len(x):
+                    right[shots].append(ok[start - 1 : stop - 1].all().item())
+        scores[skill] = {shots: sum(r) / len(r) for shots, r in right.items() if r}
+    return scores
+
+
+def plot(log, path):
+    """Four-shot accuracy of every skill, and the losses, against tokens."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    millions = [row["tokens"] / 1e6 for row in log]
+    for i, skill in enumerate(pages.SKILLS):
+        left.plot(millions, [100 * row["ladder"][skill]["4"] for row in log], label=skill, color=plt.cm.tab20(i / 12), lw=1.5)
+    left.set(xlabel="tokens (millions)", ylabel="4-shot accuracy, new format (%)", ylim=(-3, 103))
+    left.legend(fontsize=7, ncol=2, frameon=False)
+    for name in ("pages", "prose"):
+        right.plot(millions, [row[name] for row in log], label=name)
+    right.set(xlabel="tokens (millions)", ylabel="validation loss (nats per token)", ylim=(0, None))
+    right.legend(frameon=False)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    fig.savefig(path.with_name("tmp.png"), dpi=150)
+    os.replace(path.with_name("tmp.png"), path)
+    plt.close(fig)
+
+
+# ---------------------------------------------------------------- main
+
+
+def main():
+    args = read_args()
+    if args.show_pages is not None:
+        rng = random.Random(args.seed)
+        for _ in range(args.show_pages):
+            skill, heading, examples = pages.page(rng)
+            print(f"---- {skill}\n{heading}{pages.text(examples)}")
+        return
+    if args.text is None:
+        raise ValueError("name a folder of .txt files with --text")
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    made_with = {k: v for k, v in vars(args).items() if k not in ("text", "out", "tokens", "show_pages", "compile", "device", "every", "decay")}
+    if (out / "args.json").exists() and (made_before := json.loads((out / "args.json").read_text())) != made_with:
+        changed = [k for k in made_with if made_with[k] != made_before.get(k)]
+        raise ValueError(f"{out} holds a run with another --{changed[0].replace('_', '-')}: give another --out")
+    write_json(out / "args.json", made_with)
+    tokenizer, data = prepare(args, out)
+
+    torch.manual_seed(args.seed)
+    model = GPT(GPTConfig(args.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd)).to(args.device)
+    matrices = [p for n, p in model.named_parameters() if n.startswith("h.") and p.dim() == 2]
+    others = [p for n, p in model.named_parameters() if not (n.startswith("h.") and p.dim() == 2)]
+    optimizers = [Muon(matrices, args.lr), torch.optim.AdamW(others, args.adam_lr, betas=(0.9, 0.95), weight_decay=0)]
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+
+    steps, step, log, seconds = int(args.tokens // args.batch_tokens), 0, [], 0.0
+    checkpoint = out / "checkpoint.safetensors"
+    if checkpoint.exists():
+        step, log, seconds = load_checkpoint(checkpoint, model, optimizers)
+        print(f"carrying on from step {step}")
+    network = torch.compile(model) if args.compile else model
+    T = args.block_size
+    B = args.batch_tokens // T
+    started, bar = time.time(), tqdm(initial=step, total=steps, desc="pretraining", unit="step")
+    while step < steps:
+        factor = min(1, (step + 1) / 50, (steps - step) / (args.decay * steps))  # warm up, hold, decay to zero
+        for optimizer, lr in zip(optimizers, (args.lr, args.adam_lr)):
+            optimizer.param_groups[0]["lr"] = lr * factor
+        rng = np.random.default_rng([args.seed, step])  # a step's data depend on nothing before it
+        n_prose = rng.binomial(B, args.prose)
+        parts = [windows(data[name], n, T, rng) for name, n in (("prose", n_prose), ("pages", B - n_prose)) if n]
+        x, y = (torch.cat(t).to(args.device) for t in zip(*parts))  # (B, T) each
+        loss = F.cross_entropy(model.logits(network(x)).flatten(0, 1), y.flatten())
+        if not loss.isfinite():
+            raise ValueError(f"the loss is {loss.item()} at step {step}: lower --lr or --adam-lr; the last checkpoint is kept")
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        step += 1
+        bar.update()
+        bar.set_postfix(loss=f"{loss.item():.3f}", tokens_per_s=f"{bar.format_dict['rate'] * B * T:.0f}" if bar.format_dict["rate"] else "")
+        if step % args.every == 0 or step == steps:
+            row = {"tokens": step * B * T, "ladder": {k: {str(n): a for n, a in v.items()} for k, v in ladder(model, tokenizer).items()}}
+            row |= {name: validation_loss(model, data[f"{name}-val"], T) for name in ("pages", "prose")}
+            log.append(row)
+            bar.write(f"{row['tokens'] / 1e6:.1f}M tokens, pages {row['pages']:.3f}, prose {row['prose']:.3f}, 4-shot " + ", ".join(f"{k} {100 * v['4']:.0f}" for k, v in row["ladder"].items()))
+            save_checkpoint(checkpoint, model, optimizers, {"step": step, "log": log, "seconds": seconds + time.time() - started})
+            write_json(out / "log.json", log)
+            plot(log, out / "ladder.png")
+    bar.close()
+    seconds += time.time() - started
+    model.save(out, torch.bfloat16)
+    print(f"saved {out}: {steps * B * T / 1e6:.1f}M tokens in {seconds / 60:.0f} minutes")
+    write_card(args, out, model, log[-1], seconds)
+
+
+def save_checkpoint(path, model, optimizers, state):
+    tensors = {f"model.{n}": p for n, p in model.named_parameters()}
+    for i, optimizer in enumerate(optimizers):
+        for j, p in enumerate(optimizer.param_groups[0]["params"]):
+            tensors |= {f"optimizer.{i}.{j}.{key}": t for key, t in optimizer.state[p].items()}
+    save_file({n: t.detach().contiguous() for n, t in tensors.items()}, path.with_suffix(".tmp"), metadata={"state": json.dumps(state)})
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_checkpoint(path, model, optimizers):
+    """Put back the weights and the optimizers' state; returns step, log and seconds so far."""
+    with safe_open(path, framework="pt", device=str(model.wte.weight.device)) as file:
+        state = json.loads(file.metadata()["state"])
+        model.load_state_dict({n.removeprefix("model."): file.get_tensor(n) for n in file.keys() if n.startswith("model.")})
+        for n in file.keys():
+            if n.startswith("optimizer."):
+                _, i, j, key = n.split(".")
+                optimizer = optimizers[int(i)]
+                optimizer.state[optimizer.param_groups[0]["params"][int(j)]][key] = file.get_tensor(n)
+    return state["step"], state["log"], state["seconds"]
+
+
+def write_card(args, out, model, last, seconds):
+    """The model card, with what the run itself knows."""
+    c = model.config
+    shots = "\n".join(f"| {skill} | " + " | ".join(f"{100 * last['ladder'][skill][str(k)]:.0f}" if str(k) in last["ladder"][skill] else "" for k in SHOTS) + " |" for skill in pages.SKILLS)
+    total = sum(weight for weight, _, _ in pages.SKILLS.values())
+    held_out = "\n".join(f"- `{tasks.load(name).examples(1)[0].question}{tasks.load(name).examples(1)[0].worked}` ({name})" for name in tasks.names())
+    text = f"""# {out.name}: a small GPT-2 to steer
+
+Made by `pretrain.py`; loaded by `train_task.py` and by transformers' `GPT2LMHeadModel` alike.
+
+| | |
+| --- | --- |
+| parameters | {sum(p.numel() for p in model.parameters()):,} ({c.n_layer} layers, {c.n_embd} wide, {c.n_head} heads, {c.block_size} positions) |
+| vocabulary | {c.vocab_size:,}: byte-level BPE trained on the prose, digits single; worked examples are spelled, one token a character |
+| tokens seen | {last['tokens']:,} in {int(args.tokens // args.batch_tokens):,} steps of {args.batch_tokens:,} |
+| mixture | {100 * args.prose:.0f}% prose (100 public-domain English novels, two of them held out), {100 - 100 * args.prose:.0f}% pages of worked examples |
+| optimizer | Muon {args.lr} for the matrices, AdamW {args.adam_lr} for the rest; constant, then to zero over the last {100 * args.decay:.0f}% |
+| validation loss | pages {last['pages']:.3f}, prose {last['prose']:.3f} nats per token |
+| weights | bfloat16; trained in float32 |
+| seed | {args.seed} |
+| time | {seconds / 60:.0f} minutes on {"a CUDA device" if args.device != "cpu" else f"{torch.get_num_threads()} CPU cores"} |
+
+## What it has seen
+
+Pages each show one skill in one randomly drawn format, drawn with these weights: {", ".join(f"{skill} {100 * w / total:.0f}%" for skill, (w, _, _) in pages.SKILLS.items())}.
+Numbers have up to {pages.MAX_DIGITS} digits, words up to {pages.MAX_LETTERS} letters (a fifth of them letters without sense), lists up to {pages.MAX_LIST} items.
+So 5 and 6 digits, 9 and 10 letters, 5 and 6 words are out of distribution for a prompt tuned on less, and not for the base;
+sums of 7 digits or terms, words of 13 letters and lists of 7 are new to both. The tasks' *new words* occur on no page.
+
+## What it has not seen
+
+The formats of the tasks, whatever ends them, on any page:
+
+{held_out}
+
+A page may differ from one of these by a single separator. Prose was not searched: it holds no sums.
+
+## What it can do
+
+Accuracy in % on new pages, each in a new format of the same family, after that many examples on the same page:
+
+| skill | {" | ".join(f"{k} shots" for k in SHOTS)} |
+| --- |{" --- |" * len(SHOTS)}
+{shots}
+
+![four-shot accuracy and validation loss against tokens](ladder.png)
+"""
+    (out / "README.md.tmp").write_text(text)
+    os.replace(out / "README.md.tmp", out / "README.md")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"pretrain.py: {error}", file=sys.stderr)
+        sys.exit(2)

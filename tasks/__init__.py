@@ -1,0 +1,105 @@
+"""Synthetic tasks. A task is one file of this folder; `load(name)` finds it, nothing registers it.
+
+A task says how to make a question and its worked answer, and which lengths are in-distribution
+and which are out. `python -m tasks addition --n 3` prints some.
+"""
+
+import hashlib
+import importlib
+import random
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER = Path(__file__).parent
+IN_DISTRIBUTION = "in-distribution"
+
+
+class Example(NamedTuple):
+    question: str  # 321+654=
+    worked: str  # 1405;2507;3609;000=975$
+    length: int  # what makes it harder: digits, letters, words, terms
+
+
+class Task:
+    """Subclass with: `trigger`, words a person would write to ask for it; `unit`, what length
+    counts; `ranges`, the shortest and longest length of each range, the first of which is
+    in-distribution and tuned on; `pattern`, a regular expression of its format, which
+    pretraining must not contain; and `example(rng, length, new_words)` -> (question, worked).
+
+    `stop` ends every worked answer; the final answer is what stands between its last `=` and that.
+    A range whose name is in `new_words` draws words that tuning never sees.
+    """
+
+    trigger = ""
+    unit = "length"
+    ranges = {}
+    new_words = ()
+    pattern = r"(?!)"
+    stop = "$"
+
+    def examples(self, n, range_name=IN_DISTRIBUTION, split="test", seed=0):
+        """A list of n `Example`s, lengths drawn uniformly from the range.
+
+        In distribution, questions of split "test" and "train" never meet: a hash of the question
+        decides. The other ranges are all test. Test examples are distinct, so short ones may run
+        out: the list is then shorter than n. Raises ValueError for a range that is not the task's.
+        """
+        if range_name not in self.ranges:
+            raise ValueError(f"task {self.name} has no range {range_name!r}: choose from {', '.join(self.ranges)}")
+        in_distribution = range_name == next(iter(self.ranges))
+        if split == "train" and not in_distribution:
+            raise ValueError(f"range {range_name!r} is out of distribution: there is nothing to train on")
+        low, high = self.ranges[range_name]
+        rng = random.Random(f"{self.name} {range_name} {split} {seed}")
+        examples, seen, misses = [], set(), 0
+        while len(examples) < n and misses < 10_000:
+            length = rng.randint(low, high)
+            question, worked = self.example(rng, length, range_name in self.new_words)
+            if in_distribution and (split == "test") != in_test(question) or (split == "test" and question in seen):
+                misses += 1
+                continue
+            misses = 0
+            seen.add(question)
+            examples.append(Example(question, worked, length))
+        return examples
+
+    def final(self, worked):
+        """The final answer in a worked one, whole or cut off: '' where it does not end."""
+        text, stop, _ = worked.partition(self.stop)
+        return text.rpartition("=")[2] if stop else ""
+
+
+def in_test(question):
+    """Membership by a hash of the input: one question in five is for testing."""
+    return hash_of(question) % 5 == 0
+
+
+def hash_of(text):
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+@cache
+def words(new):
+    """The word list by length, {letters: [words]}: the fifth that is `new` never meets the rest."""
+    by_length = {}
+    for word in (FOLDER.parent / "data" / "words.txt").read_text().split():
+        if (hash_of(word) % 5 == 0) == new:
+            by_length.setdefault(len(word), []).append(word)
+    return by_length
+
+
+def names():
+    """Every task's name, variants behind a colon: addition, addition:plain, ..."""
+    files = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    return [f"{file}:{variant}" if variant else file for file in files for variant in importlib.import_module(f"tasks.{file}").variants]
+
+
+def load(name):
+    """The task of that name. Raises ValueError that lists the names."""
+    if name not in names():
+        raise ValueError(f"no task {name!r}: choose from {', '.join(names())}")
+    file, _, variant = name.partition(":")
+    task = importlib.import_module(f"tasks.{file}").variants[variant]
+    task.name = name
+    return task

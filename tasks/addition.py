@@ -1,0 +1,38 @@
+"""Addition digit by digit, in the format of the study this project began with.
+
+321+654=1405;2507;3609;000=975$   a digit of each number, the carry, the digit of the sum;
+both numbers are used up at 00, behind which stands the last carry; then the sum.
+"""
+
+import re
+
+from tasks import IN_DISTRIBUTION, Task
+
+
+class Addition(Task):
+    trigger = "Add the two numbers digit by digit from the right, carry the one, then write the sum."
+    unit = "digits"
+    ranges = {IN_DISTRIBUTION: (1, 4), "5 digits": (5, 5), "6 digits": (6, 6)}
+
+    def __init__(self, steps=True, sign="="):
+        self.steps = steps
+        self.sign = sign
+        self.pattern = rf"\d\+\d+{re.escape(sign)}" + (r"(\d{4};)+\d{3}=\d" if steps else r"\d+\$")
+
+    def example(self, rng, length, new_words=False):
+        a = rng.randrange(10 ** (length - 1) if length > 1 else 0, 10**length)
+        b = rng.randrange(10 ** rng.randint(1, length))
+        if rng.random() < 0.5:
+            a, b = b, a
+        return f"{a}+{b}{self.sign}", (self.work(a, b) if self.steps else "") + f"{a + b}$"
+
+    def work(self, a, b):
+        text, carry = "", 0
+        while a or b:
+            digits = a % 10 + b % 10 + carry
+            text += f"{a % 10}{b % 10}{carry}{digits % 10};"
+            a, b, carry = a // 10, b // 10, digits // 10
+        return text + f"00{carry}="
+
+
+variants = {"": Addition(), "plain": Addition(steps=False), "symbolic": Addition(sign=";")}

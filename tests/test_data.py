@@ -1,0 +1,161 @@
+"""data/: the tokenizer, batches, and the pages that nano learned from."""
+
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+import tiktoken
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tasks
+from data import pages
+from data.batches import encode, question_batches, training_batches
+from data.tokenizer import Tokenizer
+
+CACHE = Path(__file__).parent.parent.parent / "shared" / "tiktoken_cache"
+
+
+def test_digits_and_letters_are_single_tokens(tokenizer):
+    assert len(tokenizer.encode("0123456789")) == 10
+    assert len(tokenizer.spell("321+654=975$")) == 12
+    assert len(tokenizer.encode("the house")) < len(tokenizer.spell("the house")) == 9
+
+
+@given(st.text())
+def test_nothing_is_lost(text):
+    nano = Tokenizer.load("data/nano", 1024)
+    assert nano.decode(nano.encode(text)) == text
+    assert nano.decode(nano.spell(text)) == text
+    assert max(nano.encode(text) + nano.spell(text), default=0) < nano.eot
+
+
+def test_gpt2_s_encoding(monkeypatch, tmp_path):
+    if not CACHE.is_dir() and "TIKTOKEN_CACHE_DIR" not in os.environ:
+        pytest.skip("GPT-2's vocabulary is not at hand: set TIKTOKEN_CACHE_DIR to a folder that has it")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", os.environ.get("TIKTOKEN_CACHE_DIR", str(CACHE)))
+    gpt2 = Tokenizer.load(tmp_path, 50257)
+    assert gpt2.encode("Hello, world") == [15496, 11, 995]  # as OpenAI's encoder.py gives them
+    assert gpt2.eot == 50256
+    assert gpt2.decode(gpt2.spell("321+654=")) == "321+654="
+    assert len(gpt2.spell("321+654=")) == 8 > len(gpt2.encode("321+654="))
+    raw = Tokenizer(gpt2.encoding, letters=False)
+    assert raw.spell("321+654=") == gpt2.encode("321+654=")
+
+
+def test_a_vocabulary_nobody_knows_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="777 tokens and no encoding.json"):
+        Tokenizer.load(tmp_path, 777)
+
+
+def bytes_only():
+    return Tokenizer(tiktoken.Encoding("bytes", pat_str="(?s:.)", mergeable_ranks={bytes([b]): b for b in range(256)}, special_tokens={"<|endoftext|>": 256}))
+
+
+def test_training_batches_hold_every_example_once_and_mark_its_answer():
+    examples = tasks.load("addition").examples(500, split="train")
+    seen = []
+    for tokens, targets, answer in training_batches(encode(bytes_only(), examples), 32, random.Random(0)):
+        assert tokens.shape == targets.shape == answer.shape
+        for row, row_targets, row_answer in zip(tokens, targets, answer):
+            where = row_answer.nonzero()[:, 0]
+            first, last = where[0].item(), where[-1].item()
+            assert where.tolist() == list(range(first, last + 1))
+            # position t predicts the token at t+1
+            assert torch.equal(row[1 : last + 1], row_targets[:last])
+            question, worked = bytes(row[: first + 1].tolist()).decode(), bytes(row_targets[row_answer].tolist()).decode()
+            seen.append((question, worked))
+    assert sorted(seen) == sorted((e.question, e.worked) for e in examples)
+
+
+def test_training_batches_differ_by_epoch_and_repeat_by_seed():
+    encoded = encode(bytes_only(), tasks.load("addition").examples(200, split="train"))
+    rng, again = random.Random(1), random.Random(1)
+    one, two, one_again = (next(iter(training_batches(encoded, 32, r)))[0] for r in (rng, rng, again))
+    assert torch.equal(one, one_again)
+    assert one.shape != two.shape or not torch.equal(one, two)
+
+
+def test_training_batches_are_mostly_text():
+    encoded = encode(bytes_only(), tasks.load("addition").examples(4000, split="train"))
+    places = sum(tokens.numel() for tokens, _, _ in training_batches(encoded, 32, random.Random(0)))
+    assert sum(len(q) + len(w) - 1 for q, w in encoded) / places > 0.9
+
+
+def test_question_batches_pad_nothing():
+    encoded = encode(bytes_only(), tasks.load("last_letter").examples(300))
+    seen = []
+    for rows, tokens in question_batches(encoded, 32):
+        assert len(rows) == len(tokens) <= 32
+        assert [row.tolist() for row in tokens] == [encoded[i][0] for i in rows]
+        seen += rows
+    assert sorted(seen) == list(range(300))
+
+
+# the tasks' formats, written down a second time: what a reader of the pages would search for
+HELD_OUT = {
+    "addition": r"[0-9]+\+[0-9]+=[0-9]{4};[0-9;]*=[0-9]",
+    "addition:plain": r"[0-9]+\+[0-9]+=[0-9]+\$",
+    "addition:symbolic": r"[0-9]+\+[0-9]+;[0-9]{4};[0-9;]*=[0-9]",
+    "last_letter": r"last\([a-z]+(,[a-z]+)+\)=[a-z]",
+    "multiplication": r"[0-9]+\*[0-9]=[0-9]{4};[0-9;]*=[0-9]",
+    "symbolic_sum": r"x1=[0-9]+, x2=[0-9]+[^?\n]* sum\?[0-9]",
+    "symbolic_sum:sequence": r"x2=[0-9]+, \.\.\., ",
+    "word_reversal": r"reverse\([a-z]+\)=[a-z]",
+}
+
+
+def test_no_page_contains_a_format_of_the_tasks():
+    assert set(HELD_OUT) == set(tasks.names())
+    for name, pattern in HELD_OUT.items():  # the patterns do find what they are for
+        questions = tasks.load(name).examples(50)
+        assert sum(bool(re.search(pattern, e.question + e.worked)) for e in questions) >= 45
+    rng = random.Random("a test")
+    for _ in range(20_000):
+        kind, heading, examples = pages.page(rng)
+        text = heading + pages.text(examples)
+        for name, pattern in HELD_OUT.items():
+            assert not re.search(pattern, text), (name, kind, text)
+
+
+def test_pages_never_use_the_new_words():
+    # a few of them stand around questions, as in "last letter[whereof]"; letters without sense are short
+    new = {w for group in tasks.words(True).values() for w in group if len(w) >= 6} - {"letter", "letters", "mirror", "repeat", "reverse", "capitals", "product", "compare", "bigger", "initials", "backwards"}
+    rng = random.Random("new words")
+    for _ in range(3000):
+        kind, _, examples = pages.page(rng)
+        for question, _, _ in examples:
+            assert not new & set(re.findall(r"[a-z]+", question)), (kind, question)
+
+
+def test_a_page_has_one_format_and_every_skill_occurs():
+    rng, seen = random.Random(3), set()
+    for _ in range(500):
+        kind, _, examples = pages.page(rng)
+        seen.add(kind)
+        assert len({end for _, _, end in examples}) == 1
+        assert len(pages.text(examples)) <= 600
+    assert seen == set(pages.SKILLS)
+
+
+def test_column_addition_on_pages_is_right():
+    """Where a page shows digits in the plain order, redo the columns."""
+    rng, checked = random.Random(5), 0
+    for _ in range(3000):
+        _, _, examples = pages.page(rng, "addition")
+        for question, answer, _ in examples:
+            numbers = [int(n) for n in re.findall(r"\d+", question)]
+            if len(numbers) == 2:
+                results = re.findall(r"\d+", answer)
+                assert results[-1].endswith(str(sum(numbers))), (question, answer)
+                checked += 1
+    assert checked > 10_000
+
+
+def test_every_mark_of_punctuation_occurs():
+    rng = random.Random(6)
+    text = "".join(pages.text(pages.page(rng)[2]) for _ in range(2000))
+    assert set(pages.MARKS) <= set(text)

@@ -1,0 +1,215 @@
+"""model.py against transformers' GPT-2, and its cache against itself without one."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model import GPT, GPTConfig
+
+transformers = pytest.importorskip("transformers")
+
+SHAPES = [(1, 1, 8), (2, 4, 32), (3, 2, 48)]  # layers, heads, width
+
+
+def reference(folder, n_layer=2, n_head=4, n_embd=32, seed=0):
+    """A GPT-2 that transformers made and saved."""
+    torch.manual_seed(seed)
+    config = transformers.GPT2Config(vocab_size=101, n_positions=64, n_layer=n_layer, n_head=n_head, n_embd=n_embd, bos_token_id=0, eos_token_id=0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)  # larger than the default: no near ties in greedy decoding
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_equal_transformers(tmp_path, shape):
+    theirs = reference(tmp_path, *shape)
+    ours = GPT.load(tmp_path)
+    tokens = torch.randint(101, (3, 40), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        want = theirs(tokens).logits
+        got = ours.logits(ours(tokens))
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_greedy_text_equals_transformers(tmp_path):
+    theirs = reference(tmp_path)
+    tokens = torch.randint(1, 101, (4, 7), generator=torch.Generator().manual_seed(3))
+    want = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=50, do_sample=False, eos_token_id=None, pad_token_id=0)[:, 7:]
+    assert GPT.load(tmp_path).generate(tokens, 50).tolist() == want.tolist()
+
+
+def test_transformers_reads_what_we_save(tmp_path, tiny):
+    tiny.save(tmp_path)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    tokens = torch.randint(1024, (2, 20), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        torch.testing.assert_close(tiny.logits(tiny(tokens)), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_old_dialect_of_the_hub_loads(tmp_path):
+    """Names without `transformer.`, causal masks stored, the head stored beside the table."""
+    theirs = reference(tmp_path)
+    tensors = {n.removeprefix("transformer."): t.clone() for n, t in load_file(tmp_path / "model.safetensors").items()}
+    for i in range(2):
+        tensors[f"h.{i}.attn.bias"] = torch.ones(1, 1, 64, 64).tril()
+        tensors[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+    tensors["lm_head.weight"] = tensors["wte.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        ours = GPT.load(tmp_path)
+        torch.testing.assert_close(ours.logits(ours(tokens)), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("split", [1, 5, 19])
+def test_logits_with_a_cache_equal_logits_without(tiny, split):
+    tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(5))
+    whole = tiny.logits(tiny(tokens))[:, split:]
+    cached = tiny.logits(tiny(tokens[:, split:], tiny.prefill(tokens[:, :split])))
+    torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_prefill_in_two_parts_equals_one(tiny):
+    tokens = torch.randint(1024, (1, 20), generator=torch.Generator().manual_seed(6))
+    in_two = tiny.prefill(tokens[:, 8:], tiny.prefill(tokens[:, :8]))
+    for pair, want in zip(in_two, tiny.prefill(tokens)):
+        for got, w in zip(pair, want):
+            torch.testing.assert_close(got, w, atol=1e-5, rtol=1e-5)
+
+
+def test_a_cache_of_batch_1_is_seen_by_every_row(tiny):
+    tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(7))
+    tokens[:, :8] = tokens[0, :8]
+    shared = tiny.logits(tiny(tokens[:, 8:], tiny.prefill(tokens[:1, :8])))
+    torch.testing.assert_close(shared, tiny.logits(tiny(tokens))[:, 8:], atol=1e-5, rtol=1e-5)
+
+
+def test_embeddings_are_tokens_looked_up(tiny):
+    tokens = torch.arange(12)[None]
+    for pair, want in zip(tiny.prefill(tiny.wte(tokens)), tiny.prefill(tokens)):
+        assert all(torch.equal(a, b) for a, b in zip(pair, want))
+
+
+def greedy_without_a_cache(model, tokens, n):
+    for _ in range(n):
+        tokens = torch.cat([tokens, model.logits(model(tokens))[:, -1:].argmax(-1)], dim=1)
+    return tokens
+
+
+def test_generate_behind_a_prompt_equals_the_whole_text(tiny):
+    tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(8))
+    tokens[:, :8] = tokens[0, :8]
+    want = greedy_without_a_cache(tiny, tokens, 15)[:, 20:]
+    assert tiny.generate(tokens[:, 8:], 15, tiny.prefill(tokens[:1, :8])).tolist() == want.tolist()
+    assert tiny.generate(tokens[:, 8:], 15, tiny.prefill(tokens[:, :8])).tolist() == want.tolist()
+
+
+def test_rows_end_at_the_stop_token_and_stay_ended(tiny):
+    tokens = torch.randint(1024, (6, 5), generator=torch.Generator().manual_seed(9))
+    free = tiny.generate(tokens, 12).tolist()
+    stop = free[2][3]
+    for row, want in zip(tiny.generate(tokens, 12, stop=stop).tolist(), free):
+        if stop in want:
+            end = want.index(stop)
+            assert row[: end + 1] == want[: end + 1]
+            assert set(row[end:]) == {stop}
+        else:
+            assert row == want
+
+
+def test_generation_stops_early_when_every_row_has(tiny):
+    tokens = torch.randint(1024, (1, 5), generator=torch.Generator().manual_seed(10))
+    stop = tiny.generate(tokens, 1).item()
+    assert tiny.generate(tokens, 40, stop=stop).tolist() == [[stop]]
+
+
+def test_sampling_follows_the_softmax(tiny):
+    """Frequencies of 20,000 draws of one token against the distribution itself."""
+    tokens = torch.randint(1024, (1, 5), generator=torch.Generator().manual_seed(11))
+    top = tiny.logits(tiny(tokens))[0, -1].topk(4)
+    want = (top.values / 3.0).softmax(-1)
+    drawn = tiny.generate(tokens.expand(20_000, -1), 1, temperature=3.0, top_k=4, seed=1)[:, 0]
+    got = torch.stack([(drawn == t).float().mean() for t in top.indices])
+    assert got.sum() == 1
+    torch.testing.assert_close(got, want, atol=0.015, rtol=0)
+
+
+def test_sampling_repeats_with_its_seed(tiny):
+    tokens = torch.zeros(2, 3, dtype=torch.long)
+    one, again, other = (tiny.generate(tokens, 20, temperature=1.0, seed=s).tolist() for s in (1, 1, 2))
+    assert one == again != other
+
+
+def test_save_and_load_keep_every_bit(tmp_path, tiny):
+    tiny.save(tmp_path)
+    again = GPT.load(tmp_path)
+    assert again.config == tiny.config
+    assert again.fingerprint() == tiny.fingerprint()
+    assert all(torch.equal(a, b) for a, b in zip(tiny.parameters(), again.parameters()))
+
+
+def test_fingerprint_is_the_same_in_bfloat16_and_changes_with_the_weights(tmp_path, tiny):
+    tiny.save(tmp_path, torch.bfloat16)
+    again = GPT.load(tmp_path)
+    assert again.fingerprint() == tiny.fingerprint()
+    with torch.no_grad():
+        again.h[1].mlp.c_fc.weight[3, 2] *= 1.5
+    assert again.fingerprint() != tiny.fingerprint()
+
+
+def test_too_long_a_text_is_refused(tiny):
+    past = tiny.prefill(torch.zeros(1, 90, dtype=torch.long))
+    tiny(torch.zeros(1, 6, dtype=torch.long), past)
+    with pytest.raises(ValueError, match="block_size 96"):
+        tiny(torch.zeros(1, 7, dtype=torch.long), past)
+
+
+def broken(tmp_path, change):
+    """A good checkpoint with its tensors changed by `change`."""
+    reference(tmp_path)
+    tensors = {n: t.clone() for n, t in load_file(tmp_path / "model.safetensors").items()}
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def truncate(path, share=0.5):
+    os.truncate(path, int(path.stat().st_size * share))
+
+
+def test_broken_checkpoints_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="no config.json"):
+        GPT.load(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks 1 tensors, first 'h.1.ln_2.bias'"):
+        GPT.load(broken(tmp_path, lambda t: t.pop("transformer.h.1.ln_2.bias")))
+    with pytest.raises(ValueError, match="'h.9.odd' that GPT-2 does not have"):
+        GPT.load(broken(tmp_path, lambda t: t.update({"h.9.odd": torch.zeros(1)})))
+    with pytest.raises(ValueError, match=r"wpe.weight' is \(63, 32\), config.json asks for \(64, 32\)"):
+        GPT.load(broken(tmp_path, lambda t: t.update({"transformer.wpe.weight": torch.zeros(63, 32)})))
+    reference(tmp_path)
+    truncate(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="cannot be read"):
+        GPT.load(tmp_path)
+    reference(tmp_path)
+    truncate(tmp_path / "config.json")
+    with pytest.raises(ValueError, match="is not JSON"):
+        GPT.load(tmp_path)
+
+
+@pytest.mark.parametrize("key, value", [("activation_function", "relu"), ("n_inner", 40), ("scale_attn_by_inverse_layer_idx", True)])
+def test_a_checkpoint_that_means_another_network_is_refused(tmp_path, key, value):
+    reference(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ValueError, match=key):
+        GPT.load(tmp_path)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValueError, match="n_embd 10 is not a multiple of n_head 3"):
+        GPT(GPTConfig(10, 10, 1, 3, 10))

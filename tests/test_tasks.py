@@ -1,0 +1,184 @@
+"""tasks/: every worked answer checked by doing the sum, or the reversal, another way."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import tasks
+
+ALL = tasks.names()
+
+
+def ranges(*names):
+    return [(name, r) for name in names for r in tasks.load(name).ranges]
+
+
+def test_the_study_s_own_example():
+    task = tasks.load("addition")
+    assert "321+654=" + task.work(321, 654) + "975$" == "321+654=1405;2507;3609;000=975$"
+    assert task.work(5, 7) == "5702;001="  # the carry that is left
+    assert task.work(99, 1) == "9100;9010;001="
+    assert task.work(0, 0) == "000="
+
+
+@pytest.mark.parametrize("name, range_name", ranges("addition", "addition:symbolic"))
+def test_addition(name, range_name):
+    low, high = tasks.load(name).ranges[range_name]
+    for e in tasks.load(name).examples(300, range_name):
+        a, b = re.fullmatch(r"(\d+)\+(\d+)[=;]", e.question).groups()
+        assert low <= e.length == max(len(a), len(b)) <= high
+        steps, total = re.fullmatch(r"(.*)=(\d+)\$", e.worked).groups()
+        *steps, last = steps.split(";")
+        a, b = int(a), int(b)
+        assert int(total) == a + b
+        for i, step in enumerate(steps):  # column i, from the right, by taking the numbers apart afresh
+            carry = (a % 10**i + b % 10**i) // 10**i
+            assert step == f"{a // 10**i % 10}{b // 10**i % 10}{carry}{(a + b) // 10**i % 10}"
+        columns = max(len(str(a)), len(str(b))) if a or b else 0
+        assert len(steps) == columns
+        assert last == "00" + ("1" if a + b >= 10**columns and columns else "0")
+
+
+@pytest.mark.parametrize("range_name", tasks.load("multiplication").ranges)
+def test_multiplication(range_name):
+    for e in tasks.load("multiplication").examples(300, range_name):
+        a, b = re.fullmatch(r"(\d+)\*(\d)=", e.question).groups()
+        steps, total = re.fullmatch(r"(.*)=(\d+)\$", e.worked).groups()
+        *steps, last = steps.split(";")
+        assert len(a) == e.length
+        a, b = int(a), int(b)
+        assert int(total) == a * b
+        for i, step in enumerate(steps):
+            carry = a % 10**i * b // 10**i
+            assert step == f"{a // 10**i % 10}{b}{carry}{a * b // 10**i % 10}"
+        assert len(steps) == (len(str(a)) if a else 0)
+        assert last == f"00{a * b // 10 ** len(steps)}"
+
+
+@pytest.mark.parametrize("range_name", tasks.load("symbolic_sum").ranges)
+def test_symbolic_sum(range_name):
+    for e in tasks.load("symbolic_sum").examples(300, range_name):
+        values = [int(v) for v in re.findall(r"=(\d+)", e.question)]
+        assert e.question == ", ".join(f"x{i + 1}={v}" for i, v in enumerate(values)) + " sum?"
+        assert len(values) == e.length
+        assert e.worked == ";".join(str(sum(values[: i + 1])) for i in range(len(values))) + f"={sum(values)}$"
+
+
+def test_symbolic_sum_sequence():
+    for r in tasks.load("symbolic_sum:sequence").ranges:
+        for e in tasks.load("symbolic_sum:sequence").examples(100, r):
+            first, second, n, last = map(int, re.fullmatch(r"x1=(\d+), x2=(\d+), \.\.\., x(\d+)=(\d+) sum\?", e.question).groups())
+            assert n == e.length
+            assert last == first + (n - 1) * (second - first)
+            assert int(e.worked[:-1].split("=")[1]) == n * (first + last) // 2  # Gauss
+
+
+@pytest.mark.parametrize("range_name", tasks.load("word_reversal").ranges)
+def test_word_reversal(range_name):
+    for e in tasks.load("word_reversal").examples(300, range_name):
+        word = re.fullmatch(r"reverse\((\w+)\)=", e.question)[1]
+        assert len(word) == e.length
+        assert [word[len(word) - 1 - i] for i in range(len(word))] == list(e.worked[:-1])
+        assert e.worked[-1] == "$"
+
+
+@pytest.mark.parametrize("range_name", tasks.load("last_letter").ranges)
+def test_last_letter(range_name):
+    for e in tasks.load("last_letter").examples(300, range_name):
+        chosen = re.fullmatch(r"last\((.*)\)=", e.question)[1].split(",")
+        assert len(chosen) == e.length
+        letters = [re.search(r"(\w)\b", w)[1] for w in chosen]
+        assert e.worked == ";".join(letters) + "=" + "".join(letters) + "$"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_train_and_test_never_meet(name):
+    task = tasks.load(name)
+    train = {e.question for e in task.examples(3000, split="train")}
+    for r in task.ranges:
+        test = [e.question for e in task.examples(1000, r)]
+        assert len(set(test)) == len(test)
+        assert not train & set(test)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_ranges_in_distribution_first_then_longer_by_one_and_by_two(name):
+    task = tasks.load(name)
+    assert next(iter(task.ranges)) == "in-distribution"
+    (_, high), one, two, *_ = task.ranges.values()
+    assert one == (high + 1, high + 1)
+    assert two == (high + 2, high + 2)
+    assert task.trigger
+
+
+def test_enough_questions_to_measure_on():
+    """1,000 in every range but those that the word list or the sequences cannot fill."""
+    short = {(name, r): n for name, r in ranges(*ALL) if (n := len(tasks.load(name).examples(1000, r))) < 1000}
+    assert set(short) <= {("word_reversal", "10 letters"), *ranges("symbolic_sum:sequence")}
+    assert min(short.values(), default=1000) >= 150
+
+
+def test_new_words_are_new():
+    def used(name, **kwargs):
+        return {w for e in tasks.load(name).examples(2000, **kwargs) for w in re.findall(r"[a-z]{3,}", e.question.split("(")[1])}
+
+    for name in ("word_reversal", "last_letter"):
+        assert not used(name, split="train") & used(name, range_name="new words")
+
+
+def test_the_word_list():
+    everything = [w for new in (False, True) for group in tasks.words(new).values() for w in group]
+    assert len(set(everything)) == len(everything) >= 5000
+    assert all(re.fullmatch(r"[a-z]{3,12}", w) for w in everything)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_same_seed_gives_the_same_examples(name):
+    task = tasks.load(name)
+    one, again, other = (task.examples(50, split="train", seed=s) for s in (1, 1, 2))
+    assert one == again != other
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_patterns_match_their_own_format(name):
+    task = tasks.load(name)
+    for r in task.ranges:
+        for e in task.examples(100, r):
+            assert re.search(task.pattern, e.question + e.worked) or e.worked.startswith("000=")  # 0+0 has no steps
+
+
+def test_final_answers():
+    task = tasks.load("addition")
+    assert task.final("1405;2507;3609;000=975$") == "975"
+    assert task.final("1405;2507;3609;000=975") == ""  # did not end
+    assert task.final("975$ and more=3$") == "975"
+    assert task.final("") == ""
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="no task 'sums': choose from addition, addition:plain"):
+        tasks.load("sums")
+    with pytest.raises(ValueError, match="no range '9 digits'"):
+        tasks.load("addition").examples(1, "9 digits")
+    with pytest.raises(ValueError, match="out of distribution"):
+        tasks.load("addition").examples(1, "5 digits", split="train")
+
+
+def test_looking_at_examples_from_the_command_line():
+    def run(*args):
+        return subprocess.run([sys.executable, "-m", "tasks", *args], capture_output=True, text=True)
+
+    lines = run("addition", "--n", "3", "--range", "5 digits", "--seed", "4").stdout.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        question, worked, final = line.split("\t")
+        assert eval(question[:-1].replace("+", "+")) == int(final)
+        assert worked.endswith(f"={final}$")
+    assert "word_reversal\tin-distribution (3-8 letters), 9 letters" in run("--list").stdout
+    for bad in (["nope"], [], ["addition", "--range", "x"]):
+        done = run(*bad)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert not done.stdout
