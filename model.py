@@ -41,7 +41,9 @@ class Attention(nn.Module):
     def forward(self, x, past=None, filled=None):
         """`past` is (keys, values) to attend to; with `filled`, a buffer to write into as well."""
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, n_head, T, D)
+        q, k, v = (
+            self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        )  # (B, n_head, T, D)
         if filled is not None:  # generation: the buffer holds `filled` positions, T more are written behind them
             for buffer, new in zip(past, (k, v)):
                 buffer[:, :, filled : filled + T] = new
@@ -50,7 +52,9 @@ class Attention(nn.Module):
         else:
             own = (k, v)
             if past is not None:  # a cache of batch 1 is seen by every row
-                k, v = (torch.cat([p.expand(B, -1, -1, -1), new], dim=2) for p, new in zip(past, own))  # (B, n_head, P+T, D)
+                k, v = (
+                    torch.cat([p.expand(B, -1, -1, -1), new], dim=2) for p, new in zip(past, own)
+                )  # (B, n_head, P+T, D)
         S = k.size(2)
         if T == S:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -98,12 +102,21 @@ class GPT(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         for name, p in self.named_parameters():
-            if name.endswith("c_proj.weight"):  # each block adds to the stream twice: keep its variance at 1 (GPT-2, section 2.3)
+            if name.endswith(
+                "c_proj.weight"
+            ):  # each block adds to the stream twice: keep its variance at 1 (GPT-2, section 2.3)
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer))
             elif p.dim() == 2:
                 nn.init.normal_(p, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
+        # positions start as sinusoids (Vaswani et al. 2017, section 3.5) of the same size as the random rows of GPT-2:
+        # "one to the left" is then the same turn everywhere, and training need not find it anew at each position
+        angle = torch.arange(config.block_size)[:, None] / 10000 ** (torch.arange(0, config.n_embd, 2) / config.n_embd)
+        with torch.no_grad():
+            self.wpe.weight.copy_(
+                torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, : config.n_embd] * 0.02 * 2**0.5
+            )
 
     def run(self, x, past=None, filled=None):
         """The one path through the network: tokens (B, T) or embeddings (B, T, C) ->
@@ -114,7 +127,7 @@ class GPT(nn.Module):
         P = filled if filled is not None else past[0][0].size(2) if past else 0
         T = x.size(1)
         if P + T > self.config.block_size:
-            raise ValueError(f"{P} prompt rows and {T} tokens are longer than the model's block_size {self.config.block_size}: shorten one")
+            raise ValueError(f"{P} prompt rows and {T} tokens exceed block_size {self.config.block_size}: shorten one")
         if not x.is_floating_point():
             x = self.wte(x)  # (B, T, C)
         x = x + self.wpe.weight[P : P + T]
@@ -133,7 +146,10 @@ class GPT(nn.Module):
         cache = self.run(x, past)[1]
         if past:
             B = x.size(0)
-            cache = [tuple(torch.cat([p.expand(B, -1, -1, -1), o], dim=2) for p, o in zip(*pair)) for pair in zip(past, cache)]
+            cache = [
+                tuple(torch.cat([p.expand(B, -1, -1, -1), o], dim=2) for p, o in zip(*pair))
+                for pair in zip(past, cache)
+            ]
         return cache
 
     def logits(self, hidden):
@@ -192,7 +208,9 @@ class GPT(nn.Module):
         """Write config.json and model.safetensors in the hub's GPT-2 layout, which transformers reads too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {n: (p.T if transposed(n) else p).detach().to("cpu", dtype).contiguous() for n, p in self.named_parameters()}
+        tensors = {
+            n: (p.T if transposed(n) else p).detach().to("cpu", dtype).contiguous() for n, p in self.named_parameters()
+        }
         save_file(tensors, folder / "model.safetensors.tmp", metadata={"format": "pt"})
         os.replace(folder / "model.safetensors.tmp", folder / "model.safetensors")
         c = self.config
@@ -217,47 +235,51 @@ class GPT(nn.Module):
 
         Raises ValueError that names what is missing, broken, wrong-shaped or left over.
         """
-        folder = Path(folder)
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise ValueError(f"no {name} in {folder}: a model is a folder that holds config.json and model.safetensors")
+        config_file, weights = Path(folder) / "config.json", Path(folder) / "model.safetensors"
+        for file in (config_file, weights):
+            if not file.is_file():
+                raise ValueError(f"no {file.name} in {folder}: a model is a folder with config.json and {weights.name}")
         try:
-            c = json.loads((folder / "config.json").read_text())
+            c = json.loads(config_file.read_text())
             config = GPTConfig(c["vocab_size"], c["n_positions"], c["n_layer"], c["n_head"], c["n_embd"])
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{folder / 'config.json'} is not JSON ({error}): fetch the checkpoint again") from None
+            raise ValueError(f"{config_file} is not JSON ({error}): fetch the checkpoint again") from None
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder / 'config.json'} has no {error}: only GPT-2 checkpoints can be loaded") from None
+            raise ValueError(f"{config_file} has no {error}: only GPT-2 checkpoints can be loaded") from None
         # settings under which the same weights would mean another network
-        for key, want in (("activation_function", "gelu_new"), ("layer_norm_epsilon", 1e-5), ("n_inner", None)):
-            if c.get(key, want) not in (want, 4 * config.n_embd if key == "n_inner" else want):
-                raise ValueError(f"{folder / 'config.json'} says {key} = {c[key]!r}: only GPT-2's own {want!r} is supported")
-        for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
-            if c.get(key):
-                raise ValueError(f"{folder / 'config.json'} says {key} = true, which GPT-2 does not have: such checkpoints cannot be loaded")
+        for key, same in {
+            "activation_function": ("gelu_new",),
+            "layer_norm_epsilon": (1e-5,),
+            "n_inner": (None, 4 * config.n_embd),
+            "scale_attn_by_inverse_layer_idx": (False,),
+            "add_cross_attention": (False,),
+        }.items():
+            if c.get(key, same[0]) not in same:
+                raise ValueError(f"{config_file} says {key} = {c[key]!r}: only GPT-2's own {same[0]!r} is supported")
         with torch.device("meta"):
             model = cls(config)
         wanted = dict(model.named_parameters())
         tensors = {}
         try:
-            with safe_open(folder / "model.safetensors", framework="pt") as file:
-                for key in file.keys():
+            with safe_open(weights, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118, not a dict
                     name = key.removeprefix("transformer.")
                     if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
                         continue  # the tied head, and the causal mask that old checkpoints store
                     if name not in wanted:
-                        raise ValueError(f"{folder / 'model.safetensors'} holds a tensor {key!r} that GPT-2 does not have: it is another kind of model")
+                        raise ValueError(f"{weights} holds {key!r}, which GPT-2 does not have: it is another model")
                     t = file.get_tensor(key)
                     t = (t.T if transposed(name) else t).to(device, dtype).contiguous()
                     if t.shape != wanted[name].shape:
-                        raise ValueError(f"{folder / 'model.safetensors'}: {key!r} is {tuple(t.shape)}, config.json asks for {tuple(wanted[name].shape)}")
+                        shape = tuple(wanted[name].shape)
+                        raise ValueError(f"{weights}: {key!r} is {tuple(t.shape)}, config.json asks for {shape}")
                     tensors[name] = t
         except SafetensorError as error:
-            raise ValueError(f"{folder / 'model.safetensors'} cannot be read ({error}): fetch it again") from None
+            raise ValueError(f"{weights} cannot be read ({error}): fetch it again") from None
         if missing := sorted(wanted.keys() - tensors.keys()):
-            raise ValueError(f"{folder / 'model.safetensors'} lacks {len(missing)} tensors, first {missing[0]!r}: fetch it again")
+            raise ValueError(f"{weights} lacks {len(missing)} tensors, first {missing[0]!r}: fetch it again")
         model.load_state_dict(tensors, assign=True)
-        model.name = folder.resolve().name
+        model.name = Path(folder).resolve().name
         return model
 
 

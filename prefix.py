@@ -100,10 +100,12 @@ def load(path, model, tokenizer):
     if header.get("format") != "nanoprompt hybrid prefix":
         raise ValueError(f"{path} is no prefix: name the prefix.safetensors of a run")
     if header["base_fingerprint"] != model.fingerprint():
-        raise ValueError(f"{path} was tuned on the base {header['base']!r} ({header['base_fingerprint']}), not on {model.name!r} ({model.fingerprint()}): load it with its own --model")
-    tokenise = "letters" if tokenizer.letters else "bpe"
-    if (header["tokenizer"], header["tokenise"]) != (tokenizer.name, tokenise):
-        raise ValueError(f"{path} was tuned with {header['tokenizer']} --tokenise {header['tokenise']}, not {tokenizer.name} --tokenise {tokenise}")
+        tuned_on = f"{header['base']!r} ({header['base_fingerprint']})"
+        raise ValueError(f"{path} was tuned on the base {tuned_on}, not on {model.name!r} ({model.fingerprint()})")
+    tuned_with = f"{header['tokenizer']} --tokenise {header['tokenise']}"
+    this = f"{tokenizer.name} --tokenise {'letters' if tokenizer.letters else 'bpe'}"
+    if tuned_with != this:
+        raise ValueError(f"{path} was tuned with {tuned_with}, not with {this}")
     n_rows, n_random = int(header["n_rows"]), int(header["n_random"])
     prefix = HybridPrefix(model, n_random, [0] * (n_rows - n_random), header["mlp"] == "true")
     prefix.load_state_dict(tensors)

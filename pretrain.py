@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from tiktoken._educational import bpe_train
 from tqdm import tqdm
 
+import muon
 import tasks
 from data import pages
 from data.tokenizer import Tokenizer
@@ -43,15 +44,23 @@ def read_args():
     p.add_argument("--show-pages", type=int, metavar="N", help="print N pages of worked examples and stop")
     p.add_argument("--tokens", type=float, default=24e6, help="tokens to train on (default %(default).0f)")
     p.add_argument("--prose", type=float, default=0.1, help="share of prose among them (default %(default)s)")
+    p.add_argument(
+        "--question-weight", type=float, default=0.2, help="weight of the loss on questions (default %(default)s)"
+    )
     p.add_argument("--vocab-size", type=int, default=1024)
-    p.add_argument("--block-size", type=int, default=512)
+    p.add_argument("--block-size", type=int, default=256)
     p.add_argument("--n-layer", type=int, default=6)
     p.add_argument("--n-head", type=int, default=4)
     p.add_argument("--n-embd", type=int, default=256)
     p.add_argument("--batch-tokens", type=int, default=4096, help="tokens per step (default %(default)s)")
     p.add_argument("--lr", type=float, default=0.02, help="of the matrices, by Muon (default %(default)s)")
     p.add_argument("--adam-lr", type=float, default=2e-3, help="of everything else, by AdamW (default %(default)s)")
-    p.add_argument("--decay", type=float, default=0.4, help="last share of the steps, over which both fall to zero (default %(default)s)")
+    p.add_argument(
+        "--decay",
+        type=float,
+        default=0.4,
+        help="last share of the steps, over which both fall to zero (default %(default)s)",
+    )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--every", type=int, default=250, help="steps between checkpoints and ladders (default %(default)s)")
     p.add_argument("--compile", action="store_true", help="torch.compile the model")
@@ -69,17 +78,34 @@ def train_tokenizer(books, vocab_size, rng):
         start = rng.randrange(max(1, len(book) - 3000))
         sample += book[start : start + 3000]
     ranks = bpe_train(sample, vocab_size - 1, PATTERN, visualise=None)
-    return {"name": f"nano-{vocab_size}", "pattern": PATTERN, "tokens": [t.decode("latin-1") for t in sorted(ranks, key=ranks.get)]}
+    return {
+        "name": f"nano-{vocab_size}",
+        "pattern": PATTERN,
+        "tokens": [t.decode("latin-1") for t in sorted(ranks, key=ranks.get)],
+    }
 
 
 def page_tokens(tokenizer, page):
-    """Headings are language, examples are spelled, as train_task.py spells its tasks."""
+    """(tokens, asked) of a page, asked 1 where a token is part of a question, which nobody could foresee.
+
+    Headings are language, examples are spelled, as train_task.py spells its tasks.
+    """
     _, heading, examples = page
-    return tokenizer.encode(heading) + tokenizer.spell(pages.text(examples)) + [tokenizer.eot]
+    tokens, asked = tokenizer.encode(heading), []
+    asked += [0] * len(tokens)
+    for question, answer, end in examples:
+        q, a = tokenizer.spell(question), tokenizer.spell(answer + end)
+        tokens, asked = tokens + q + a, asked + [1] * len(q) + [0] * len(a)
+    return tokens + [tokenizer.eot], asked + [0]
+
+
+def prose_tokens(tokenizer, book):
+    tokens = tokenizer.encode(book) + [tokenizer.eot]
+    return tokens, [0] * len(tokens)
 
 
 def prepare(args, out):
-    """The tokenizer, and token files for training and validation, memory-mapped later."""
+    """The tokenizer, and arrays (2, tokens) of tokens and asked for training and validation, memory-mapped."""
     files = sorted(Path(args.text).glob("**/*.txt"))
     if not files:
         raise ValueError(f"no .txt file in {args.text}: name a folder of prose with --text")
@@ -90,86 +116,57 @@ def prepare(args, out):
     tokenizer = Tokenizer.load(out, args.vocab_size)
     held_out = books[::50]  # two books of a hundred
     prose = [b for i, b in enumerate(books) if i % 50]
-    n_pages, n_prose = int(args.tokens * (1 - args.prose)), int(args.tokens * args.prose)
-    rng = random.Random(f"prose {args.seed}")
-    rng.shuffle(prose)
-    rng = random.Random(f"pages {args.seed}")
-    rng_val = random.Random(f"validation pages {args.seed}")
+    random.Random(f"prose {args.seed}").shuffle(prose)
+
+    def draw(seed):
+        rng = random.Random(seed)
+        while True:
+            yield page_tokens(tokenizer, pages.page(rng))
+
     streams = {
-        "prose": (n_prose, (tokenizer.encode(b) + [tokenizer.eot] for b in prose)),
-        "prose-val": (100_000, (tokenizer.encode(b) + [tokenizer.eot] for b in held_out)),
-        "pages": (n_pages, (page_tokens(tokenizer, pages.page(rng)) for _ in iter(int, 1))),
-        "pages-val": (100_000, (page_tokens(tokenizer, pages.page(rng_val)) for _ in iter(int, 1))),
+        "prose": (int(args.tokens * args.prose), (prose_tokens(tokenizer, b) for b in prose)),
+        "prose-val": (100_000, (prose_tokens(tokenizer, b) for b in held_out)),
+        "pages": (int(args.tokens * (1 - args.prose)), draw(f"pages {args.seed}")),
+        "pages-val": (100_000, draw(f"validation pages {args.seed}")),
     }
     for name, (n, documents) in streams.items():
-        if (out / f"{name}.bin").exists():
+        if (out / f"{name}.npy").exists():
             continue
-        tokens, bar = [], tqdm(total=n, desc=name, unit="token", unit_scale=True)
-        for d in documents:
-            tokens.append(np.array(d, dtype=np.uint16))
-            bar.update(len(d))
+        parts, bar = [], tqdm(total=n, desc=name, unit="token", unit_scale=True)
+        for document in documents:
+            parts.append(np.array(document, dtype=np.uint16))  # (2, tokens of it)
+            bar.update(parts[-1].shape[1])
             if bar.n >= n:
                 break
         bar.close()
-        tmp = out / f"{name}.bin.tmp"
-        np.concatenate(tokens)[:n].tofile(tmp)
-        os.replace(tmp, out / f"{name}.bin")
-    return tokenizer, {name: np.memmap(out / f"{name}.bin", dtype=np.uint16, mode="r") for name in streams}
+        np.save(out / "tmp.npy", np.concatenate(parts, axis=1)[:, :n])
+        os.replace(out / "tmp.npy", out / f"{name}.npy")
+    return tokenizer, {name: np.load(out / f"{name}.npy", mmap_mode="r") for name in streams}
 
 
-def windows(tokens, B, T, rng):
-    """B random windows -> inputs (B, T), targets (B, T)."""
-    starts = rng.integers(len(tokens) - T, size=B)
-    x = torch.from_numpy(np.stack([tokens[s : s + T + 1] for s in starts]).astype(np.int64))
-    return x[:, :-1], x[:, 1:]
-
-
-# ---------------------------------------------------------------- the optimizer
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix updates are made orthogonal by five Newton-Schulz steps.
-
-    Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks". Here in the
-    gradient's own dtype: torch.optim.Muon computes in bfloat16, 100x slower on CPUs without it.
-    """
-
-    def __init__(self, params, lr, momentum=0.95):
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            by_shape = {}  # matrices of one shape go through in one batch
-            for p in group["params"]:
-                m = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                m.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(m, group["momentum"])  # Nesterov
-                n = 3 if p.size(0) == 3 * p.size(1) else 1  # queries, keys and values are three matrices
-                for weight, u in zip(p.chunk(n), update.chunk(n)):
-                    by_shape.setdefault(u.shape, []).append((weight, u))
-            for (rows, columns), pairs in by_shape.items():
-                x = torch.stack([u for _, u in pairs])  # (n, rows, columns)
-                x = x.mT if rows > columns else x
-                x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-                for _ in range(5):
-                    a = x @ x.mT
-                    x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-                x = x.mT if rows > columns else x
-                for (weight, _), u in zip(pairs, x):
-                    weight.sub_(u, alpha=group["lr"] * max(1, rows / columns) ** 0.5)
+def windows(data, B, T, rng):
+    """B random windows -> tokens, targets and whether the target is asked, (B, T) each."""
+    starts = rng.integers(data.shape[1] - T, size=B)
+    x = torch.from_numpy(np.stack([data[:, s : s + T + 1] for s in starts]).astype(np.int64))  # (B, 2, T+1)
+    return x[:, 0, :-1], x[:, 0, 1:], x[:, 1, 1:]
 
 
 # ---------------------------------------------------------------- progress
 
 
 @torch.no_grad()
-def validation_loss(model, tokens, T):
-    """Mean nats per token over up to 64 windows of T, side by side."""
-    n = min(64, (len(tokens) - 1) // T)
-    x = torch.from_numpy(tokens[: n * T + 1].astype(np.int64)).to(model.wte.weight.device)
-    losses = [F.cross_entropy(model.logits(model(a.view(8, T))).flatten(0, 1), b) for a, b in zip(x[:-1].split(8 * T), x[1:].split(8 * T)) if len(a) == 8 * T]
-    return torch.stack(losses).mean().item()
+def validation_loss(model, data, T):
+    """Mean nats per token over up to 256 windows of T side by side: of all tokens, and of those not asked."""
+    device = model.wte.weight.device
+    n = min(256, (data.shape[1] - 1) // T)
+    x, y = (torch.from_numpy(a.astype(np.int64)).view(n, T) for a in (data[0, : n * T], data[0, 1 : n * T + 1]))
+    losses = torch.cat(
+        [
+            F.cross_entropy(model.logits(model(a.to(device))).flatten(0, 1), b.flatten().to(device), reduction="none")
+            for a, b in zip(x.split(8), y.split(8))
+        ]
+    ).cpu()
+    return losses.mean().item(), losses[torch.from_numpy(data[1, 1 : n * T + 1] == 0)].mean().item()
 
 
 SHOTS = (0, 1, 2, 4, 8)
@@ -206,10 +203,12 @@ def plot(log, path):
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     millions = [row["tokens"] / 1e6 for row in log]
     for i, skill in enumerate(pages.SKILLS):
-        left.plot(millions, [100 * row["ladder"][skill]["4"] for row in log], label=skill, color=plt.cm.tab20(i / 12), lw=1.5)
+        left.plot(
+            millions, [100 * row["ladder"][skill]["4"] for row in log], label=skill, color=plt.cm.tab20(i / 12), lw=1.5
+        )
     left.set(xlabel="tokens (millions)", ylabel="4-shot accuracy, new format (%)", ylim=(-3, 103))
     left.legend(fontsize=7, ncol=2, frameon=False)
-    for name in ("pages", "prose"):
+    for name in ("pages", "answers", "prose"):
         right.plot(millions, [row[name] for row in log], label=name)
     right.set(xlabel="tokens (millions)", ylabel="validation loss (nats per token)", ylim=(0, None))
     right.legend(frameon=False)
@@ -236,7 +235,11 @@ def main():
         raise ValueError("name a folder of .txt files with --text")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    made_with = {k: v for k, v in vars(args).items() if k not in ("text", "out", "tokens", "show_pages", "compile", "device", "every", "decay")}
+    made_with = {
+        k: v
+        for k, v in vars(args).items()
+        if k not in ("text", "out", "tokens", "show_pages", "compile", "device", "every", "decay")
+    }
     if (out / "args.json").exists() and (made_before := json.loads((out / "args.json").read_text())) != made_with:
         changed = [k for k in made_with if made_with[k] != made_before.get(k)]
         raise ValueError(f"{out} holds a run with another --{changed[0].replace('_', '-')}: give another --out")
@@ -245,9 +248,7 @@ def main():
 
     torch.manual_seed(args.seed)
     model = GPT(GPTConfig(args.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd)).to(args.device)
-    matrices = [p for n, p in model.named_parameters() if n.startswith("h.") and p.dim() == 2]
-    others = [p for n, p in model.named_parameters() if not (n.startswith("h.") and p.dim() == 2)]
-    optimizers = [Muon(matrices, args.lr), torch.optim.AdamW(others, args.adam_lr, betas=(0.9, 0.95), weight_decay=0)]
+    optimizers = muon.optimizers(model, args.lr, args.adam_lr)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
     steps, step, log, seconds = int(args.tokens // args.batch_tokens), 0, [], 0.0
@@ -266,23 +267,40 @@ def main():
         rng = np.random.default_rng([args.seed, step])  # a step's data depend on nothing before it
         n_prose = rng.binomial(B, args.prose)
         parts = [windows(data[name], n, T, rng) for name, n in (("prose", n_prose), ("pages", B - n_prose)) if n]
-        x, y = (torch.cat(t).to(args.device) for t in zip(*parts))  # (B, T) each
-        loss = F.cross_entropy(model.logits(network(x)).flatten(0, 1), y.flatten())
+        x, y, asked = (torch.cat(t).to(args.device) for t in zip(*parts))  # (B, T) each
+        losses = F.cross_entropy(model.logits(network(x)).flatten(0, 1), y.flatten(), reduction="none")
+        weight = 1 - (1 - args.question_weight) * asked.flatten()
+        loss = (losses * weight).sum() / weight.sum()
         if not loss.isfinite():
-            raise ValueError(f"the loss is {loss.item()} at step {step}: lower --lr or --adam-lr; the last checkpoint is kept")
+            raise ValueError(
+                f"the loss is {loss.item()} at step {step}: lower --lr or --adam-lr; the last checkpoint is kept"
+            )
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         step += 1
         bar.update()
-        bar.set_postfix(loss=f"{loss.item():.3f}", tokens_per_s=f"{bar.format_dict['rate'] * B * T:.0f}" if bar.format_dict["rate"] else "")
+        bar.set_postfix(
+            loss=f"{loss.item():.3f}",
+            tokens_per_s=f"{bar.format_dict['rate'] * B * T:.0f}" if bar.format_dict["rate"] else "",
+        )
         if step % args.every == 0 or step == steps:
-            row = {"tokens": step * B * T, "ladder": {k: {str(n): a for n, a in v.items()} for k, v in ladder(model, tokenizer).items()}}
-            row |= {name: validation_loss(model, data[f"{name}-val"], T) for name in ("pages", "prose")}
+            row = {
+                "tokens": step * B * T,
+                "ladder": {k: {str(n): a for n, a in v.items()} for k, v in ladder(model, tokenizer).items()},
+            }
+            row["prose"], _ = validation_loss(model, data["prose-val"], T)
+            row["pages"], row["answers"] = validation_loss(model, data["pages-val"], T)
             log.append(row)
-            bar.write(f"{row['tokens'] / 1e6:.1f}M tokens, pages {row['pages']:.3f}, prose {row['prose']:.3f}, 4-shot " + ", ".join(f"{k} {100 * v['4']:.0f}" for k, v in row["ladder"].items()))
-            save_checkpoint(checkpoint, model, optimizers, {"step": step, "log": log, "seconds": seconds + time.time() - started})
+            bar.write(
+                f"{row['tokens'] / 1e6:.1f}M tokens, pages {row['pages']:.3f}, answers {row['answers']:.3f}, "
+                f"prose {row['prose']:.3f}, 4-shot "
+                + ", ".join(f"{k} {100 * v['4']:.0f}" for k, v in row["ladder"].items())
+            )
+            save_checkpoint(
+                checkpoint, model, optimizers, {"step": step, "log": log, "seconds": seconds + time.time() - started}
+            )
             write_json(out / "log.json", log)
             plot(log, out / "ladder.png")
     bar.close()
@@ -297,7 +315,11 @@ def save_checkpoint(path, model, optimizers, state):
     for i, optimizer in enumerate(optimizers):
         for j, p in enumerate(optimizer.param_groups[0]["params"]):
             tensors |= {f"optimizer.{i}.{j}.{key}": t for key, t in optimizer.state[p].items()}
-    save_file({n: t.detach().contiguous() for n, t in tensors.items()}, path.with_suffix(".tmp"), metadata={"state": json.dumps(state)})
+    save_file(
+        {n: t.detach().contiguous() for n, t in tensors.items()},
+        path.with_suffix(".tmp"),
+        metadata={"state": json.dumps(state)},
+    )
     os.replace(path.with_suffix(".tmp"), path)
 
 
@@ -305,7 +327,9 @@ def load_checkpoint(path, model, optimizers):
     """Put back the weights and the optimizers' state; returns step, log and seconds so far."""
     with safe_open(path, framework="pt", device=str(model.wte.weight.device)) as file:
         state = json.loads(file.metadata()["state"])
-        model.load_state_dict({n.removeprefix("model."): file.get_tensor(n) for n in file.keys() if n.startswith("model.")})
+        model.load_state_dict(
+            {n.removeprefix("model."): file.get_tensor(n) for n in file.keys() if n.startswith("model.")}
+        )
         for n in file.keys():
             if n.startswith("optimizer."):
                 _, i, j, key = n.split(".")
@@ -317,9 +341,19 @@ def load_checkpoint(path, model, optimizers):
 def write_card(args, out, model, last, seconds):
     """The model card, with what the run itself knows."""
     c = model.config
-    shots = "\n".join(f"| {skill} | " + " | ".join(f"{100 * last['ladder'][skill][str(k)]:.0f}" if str(k) in last["ladder"][skill] else "" for k in SHOTS) + " |" for skill in pages.SKILLS)
+    shots = "\n".join(
+        f"| {skill} | "
+        + " | ".join(
+            f"{100 * last['ladder'][skill][str(k)]:.0f}" if str(k) in last["ladder"][skill] else "" for k in SHOTS
+        )
+        + " |"
+        for skill in pages.SKILLS
+    )
     total = sum(weight for weight, _, _ in pages.SKILLS.values())
-    held_out = "\n".join(f"- `{tasks.load(name).examples(1)[0].question}{tasks.load(name).examples(1)[0].worked}` ({name})" for name in tasks.names())
+    held_out = "\n".join(
+        f"- `{tasks.load(name).examples(1)[0].question}{tasks.load(name).examples(1)[0].worked}` ({name})"
+        for name in tasks.names()
+    )
     text = f"""# {out.name}: a small GPT-2 to steer
 
 Made by `pretrain.py`; loaded by `train_task.py` and by transformers' `GPT2LMHeadModel` alike.
@@ -328,10 +362,10 @@ Made by `pretrain.py`; loaded by `train_task.py` and by transformers' `GPT2LMHea
 | --- | --- |
 | parameters | {sum(p.numel() for p in model.parameters()):,} ({c.n_layer} layers, {c.n_embd} wide, {c.n_head} heads, {c.block_size} positions) |
 | vocabulary | {c.vocab_size:,}: byte-level BPE trained on the prose, digits single; worked examples are spelled, one token a character |
-| tokens seen | {last['tokens']:,} in {int(args.tokens // args.batch_tokens):,} steps of {args.batch_tokens:,} |
+| tokens seen | {last["tokens"]:,} in {int(args.tokens // args.batch_tokens):,} steps of {args.batch_tokens:,} |
 | mixture | {100 * args.prose:.0f}% prose (100 public-domain English novels, two of them held out), {100 - 100 * args.prose:.0f}% pages of worked examples |
 | optimizer | Muon {args.lr} for the matrices, AdamW {args.adam_lr} for the rest; constant, then to zero over the last {100 * args.decay:.0f}% |
-| validation loss | pages {last['pages']:.3f}, prose {last['prose']:.3f} nats per token |
+| validation loss | pages {last["pages"]:.3f} (answers alone {last["answers"]:.3f}), prose {last["prose"]:.3f} nats per token |
 | weights | bfloat16; trained in float32 |
 | seed | {args.seed} |
 | time | {seconds / 60:.0f} minutes on {"a CUDA device" if args.device != "cpu" else f"{torch.get_num_threads()} CPU cores"} |
@@ -360,7 +394,7 @@ Accuracy in % on new pages, each in a new format of the same family, after that 
 {shots}
 
 ![four-shot accuracy and validation loss against tokens](ladder.png)
-"""
+"""  # noqa: E501
     (out / "README.md.tmp").write_text(text)
     os.replace(out / "README.md.tmp", out / "README.md")
 

@@ -8,7 +8,7 @@ learns from scratch on the same examples (scratch). Everything goes to out/<run>
 """
 
 import argparse
-import os
+import math
 import random
 import sys
 import time
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import muon
 import prefix
 import tasks
 from data.batches import encode, training_batches
@@ -35,29 +36,65 @@ def read_args():
     p.add_argument("--model", default="nano", help="nano, or a GPT-2 checkpoint folder (default %(default)s)")
     p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
     p.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
-    p.add_argument("--seed", type=int, default=0, help="of the prefix, of the baseline and of the order of the examples (default %(default)s)")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default %(default)s)")
-    p.add_argument("--quick", action="store_true", help="a look in about a minute: fewer examples to learn from and to test on")
+    p.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the prefix, of the baseline and of the order of the examples (default %(default)s)",
+    )
+    p.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default %(default)s)"
+    )
+    p.add_argument(
+        "--quick", action="store_true", help="a look in about a minute: fewer examples to learn from and to test on"
+    )
     g = p.add_argument_group("the prefix")
     g.add_argument("--n-random", type=int, default=24, help="rows that begin at random (default %(default)s)")
-    g.add_argument("--trigger", metavar="TEXT", help="more rows, one for each token of this text (default: the task's own words)")
+    g.add_argument(
+        "--trigger", metavar="TEXT", help="more rows, one for each token of this text (default: the task's own words)"
+    )
     g.add_argument("--trigger-example", action="store_true", help="and rows that begin as a worked example of the task")
     g.add_argument("--no-trigger", action="store_true", help="no rows from words")
     g.add_argument("--mlp", action="store_true", help="pass the rows through an MLP while tuning")
-    g.add_argument("--tokenise", choices=["letters", "bpe"], default="letters", help="how tasks become tokens: each character one token, or the base's BPE (default %(default)s)")
+    g.add_argument(
+        "--tokenise",
+        choices=["letters", "bpe"],
+        default="letters",
+        help="how tasks become tokens: each character one token, or the base's BPE (default %(default)s)",
+    )
     g.add_argument("--load", metavar="FILE", help="measure this saved prefix instead of tuning one")
     g = p.add_argument_group("tuning")
-    g.add_argument("--examples", type=int, default=20000, help="training examples, for prefix and baseline alike (default %(default)s)")
+    g.add_argument(
+        "--examples",
+        type=int,
+        default=20000,
+        help="training examples, for prefix and baseline alike (default %(default)s)",
+    )
     g.add_argument("--epochs", type=int, default=1, help="passes of the prefix over them (default %(default)s)")
     g.add_argument("--batch-size", type=int, default=32, help="examples per step (default %(default)s)")
     g.add_argument("--lr", type=float, default=1e-2, help="peak learning rate of the prefix (default %(default)s)")
-    g.add_argument("--scratch-epochs", type=int, default=10, help="passes of the from-scratch baseline; 0 leaves it out (default %(default)s)")
+    g.add_argument(
+        "--scratch-epochs",
+        type=int,
+        default=10,
+        help="passes of the from-scratch baseline; 0 leaves it out (default %(default)s)",
+    )
     g = p.add_argument_group("measuring")
     g.add_argument("--test-examples", type=int, default=1000, help="questions per range (default %(default)s)")
-    g.add_argument("--shots", type=int, default=8, help="worked examples in the few-shot context, if they fit (default %(default)s)")
+    g.add_argument(
+        "--shots",
+        type=int,
+        default=8,
+        help="worked examples in the few-shot context, if they fit (default %(default)s)",
+    )
     args = p.parse_args()
     if args.quick:
-        args.examples, args.epochs, args.scratch_epochs, args.test_examples = min(args.examples, 2000), 1, min(args.scratch_epochs, 3), min(args.test_examples, 200)
+        args.examples, args.epochs, args.scratch_epochs, args.test_examples = (
+            min(args.examples, 2000),
+            1,
+            min(args.scratch_epochs, 3),
+            min(args.test_examples, 200),
+        )
     for name in ("examples", "epochs", "batch_size", "test_examples", "shots"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1")
@@ -97,17 +134,17 @@ def output_folder(args):
 
 
 def train(model, prompt, encoded, epochs, batch_size, lr, seed, name):
-    """Minimise the loss on the worked answers over `encoded`, with AdamW, warm-up and cosine decay.
+    """Minimise the loss on the worked answers over `encoded`; the rate warms up, then falls as a cosine.
 
-    With a prompt, only it learns, and the model is frozen; with None, the model learns itself.
+    With a prompt only the prompt learns, by AdamW, and the model is frozen; with None the model learns itself.
     Returns the loss of each step, in nats per answer token, beside the examples seen by then.
     """
     device = model.wte.weight.device
     parameters = list((prompt or model).parameters())
-    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.0)
+    optimizers = [torch.optim.AdamW(parameters, lr, weight_decay=0)] if prompt else muon.optimizers(model, 10 * lr, lr)
+    steps, step = epochs * -(-len(encoded) // batch_size), 0
+    peaks = [o.param_groups[0]["lr"] for o in optimizers]
     rng = random.Random(seed)
-    steps = epochs * -(-len(encoded) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=min(0.5, 50 / steps), cycle_momentum=False)
     curve = {"examples": [], "loss": []}
     bar = tqdm(total=epochs * len(encoded), desc=name, unit=" examples")
     for _ in range(epochs):
@@ -118,12 +155,15 @@ def train(model, prompt, encoded, epochs, batch_size, lr, seed, name):
             loss = F.cross_entropy(model.logits(hidden[answer]), targets[answer])  # over answer positions only
             if not loss.isfinite():
                 bar.close()
-                raise ValueError(f"the loss of {name} became {loss.item()} after {bar.n} examples: lower --lr (now {lr:g})")
-            optimizer.zero_grad()
+                raise ValueError(f"the loss of {name} became {loss.item()} after {bar.n} examples: lower --lr ({lr:g})")
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
+            factor = min(1, (step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+            for optimizer, peak in zip(optimizers, peaks):
+                optimizer.param_groups[0]["lr"] = peak * factor
+                optimizer.step()
+                optimizer.zero_grad()
+            step += 1
             bar.update(len(tokens))
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
             curve["examples"].append(bar.n)
@@ -157,22 +197,37 @@ def main():
         prompt = prefix.HybridPrefix(model, args.n_random, rows, args.mlp, args.seed).to(args.device)
     P, room = len(prompt.rows), model.config.block_size - longest
     if P > room:
-        raise ValueError(f"{P} prompt rows and a question with its answer of {longest} tokens do not fit the base's block_size {model.config.block_size}: use fewer rows")
+        block_size = model.config.block_size
+        raise ValueError(f"{P} prompt rows and {longest} tokens of text exceed block_size {block_size}: use fewer rows")
     out = output_folder(args)
 
     trainable, base_size = sum(p.numel() for p in prompt.parameters()), sum(p.numel() for p in model.parameters())
-    print(f"{task.name} on {model.name}: {base_size:,} frozen parameters, {trainable:,} trainable ({100 * trainable / base_size:.2f}%), {P} rows: {prompt.n_random} random, {P - prompt.n_random} from words")
+    print(f"{task.name} on {model.name}: {base_size:,} frozen parameters", end=", ")
+    print(f"{trainable:,} trainable ({100 * trainable / base_size:.2f}%)", end=", ")
+    print(f"{P} rows: {prompt.n_random} random, {P - prompt.n_random} from words")
     print(f"an example: {examples[0].question}{examples[0].worked}\ntrigger: {trigger!r}")
 
     texts, n_shots = few_shot(tokenizer, task, args.shots, room, args.seed)
-    labels = {"zero-shot": "zero-shot", "few-shot": f"few-shot ({n_shots})", "hybrid": "hybrid prefix", "scratch": "from scratch"}
+    labels = {
+        "zero-shot": "zero-shot",
+        "few-shot": f"few-shot ({n_shots})",
+        "hybrid": "hybrid prefix",
+        "scratch": "from scratch",
+    }
     results = {
         "task": task.name,
         "unit": task.unit,
         "in_distribution_lengths": next(iter(task.ranges.values())),
         "new_words": task.new_words,
         "base": {"name": model.name, "fingerprint": model.fingerprint(), "parameters": base_size},
-        "prefix": {"rows": P, "random": prompt.n_random, "trigger": trigger, "mlp": prompt.mlp is not None, "trainable": trainable, "share": trainable / base_size},
+        "prefix": {
+            "rows": P,
+            "random": prompt.n_random,
+            "trigger": trigger,
+            "mlp": prompt.mlp is not None,
+            "trainable": trainable,
+            "share": trainable / base_size,
+        },
         "args": {k: v for k, v in vars(args).items() if k not in ("out", "overwrite", "load")},
         "shots": n_shots,
         "labels": labels,
@@ -195,7 +250,9 @@ def main():
 
     if not args.load:
         start = time.time()
-        results["loss"]["hybrid"] = train(model, prompt, encoded, args.epochs, args.batch_size, args.lr, args.seed, "tuning the prefix")
+        results["loss"]["hybrid"] = train(
+            model, prompt, encoded, args.epochs, args.batch_size, args.lr, args.seed, "tuning the prefix"
+        )
         results["seconds"]["tuning the prefix"] = time.time() - start
         prefix.save(prompt, out / "prefix.safetensors", model, tokenizer, task.name, trigger)
     with torch.no_grad():
@@ -207,7 +264,9 @@ def main():
         baseline, letters = scratch(args.seed)
         baseline.to(args.device)
         start = time.time()
-        results["loss"]["scratch"] = train(baseline, None, encode(letters, examples), args.scratch_epochs, 64, 1e-3, args.seed, "training from scratch")
+        results["loss"]["scratch"] = train(
+            baseline, None, encode(letters, examples), args.scratch_epochs, 32, 2e-3, args.seed, "training from scratch"
+        )
         results["seconds"]["training from scratch"] = time.time() - start
         measure("scratch", baseline, None, letters)
 
@@ -216,7 +275,7 @@ def main():
         report.plot_loss(results, out / "loss.png")
     report.plot_lengths(results, out / "accuracy_by_length.png")
     write_json(out / "results.json", results)
-    print(f"\nwrote {out}{os.sep}: results.json, {'' if args.load else 'prefix.safetensors, loss.png, '}accuracy_by_length.png")
+    print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}")
 
 
 if __name__ == "__main__":

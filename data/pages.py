@@ -56,7 +56,23 @@ def wrapper(rng, names):
     name = rng.choice(names) if rng.random() < 0.6 else rng.choice(BY_LETTERS[rng.randint(3, 8)])
     if rng.random() < 0.2:
         name = name.upper() if rng.random() < 0.5 else name[0]
-    return rng.choice(["{}", "{}", "{}", "Q: {}", f"{name}({{}})", f"{name}({{}})", f"{name}[{{}}]", f"{name} {{}}", f"{name}:{{}}", f"{{}} {name}", f"{{}}.{name}", "({})", '"{}"'])
+    return rng.choice(
+        [
+            "{}",
+            "{}",
+            "{}",
+            "Q: {}",
+            f"{name}({{}})",
+            f"{name}({{}})",
+            f"{name}[{{}}]",
+            f"{name} {{}}",
+            f"{name}:{{}}",
+            f"{{}} {name}",
+            f"{{}}.{name}",
+            "({})",
+            '"{}"',
+        ]
+    )
 
 
 def digit_steps(rng, name, sign):
@@ -101,7 +117,12 @@ def facts(rng):
     sign, f = rng.choice([("+", lambda a, b: a + b), ("-", lambda a, b: a - b), ("*", lambda a, b: a * b)])
     op = sign if rng.random() < 0.7 else f" {rng.choice([sign, mark(rng)])} "
     most = rng.choice([10, 10, 20, 100]) if sign != "*" else 10
-    first, wrap = arrow(rng), wrapper(rng, ["add", "sum", "plus"] if sign == "+" else ["minus", "take"] if sign == "-" else ["times", "product"])
+    first, wrap = (
+        arrow(rng),
+        wrapper(
+            rng, ["add", "sum", "plus"] if sign == "+" else ["minus", "take"] if sign == "-" else ["times", "product"]
+        ),
+    )
 
     def example():
         a, b = rng.randrange(most), rng.randrange(most)
@@ -176,7 +197,9 @@ def list_letters(rng):
         chosen = [word(rng, letters) for _ in range(rng.randint(2, longest))]
         ends = [w[i] for w in chosen]
         steps = outer.join(f"{w}{first}{e}" if shown == "named" else e for w, e in zip(chosen, ends))
-        return wrap.format(sep.join(chosen)) + first, {"joined": "", "both": steps + equals}.get(shown, steps) + ("".join(ends) if shown in ("joined", "both") else "")
+        return wrap.format(sep.join(chosen)) + first, {"joined": "", "both": steps + equals}.get(shown, steps) + (
+            "".join(ends) if shown in ("joined", "both") else ""
+        )
 
     return example
 
@@ -221,22 +244,47 @@ def comparing(rng):
 
 # how often a skill is drawn, its maker, and headings that say in words what it is
 SKILLS = {
-    "addition": (30, addition, ["Add the numbers digit by digit.", "Add the two numbers.", "Here we add, from the right, and carry the one.", "What is the sum?"]),
-    "multiplication": (7, multiplication, ["Multiply the number by the digit.", "Multiply digit by digit and carry.", "What is the product?"]),
+    "addition": (
+        30,
+        addition,
+        [
+            "Add the numbers digit by digit.",
+            "Add the two numbers.",
+            "Here we add, from the right, and carry the one.",
+            "What is the sum?",
+        ],
+    ),
+    "multiplication": (
+        7,
+        multiplication,
+        ["Multiply the number by the digit.", "Multiply digit by digit and carry.", "What is the product?"],
+    ),
     "facts": (3, facts, ["Simple sums.", "Do the sum.", "What is the answer?"]),
-    "running sum": (13, running_sum, ["Add up the values one after the other.", "The running total of the values.", "What is the sum of all?"]),
-    "reverse": (14, reversing, ["Reverse the word.", "Write the word backwards.", "Each word from the last letter to the first."]),
+    "running sum": (
+        13,
+        running_sum,
+        ["Add up the values one after the other.", "The running total of the values.", "What is the sum of all?"],
+    ),
+    "reverse": (
+        14,
+        reversing,
+        ["Reverse the word.", "Write the word backwards.", "Each word from the last letter to the first."],
+    ),
     "copy": (8, copying, ["Copy the word.", "Spell the word.", "Say the same word again."]),
     "upper": (2, upper_casing, ["Write the word in capitals.", "Say it loud."]),
     "one letter": (5, one_letter, ["One letter of each word.", "Which letter of the word is it?"]),
-    "list letters": (13, list_letters, ["Take one letter of each word and join the letters.", "The letters of the words, together."]),
+    "list letters": (
+        13,
+        list_letters,
+        ["Take one letter of each word and join the letters.", "The letters of the words, together."],
+    ),
     "sort": (2, sorting, ["Put these in order.", "Sort the list."]),
     "count": (2, counting, ["Count from the first number, so many numbers.", "Count on."]),
     "compare": (2, comparing, ["Compare the two numbers.", "Which number is it?"]),
 }
 
 
-def page(rng, skill=None, most=600):
+def page(rng, skill=None, most=400):
     """(skill, heading, examples) with examples a list of (question, answer, ending) in one format.
 
     The text of a page is its heading (or ''), then question + answer + ending of each example;

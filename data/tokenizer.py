@@ -29,10 +29,15 @@ class Tokenizer:
             e = json.loads(path.read_text())
             ranks = {token.encode("latin-1"): rank for rank, token in enumerate(e["tokens"])}  # one character a byte
             special = {"<|endoftext|>": len(ranks)}
-            return cls(tiktoken.Encoding(e["name"], pat_str=e["pattern"], mergeable_ranks=ranks, special_tokens=special), letters)
+            return cls(
+                tiktoken.Encoding(e["name"], pat_str=e["pattern"], mergeable_ranks=ranks, special_tokens=special),
+                letters,
+            )
         if vocab_size == 50257:
             return cls(tiktoken.get_encoding("gpt2"), letters)
-        raise ValueError(f"{folder} has {vocab_size} tokens and no encoding.json: only GPT-2's 50257 are known without one")
+        raise ValueError(
+            f"{folder} has {vocab_size} tokens and no encoding.json: only GPT-2's 50257 are known without one"
+        )
 
     def encode(self, text):
         return self.encoding.encode_ordinary(text)

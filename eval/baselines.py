@@ -20,14 +20,21 @@ def few_shot(tokenizer, task, shots, room, seed=0):
             break
         tokens, n = tokens + line, n + 1
     if n == 0:
-        raise ValueError(f"not one worked example of {task.name} fits into {room} tokens: use a base with a longer block_size")
+        raise ValueError(
+            f"not one worked example of {task.name} fits into {room} tokens: use a base with a longer block_size"
+        )
     return TextPrompt(tokens), n
 
 
 def scratch(seed, block_size=256):
     """The study's task transformer, untrained, and its tokenizer: one token a byte."""
-    encoding = tiktoken.Encoding("bytes", pat_str="(?s:.)", mergeable_ranks={bytes([b]): b for b in range(256)}, special_tokens={"<|endoftext|>": 256})
+    encoding = tiktoken.Encoding(
+        "bytes",
+        pat_str="(?s:.)",
+        mergeable_ranks={bytes([b]): b for b in range(256)},
+        special_tokens={"<|endoftext|>": 256},
+    )
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(vocab_size=257, block_size=block_size, n_layer=4, n_head=4, n_embd=128))
+    model = GPT(GPTConfig(vocab_size=257, block_size=block_size, n_layer=3, n_head=4, n_embd=128))
     model.name = "scratch"
     return model, Tokenizer(encoding)

@@ -17,7 +17,9 @@ def nearest(model, tokenizer, prefix, k=3):
         rows.append(
             {
                 "began": None if i < prefix.n_random else tokenizer.decode([(start[i] @ table.T).argmax().item()]),
-                "nearest": [[tokenizer.decode([t]), round(c, 3)] for t, c in zip(tokens[i].tolist(), cosines[i].tolist())],
+                "nearest": [
+                    [tokenizer.decode([t]), round(c, 3)] for t, c in zip(tokens[i].tolist(), cosines[i].tolist())
+                ],
                 "moved": round((now[i] @ start[i]).item(), 3),
             }
         )

@@ -16,12 +16,20 @@ def table(results):
     ranges = list(next(iter(results["accuracy"].values())))
     lines = [f"{'final answer right, % [95%]':<28}" + "".join(f"{r:>22}" for r in ranges)]
     for method, by_range in results["accuracy"].items():
-        cells = [f"{100 * a['correct'] / max(1, a['n']):.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}]" for a in by_range.values()]
+        cells = [
+            f"{100 * a['correct'] / max(1, a['n']):.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}]"
+            for a in by_range.values()
+        ]
         lines.append(f"{results['labels'][method]:<28}" + "".join(f"{c:>22}" for c in cells))
     lines.append(f"{'every step right, %':<28}")
     for method, by_range in results["accuracy"].items():
-        lines.append(f"{results['labels'][method]:<28}" + "".join(f"{100 * a['worked_correct'] / max(1, a['n']):>22.1f}" for a in by_range.values()))
-    lines.append(f"{'questions':<28}" + "".join(f"{a['n']:>22}" for a in next(iter(results["accuracy"].values())).values()))
+        lines.append(
+            f"{results['labels'][method]:<28}"
+            + "".join(f"{100 * a['worked_correct'] / max(1, a['n']):>22.1f}" for a in by_range.values())
+        )
+    lines.append(
+        f"{'questions':<28}" + "".join(f"{a['n']:>22}" for a in next(iter(results["accuracy"].values())).values())
+    )
     return "\n".join(lines)
 
 
@@ -32,7 +40,9 @@ def reading(rows, most=12):
         some = [(i, r) for i, r in enumerate(rows) if (r["began"] is None) == kind]
         for i, r in some[:most]:
             near = "  ".join(f"{t!r} {c:.2f}" for t, c in r["nearest"])
-            lines.append(f"{i:>4}  {'random' if r['began'] is None else repr(r['began']):<12} {r['moved']:>15.2f}   {near}")
+            lines.append(
+                f"{i:>4}  {'random' if r['began'] is None else repr(r['began']):<12} {r['moved']:>15.2f}   {near}"
+            )
         if len(some) > most:
             lines.append(f"      ... {len(some) - most} more in results.json")
     return "\n".join(lines)
@@ -74,8 +84,13 @@ def plot_lengths(results, path):
         x = sorted(points)
         y = [100 * points[k]["correct"] / points[k]["n"] for k in x]
         bounds = [wilson(points[k]["correct"], points[k]["n"]) for k in x]
-        errors = [[max(0, v - 100 * b[0]) for v, b in zip(y, bounds)], [max(0, 100 * b[1] - v) for v, b in zip(y, bounds)]]
-        axis.errorbar(x, y, errors, label=results["labels"][method], color=COLOURS[method], marker="o", ms=4, lw=1.5, capsize=2)
+        errors = [
+            [max(0, v - 100 * b[0]) for v, b in zip(y, bounds)],
+            [max(0, 100 * b[1] - v) for v, b in zip(y, bounds)],
+        ]
+        axis.errorbar(
+            x, y, errors, label=results["labels"][method], color=COLOURS[method], marker="o", ms=4, lw=1.5, capsize=2
+        )
         axis.set_xticks(x)
     axis.set(xlabel=results["unit"], ylabel="final answer right (%)", ylim=(-4, 104), title=results["task"])
     finish(fig, axis, path)

@@ -92,7 +92,11 @@ def words(new):
 def names():
     """Every task's name, variants behind a colon: addition, addition:plain, ..."""
     files = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
-    return [f"{file}:{variant}" if variant else file for file in files for variant in importlib.import_module(f"tasks.{file}").variants]
+    return [
+        f"{file}:{variant}" if variant else file
+        for file in files
+        for variant in importlib.import_module(f"tasks.{file}").variants
+    ]
 
 
 def load(name):

@@ -5,7 +5,10 @@ import sys
 
 import tasks
 
-parser = argparse.ArgumentParser(prog="python -m tasks", description="Print examples of a task: question, worked answer and final answer, separated by tabs.")
+parser = argparse.ArgumentParser(
+    prog="python -m tasks",
+    description="Print examples of a task: question, worked answer and final answer, separated by tabs.",
+)
 parser.add_argument("task", nargs="?", help="the task's name")
 parser.add_argument("--n", type=int, default=10, help="how many examples (default 10)")
 parser.add_argument("--range", help="the range to draw from (default: the in-distribution one)")
@@ -16,7 +19,14 @@ try:
     if args.list:
         for name in tasks.names():
             task = tasks.load(name)
-            print(name + "\t" + ", ".join(f"{r} ({low}-{high} {task.unit})" if low < high else f"{r}" for r, (low, high) in task.ranges.items()))
+            print(
+                name
+                + "\t"
+                + ", ".join(
+                    f"{r} ({low}-{high} {task.unit})" if low < high else f"{r}"
+                    for r, (low, high) in task.ranges.items()
+                )
+            )
     elif args.task is None:
         raise ValueError("name a task, or --list them")
     else:

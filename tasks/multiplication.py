@@ -8,7 +8,9 @@ from tasks import IN_DISTRIBUTION, Task
 
 
 class Multiplication(Task):
-    trigger = "Multiply the number by the digit, one digit at a time from the right, with the carry, then write the product."
+    trigger = (
+        "Multiply the number by the digit, one digit at a time from the right, with the carry, then write the product."
+    )
     unit = "digits"
     ranges = {IN_DISTRIBUTION: (1, 4), "5 digits": (5, 5), "6 digits": (6, 6)}
     pattern = r"\d\*\d=(\d{4};)+\d{3}=\d"

@@ -17,12 +17,18 @@ class SymbolicSum(Task):
     def __init__(self, sequence=False):
         self.sequence = sequence
         # a sequence has a middle to leave out from four terms on
-        self.ranges = {IN_DISTRIBUTION: (4, 6), "7 terms": (7, 7), "8 terms": (8, 8)} if sequence else {IN_DISTRIBUTION: (2, 5), "6 terms": (6, 6), "7 terms": (7, 7)}
+        self.ranges = (
+            {IN_DISTRIBUTION: (4, 6), "7 terms": (7, 7), "8 terms": (8, 8)}
+            if sequence
+            else {IN_DISTRIBUTION: (2, 5), "6 terms": (6, 6), "7 terms": (7, 7)}
+        )
         self.pattern = r"x1=\d+, x2=\d+[^?]* sum\?\d"
 
     def example(self, rng, length, new_words=False):
         if self.sequence or rng.random() < 0.2:  # an arithmetic sequence now and then in the other form as well
-            first, step = (rng.randrange(20), rng.randrange(1, 20)) if self.sequence else (rng.randrange(10), rng.randrange(1, 5))
+            first, step = (
+                (rng.randrange(20), rng.randrange(1, 20)) if self.sequence else (rng.randrange(10), rng.randrange(1, 5))
+            )
             values = [first + step * i for i in range(length)]
         else:
             values = [rng.randrange(10) for _ in range(length)]

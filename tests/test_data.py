@@ -52,7 +52,14 @@ def test_a_vocabulary_nobody_knows_is_refused(tmp_path):
 
 
 def bytes_only():
-    return Tokenizer(tiktoken.Encoding("bytes", pat_str="(?s:.)", mergeable_ranks={bytes([b]): b for b in range(256)}, special_tokens={"<|endoftext|>": 256}))
+    return Tokenizer(
+        tiktoken.Encoding(
+            "bytes",
+            pat_str="(?s:.)",
+            mergeable_ranks={bytes([b]): b for b in range(256)},
+            special_tokens={"<|endoftext|>": 256},
+        )
+    )
 
 
 def test_training_batches_hold_every_example_once_and_mark_its_answer():
@@ -66,7 +73,10 @@ def test_training_batches_hold_every_example_once_and_mark_its_answer():
             assert where.tolist() == list(range(first, last + 1))
             # position t predicts the token at t+1
             assert torch.equal(row[1 : last + 1], row_targets[:last])
-            question, worked = bytes(row[: first + 1].tolist()).decode(), bytes(row_targets[row_answer].tolist()).decode()
+            question, worked = (
+                bytes(row[: first + 1].tolist()).decode(),
+                bytes(row_targets[row_answer].tolist()).decode(),
+            )
             seen.append((question, worked))
     assert sorted(seen) == sorted((e.question, e.worked) for e in examples)
 
@@ -123,7 +133,19 @@ def test_no_page_contains_a_format_of_the_tasks():
 
 def test_pages_never_use_the_new_words():
     # a few of them stand around questions, as in "last letter[whereof]"; letters without sense are short
-    new = {w for group in tasks.words(True).values() for w in group if len(w) >= 6} - {"letter", "letters", "mirror", "repeat", "reverse", "capitals", "product", "compare", "bigger", "initials", "backwards"}
+    new = {w for group in tasks.words(True).values() for w in group if len(w) >= 6} - {
+        "letter",
+        "letters",
+        "mirror",
+        "repeat",
+        "reverse",
+        "capitals",
+        "product",
+        "compare",
+        "bigger",
+        "initials",
+        "backwards",
+    }
     rng = random.Random("new words")
     for _ in range(3000):
         kind, _, examples = pages.page(rng)
@@ -137,7 +159,7 @@ def test_a_page_has_one_format_and_every_skill_occurs():
         kind, _, examples = pages.page(rng)
         seen.add(kind)
         assert len({end for _, _, end in examples}) == 1
-        assert len(pages.text(examples)) <= 600
+        assert len(pages.text(examples)) <= 400
     assert seen == set(pages.SKILLS)
 
 

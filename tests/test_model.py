@@ -17,7 +17,9 @@ SHAPES = [(1, 1, 8), (2, 4, 32), (3, 2, 48)]  # layers, heads, width
 def reference(folder, n_layer=2, n_head=4, n_embd=32, seed=0):
     """A GPT-2 that transformers made and saved."""
     torch.manual_seed(seed)
-    config = transformers.GPT2Config(vocab_size=101, n_positions=64, n_layer=n_layer, n_head=n_head, n_embd=n_embd, bos_token_id=0, eos_token_id=0)
+    config = transformers.GPT2Config(
+        vocab_size=101, n_positions=64, n_layer=n_layer, n_head=n_head, n_embd=n_embd, bos_token_id=0, eos_token_id=0
+    )
     model = transformers.GPT2LMHeadModel(config).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)  # larger than the default: no near ties in greedy decoding
@@ -39,7 +41,14 @@ def test_logits_equal_transformers(tmp_path, shape):
 def test_greedy_text_equals_transformers(tmp_path):
     theirs = reference(tmp_path)
     tokens = torch.randint(1, 101, (4, 7), generator=torch.Generator().manual_seed(3))
-    want = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=50, do_sample=False, eos_token_id=None, pad_token_id=0)[:, 7:]
+    want = theirs.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=50,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )[:, 7:]
     assert GPT.load(tmp_path).generate(tokens, 50).tolist() == want.tolist()
 
 
@@ -201,7 +210,9 @@ def test_broken_checkpoints_are_refused_by_name(tmp_path):
         GPT.load(tmp_path)
 
 
-@pytest.mark.parametrize("key, value", [("activation_function", "relu"), ("n_inner", 40), ("scale_attn_by_inverse_layer_idx", True)])
+@pytest.mark.parametrize(
+    "key, value", [("activation_function", "relu"), ("n_inner", 40), ("scale_attn_by_inverse_layer_idx", True)]
+)
 def test_a_checkpoint_that_means_another_network_is_refused(tmp_path, key, value):
     reference(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

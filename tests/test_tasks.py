@@ -69,7 +69,9 @@ def test_symbolic_sum(range_name):
 def test_symbolic_sum_sequence():
     for r in tasks.load("symbolic_sum:sequence").ranges:
         for e in tasks.load("symbolic_sum:sequence").examples(100, r):
-            first, second, n, last = map(int, re.fullmatch(r"x1=(\d+), x2=(\d+), \.\.\., x(\d+)=(\d+) sum\?", e.question).groups())
+            first, second, n, last = map(
+                int, re.fullmatch(r"x1=(\d+), x2=(\d+), \.\.\., x(\d+)=(\d+) sum\?", e.question).groups()
+            )
             assert n == e.length
             assert last == first + (n - 1) * (second - first)
             assert int(e.worked[:-1].split("=")[1]) == n * (first + last) // 2  # Gauss
@@ -122,7 +124,11 @@ def test_enough_questions_to_measure_on():
 
 def test_new_words_are_new():
     def used(name, **kwargs):
-        return {w for e in tasks.load(name).examples(2000, **kwargs) for w in re.findall(r"[a-z]{3,}", e.question.split("(")[1])}
+        return {
+            w
+            for e in tasks.load(name).examples(2000, **kwargs)
+            for w in re.findall(r"[a-z]{3,}", e.question.split("(")[1])
+        }
 
     for name in ("word_reversal", "last_letter"):
         assert not used(name, split="train") & used(name, range_name="new words")

@@ -1,0 +1,45 @@
+"""The optimizers of whatever is trained from nothing: Muon for the matrices, AdamW for the rest."""
+
+import torch
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix updates are made orthogonal by five Newton-Schulz steps.
+
+    Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks". Here in the
+    gradient's own dtype: torch.optim.Muon computes in bfloat16, 100x slower on CPUs without it.
+    """
+
+    def __init__(self, params, lr, momentum=0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            by_shape = {}  # matrices of one shape go through in one batch
+            for p in group["params"]:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+                m = self.state[p]["momentum"]
+                m.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(m, group["momentum"])  # Nesterov
+                n = 3 if p.size(0) == 3 * p.size(1) else 1  # queries, keys and values are three matrices
+                for weight, u in zip(p.chunk(n), update.chunk(n)):
+                    by_shape.setdefault(u.shape, []).append((weight, u))
+            for (rows, columns), pairs in by_shape.items():
+                x = torch.stack([u for _, u in pairs])  # (n, rows, columns)
+                x = x.mT if rows > columns else x
+                x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+                for _ in range(5):
+                    a = x @ x.mT
+                    x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+                x = x.mT if rows > columns else x
+                for (weight, _), u in zip(pairs, x):
+                    weight.sub_(u, alpha=group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+def optimizers(model, lr, adam_lr):
+    """[Muon for the blocks' matrices, AdamW for embeddings, biases and norms] of a GPT."""
+    matrices = [p for n, p in model.named_parameters() if n.startswith("h.") and p.dim() == 2]
+    others = [p for n, p in model.named_parameters() if not (n.startswith("h.") and p.dim() == 2)]
+    return [Muon(matrices, lr), torch.optim.AdamW(others, adam_lr, betas=(0.9, 0.95), weight_decay=0)]

@@ -1,0 +1,138 @@
+"""eval/: intervals by their definition, answers by decoding without a cache."""
+
+import math
+import random
+
+import pytest
+import torch
+
+import tasks
+from eval import report
+from eval.accuracy import answers, score, wilson
+from eval.baselines import few_shot, scratch
+from eval.neighbours import nearest
+from prefix import HybridPrefix, TextPrompt
+
+
+def test_wilson_from_a_textbook():
+    low, high = wilson(8, 10)
+    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("correct, n", [(0, 20), (1, 20), (7, 20), (20, 20), (990, 1000)])
+def test_wilson_bounds_are_where_the_score_test_turns(correct, n):
+    """p is inside if |correct/n - p| <= 1.96 standard errors at p: the bounds solve that."""
+    for p in wilson(correct, n):
+        if 0 < p < 1 - 1e-12:
+            assert math.isclose(abs(correct / n - p), 1.959964 * math.sqrt(p * (1 - p) / n), rel_tol=1e-6)
+        else:
+            assert correct in (0, n)
+
+
+def test_answers_equal_decoding_one_question_at_a_time_without_a_cache(tiny, tokenizer):
+    task = tasks.load("addition")
+    examples = task.examples(12)
+    before = tokenizer.spell("Add: ")
+    got = answers(tiny, TextPrompt(before)(tiny), tokenizer, task, examples, batch_size=3)
+    longest = max(len(e.worked) for e in examples)
+    stop = tokenizer.spell("$")[0]
+    for e, text in zip(examples, got):
+        tokens = before + tokenizer.spell(e.question)
+        start = len(tokens)
+        while len(tokens) < start + longest and tokens[-1] != stop:
+            tokens.append(tiny.logits(tiny(torch.tensor([tokens])))[0, -1].argmax().item())
+        assert text == tokenizer.decode(tokens[start:])
+
+
+def test_score_counts_by_hand():
+    task = tasks.load("addition")
+    e = [
+        tasks.Example("1+2=", "1203;000=3$", 1),
+        tasks.Example("9+9=", "9908;001=18$", 1),
+        tasks.Example("10+1=", "0101;1001;000=11$", 2),
+    ]
+    got = score(task, e, ["1203;000=3$", "wrong=18$", "0101;1001;000=11"])  # the last never ended
+    assert (got["correct"], got["n"], got["worked_correct"]) == (2, 3, 1)
+    assert got["by_length"] == {"1": {"correct": 2, "n": 2}, "2": {"correct": 0, "n": 1}}
+    assert got["low"] < 2 / 3 < got["high"]
+
+
+def test_few_shot_is_as_many_examples_of_the_training_split_as_fit(tokenizer):
+    task = tasks.load("word_reversal")
+    prompt, n = few_shot(tokenizer, task, 8, room=10_000)
+    lines = tokenizer.decode(prompt.tokens.tolist()).splitlines()
+    assert n == len(lines) == 8
+    test = {e.question for r in task.ranges for e in task.examples(1000, r)}
+    for line in lines:
+        question, reversed_ = line.split("=")
+        assert question.split("(")[1][:-1][::-1] + "$" == reversed_
+        assert question + "=" not in test
+    fewer, n = few_shot(tokenizer, task, 8, room=60)
+    assert 1 <= n < 8
+    assert len(fewer.tokens) <= 60
+    with pytest.raises(ValueError, match="not one worked example"):
+        few_shot(tokenizer, task, 8, room=5)
+
+
+def test_rows_that_did_not_move_read_as_their_words(tiny, tokenizer):
+    trigger = tokenizer.encode("Add the two")
+    rows = nearest(tiny, tokenizer, HybridPrefix(tiny, 2, trigger))
+    assert [r["began"] for r in rows] == [None, None] + [tokenizer.decode([t]) for t in trigger]
+    for r in rows[2:]:
+        assert r["nearest"][0] == [r["began"], 1.0]
+        assert r["moved"] == 1.0
+
+
+def test_nearest_is_by_cosine_not_by_length(tiny, tokenizer):
+    prompt = HybridPrefix(tiny, 0, [10])
+    with torch.no_grad():
+        prompt.rows[0] = tiny.wte.weight[65] * 0.01
+    row = nearest(tiny, tokenizer, prompt)[0]
+    assert row["nearest"][0] == [tokenizer.decode([65]), 1.0]
+    a, b = tiny.wte.weight[65].tolist(), tiny.wte.weight[10].tolist()
+    cosine = sum(x * y for x, y in zip(a, b)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+    assert math.isclose(row["moved"], cosine, abs_tol=1e-3)
+
+
+def test_scratch_models_repeat_by_seed_and_spell():
+    (one, letters), (again, _), (other, _) = scratch(1, 64), scratch(1, 64), scratch(2, 64)
+    assert one.fingerprint() == again.fingerprint() != other.fingerprint()
+    assert letters.spell("12+3") == list(b"12+3")
+
+
+def some_results():
+    task = tasks.load("addition")
+    rng = random.Random(0)
+    accuracy = {}
+    for method in ("zero-shot", "hybrid"):
+        accuracy[method] = {}
+        for r in task.ranges:
+            examples = task.examples(30, r)
+            accuracy[method][r] = score(task, examples, [e.worked if rng.random() < 0.5 else "" for e in examples])
+    return {
+        "task": "addition",
+        "unit": "digits",
+        "in_distribution_lengths": (1, 4),
+        "new_words": (),
+        "labels": {"zero-shot": "zero-shot", "hybrid": "hybrid prefix"},
+        "accuracy": accuracy,
+        "loss": {"hybrid": {"examples": [32, 64, 96], "loss": [3.0, 2.0, 1.0]}},
+    }
+
+
+def test_the_table_shows_every_number(tmp_path):
+    results = some_results()
+    lines = report.table(results).splitlines()
+    a = results["accuracy"]["hybrid"]["5 digits"]
+    assert f"{100 * a['correct'] / 30:.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}]" in lines[2]
+    assert lines[2].startswith("hybrid prefix")
+    assert len({len(line) for line in lines if "zero-shot" in line or "hybrid" in line}) == 1  # columns stand
+
+
+def test_plots_are_written_as_png(tmp_path):
+    report.plot_loss(some_results(), tmp_path / "loss.png")
+    report.plot_lengths(some_results(), tmp_path / "lengths.png")
+    for name in ("loss.png", "lengths.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,197 @@
+"""train_task.py from the command line, on a tiny base of random weights."""
+
+import json
+import runpy
+import shutil
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import tasks
+from data.batches import encode
+from eval.accuracy import answers, score
+from eval.baselines import scratch
+from model import GPT, GPTConfig
+from prefix import HybridPrefix
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A checkpoint folder as --model takes it."""
+    folder = tmp_path_factory.mktemp("models") / "little"
+    torch.manual_seed(0)
+    GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=2, n_head=2, n_embd=32)).save(folder)
+    shutil.copy("data/nano/encoding.json", folder)
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, base):
+    """Call train_task.py as a command: exit code, stdout, stderr."""
+
+    def run(*args, small=True):
+        few = ["--examples", "64", "--test-examples", "12", "--scratch-epochs", "1", "--shots", "2"] if small else []
+        monkeypatch.setattr(sys, "argv", ["train_task.py", "--model", str(base), *few, *map(str, args)])
+        code = 0
+        try:
+            runpy.run_path("train_task.py", run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        text = capsys.readouterr()
+        return SimpleNamespace(code=code, out=text.out, err=text.err)
+
+    return run
+
+
+@pytest.mark.parametrize("task", tasks.names())
+def test_every_task_runs_to_the_end(run, tmp_path, task):
+    out = tmp_path / "run"
+    done = run("--task", task, "--out", out, "--trigger-example", "--mlp")
+    assert done.code == 0, done.err
+    results = json.loads((out / "results.json").read_text())
+    ranges = list(tasks.load(task).ranges)
+    assert ranges[0] == "in-distribution"
+    for method in ("zero-shot", "few-shot", "hybrid", "scratch"):
+        assert list(results["accuracy"][method]) == ranges
+        for a in results["accuracy"][method].values():
+            assert a["n"] == 12
+            assert 0 <= a["worked_correct"] <= a["correct"] <= a["n"]
+            assert a["low"] <= a["correct"] / a["n"] <= a["high"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "accuracy_by_length.png",
+        "loss.png",
+        "prefix.safetensors",
+        "results.json",
+    ]
+    assert "hybrid prefix" in done.out and "nearest tokens now" in done.out
+
+
+def without_timings(path):
+    return {k: v for k, v in json.loads((path / "results.json").read_text()).items() if k != "seconds"}
+
+
+def test_the_same_seed_gives_the_same_results(run, tmp_path):
+    for name, seed in (("one", 5), ("again", 5), ("other", 6)):
+        assert run("--task", "last_letter", "--seed", seed, "--out", tmp_path / name).code == 0
+    one, again, other = (without_timings(tmp_path / name) for name in ("one", "again", "other"))
+    assert one == again
+    assert one["loss"] != other["loss"]
+
+
+def test_a_saved_prefix_reproduces_its_accuracy(run, tmp_path):
+    run("--task", "word_reversal", "--out", tmp_path / "one", "--mlp")
+    done = run("--task", "word_reversal", "--load", tmp_path / "one" / "prefix.safetensors", "--out", tmp_path / "two")
+    assert done.code == 0, done.err
+    one, two = without_timings(tmp_path / "one"), without_timings(tmp_path / "two")
+    assert one["accuracy"]["hybrid"] == two["accuracy"]["hybrid"]
+    assert one["neighbours"] == two["neighbours"]
+    assert two["loss"] == {}
+
+
+def test_tuning_leaves_the_base_bit_identical(base):
+    train = runpy.run_path("train_task.py")["train"]
+    model = GPT.load(base).freeze()
+    before = [p.clone() for p in model.parameters()]
+    prompt = HybridPrefix(model, 4, [40], mlp=True)
+    start = prompt.rows.detach().clone()
+    _, letters = scratch(0)
+    encoded = encode(letters, tasks.load("addition").examples(64, split="train"))
+    train(model, prompt, encoded, 1, 16, 1e-2, 0, "test")
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    assert not torch.equal(start, prompt.rows)
+
+
+def test_training_learns_what_it_is_shown():
+    """Twelve reversals by heart: loss near zero, and greedy decoding gives every one back."""
+    train = runpy.run_path("train_task.py")["train"]
+    task = tasks.load("word_reversal")
+    examples = task.examples(12, split="train")
+    model, letters = scratch(0, 64)
+    curve = train(model, None, encode(letters, examples), 60, 4, 2e-3, 0, "test")
+    assert curve["loss"][0] > 4 > 0.05 > curve["loss"][-1]
+    assert curve["examples"][-1] == 60 * 12
+    assert score(task, examples, answers(model, None, letters, task, examples))["worked_correct"] == 12
+
+
+def test_a_prefix_lowers_the_loss_of_a_frozen_model(base):
+    train = runpy.run_path("train_task.py")["train"]
+    model = GPT.load(base).freeze()
+    _, letters = scratch(0)
+    encoded = encode(letters, tasks.load("addition").examples(64, split="train"))
+    curve = train(model, HybridPrefix(model, 8), encoded, 12, 16, 3e-2, 0, "test")
+    assert sum(curve["loss"][-8:]) < 0.85 * sum(curve["loss"][:8])
+
+
+def test_random_only_and_trigger_only(run, tmp_path):
+    for name, args, rows, random_rows in (
+        ("random", ["--n-random", 5, "--no-trigger"], 5, 5),
+        ("words", ["--n-random", 0, "--trigger", "add"], None, 0),
+    ):
+        assert run("--out", tmp_path / name, *args).code == 0
+        p = without_timings(tmp_path / name)["prefix"]
+        assert p["random"] == random_rows
+        assert p["rows"] == rows or p["rows"] >= 1
+        assert p["trainable"] == 32 * p["rows"]
+
+
+BAD = [
+    (["--task", "sums"], "no task 'sums': choose from addition"),
+    (["--model", "gpt5"], "no model 'gpt5'"),
+    (["--model", "tests"], "no config.json in tests"),
+    (["--trigger", " "], "--trigger is empty"),
+    (["--no-trigger", "--trigger", "add"], "--no-trigger contradicts"),
+    (["--n-random", "0", "--no-trigger"], "no rows"),
+    (["--n-random", "250"], "block_size 256"),
+    (["--load", "README.md"], "cannot be read"),
+    (["--load", "nowhere"], "no prefix file nowhere"),
+    (["--lr", "0"], "--lr 0.0: give"),
+    (["--lr", "nan"], "--lr nan: give"),
+    (["--batch-size", "0"], "--batch-size 0: give at least 1"),
+    (["--n-random", "-1"], "--n-random -1: give at least 0"),
+    (["--out", "/dev/null"], "/dev/null"),
+    (["--out", "/proc/nothing"], "cannot write to /proc/nothing"),
+]
+
+
+@pytest.mark.parametrize("args, message", BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_gets_one_line_and_code_2(run, tmp_path, args, message):
+    done = run("--out", tmp_path / "run", *args)
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.startswith("train_task.py: ")
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_folder_is_refused_and_kept(run, tmp_path):
+    (tmp_path / "results.json").write_text("precious")
+    done = run("--out", tmp_path)
+    assert done.code == 2
+    assert "already in use: give another --out, or --overwrite" in done.err
+    assert (tmp_path / "results.json").read_text() == "precious"
+    assert run("--out", tmp_path, "--overwrite").code == 0
+    assert json.loads((tmp_path / "results.json").read_text())["task"] == "addition"
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_and_loses_nothing(run, tmp_path, base):
+    folder = tmp_path / "broken"
+    model = GPT.load(base)
+    with torch.no_grad():
+        model.ln_f.weight[0] = torch.nan
+    model.save(folder)
+    shutil.copy(base / "encoding.json", folder)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text("precious")
+    done = run("--model", folder, "--out", tmp_path / "out", "--overwrite")
+    assert done.code == 2
+    assert "the loss of tuning the prefix became nan after 0 examples: lower --lr" in done.err
+    assert (tmp_path / "out" / "results.json").read_text() == "precious"
+
+
+def test_help_reads_well(run):
+    done = run("--help", small=False)
+    assert done.code == 0
+    for word in ("--task", "--trigger-example", "--quick", "(default 20000)"):
+        assert word in done.out
