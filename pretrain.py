@@ -9,6 +9,7 @@ train_task.py --model takes. Stopped runs carry on from their last checkpoint.
 
 import argparse
 import json
+import math
 import os
 import random
 import sys
@@ -132,6 +133,7 @@ def prepare(args, out):
     for name, (n, documents) in streams.items():
         if (out / f"{name}.npy").exists():
             continue
+        n = max(n, args.block_size + 1)  # a window at least
         parts, bar = [], tqdm(total=n, desc=name, unit="token", unit_scale=True)
         for document in documents:
             parts.append(np.array(document, dtype=np.uint16))  # (2, tokens of it)
@@ -204,7 +206,11 @@ def plot(log, path):
     millions = [row["tokens"] / 1e6 for row in log]
     for i, skill in enumerate(pages.SKILLS):
         left.plot(
-            millions, [100 * row["ladder"][skill]["4"] for row in log], label=skill, color=plt.cm.tab20(i / 12), lw=1.5
+            millions,
+            [100 * row["ladder"][skill].get("4", math.nan) for row in log],
+            label=skill,
+            color=plt.cm.tab20(i / 12),
+            lw=1.5,
         )
     left.set(xlabel="tokens (millions)", ylabel="4-shot accuracy, new format (%)", ylim=(-3, 103))
     left.legend(fontsize=7, ncol=2, frameon=False)
@@ -296,7 +302,7 @@ def main():
             bar.write(
                 f"{row['tokens'] / 1e6:.1f}M tokens, pages {row['pages']:.3f}, answers {row['answers']:.3f}, "
                 f"prose {row['prose']:.3f}, 4-shot "
-                + ", ".join(f"{k} {100 * v['4']:.0f}" for k, v in row["ladder"].items())
+                + ", ".join(f"{k} {100 * v.get('4', math.nan):.0f}" for k, v in row["ladder"].items())
             )
             save_checkpoint(
                 checkpoint, model, optimizers, {"step": step, "log": log, "seconds": seconds + time.time() - started}

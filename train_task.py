@@ -32,82 +32,67 @@ from model import GPT, write_json
 
 def read_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.error = bad_usage
     p.add_argument("--task", default="addition", help="python -m tasks --list names them (default %(default)s)")
     p.add_argument("--model", default="nano", help="nano, or a GPT-2 checkpoint folder (default %(default)s)")
     p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
     p.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
     p.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="of the prefix, of the baseline and of the order of the examples (default %(default)s)",
+        "--seed", type=int, default=0, help="of prefix, baseline and order of examples (default %(default)s)"
     )
-    p.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default %(default)s)"
-    )
-    p.add_argument(
-        "--quick", action="store_true", help="a look in about a minute: fewer examples to learn from and to test on"
-    )
+    p.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    p.add_argument("--quick", action="store_true", help="a look in about a minute: less to learn from and to test on")
+
     g = p.add_argument_group("the prefix")
     g.add_argument("--n-random", type=int, default=24, help="rows that begin at random (default %(default)s)")
-    g.add_argument(
-        "--trigger", metavar="TEXT", help="more rows, one for each token of this text (default: the task's own words)"
-    )
-    g.add_argument("--trigger-example", action="store_true", help="and rows that begin as a worked example of the task")
+    g.add_argument("--trigger", metavar="TEXT", help="rows that begin as this text (default: the task's own words)")
+    g.add_argument("--trigger-example", action="store_true", help="more rows, which begin as a worked example")
     g.add_argument("--no-trigger", action="store_true", help="no rows from words")
     g.add_argument("--mlp", action="store_true", help="pass the rows through an MLP while tuning")
-    g.add_argument(
-        "--tokenise",
-        choices=["letters", "bpe"],
-        default="letters",
-        help="how tasks become tokens: each character one token, or the base's BPE (default %(default)s)",
-    )
     g.add_argument("--load", metavar="FILE", help="measure this saved prefix instead of tuning one")
+
     g = p.add_argument_group("tuning")
-    g.add_argument(
-        "--examples",
-        type=int,
-        default=20000,
-        help="training examples, for prefix and baseline alike (default %(default)s)",
-    )
+    g.add_argument("--examples", type=int, default=20000, help="for prefix and baseline alike (default %(default)s)")
     g.add_argument("--epochs", type=int, default=1, help="passes of the prefix over them (default %(default)s)")
     g.add_argument("--batch-size", type=int, default=32, help="examples per step (default %(default)s)")
     g.add_argument("--lr", type=float, default=1e-2, help="peak learning rate of the prefix (default %(default)s)")
     g.add_argument(
-        "--scratch-epochs",
-        type=int,
-        default=10,
-        help="passes of the from-scratch baseline; 0 leaves it out (default %(default)s)",
+        "--scratch-epochs", type=int, default=4, help="passes of the baseline (default %(default)s; 0: none)"
     )
+    g.add_argument(
+        "--tokenise",
+        choices=["letters", "bpe"],
+        default="letters",
+        help="tasks as single characters, or in the base's BPE (default %(default)s)",
+    )
+
     g = p.add_argument_group("measuring")
     g.add_argument("--test-examples", type=int, default=1000, help="questions per range (default %(default)s)")
-    g.add_argument(
-        "--shots",
-        type=int,
-        default=8,
-        help="worked examples in the few-shot context, if they fit (default %(default)s)",
-    )
+    g.add_argument("--shots", type=int, default=8, help="worked examples in the few-shot context (default %(default)s)")
+
     args = p.parse_args()
     if args.quick:
-        args.examples, args.epochs, args.scratch_epochs, args.test_examples = (
-            min(args.examples, 2000),
-            1,
-            min(args.scratch_epochs, 3),
-            min(args.test_examples, 200),
-        )
-    for name in ("examples", "epochs", "batch_size", "test_examples", "shots"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1")
-    for name in ("n_random", "scratch_epochs"):
-        if getattr(args, name) < 0:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 0")
-    if not args.lr > 0:
+        for name, most in (("examples", 2000), ("epochs", 1), ("scratch_epochs", 2), ("test_examples", 100)):
+            setattr(args, name, min(getattr(args, name), most))
+    for name in ("examples", "epochs", "batch_size", "test_examples", "shots", "n_random", "scratch_epochs"):
+        least = int(name not in ("n_random", "scratch_epochs"))
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least {least}")
+    if not 0 < args.lr < math.inf:
         raise ValueError(f"--lr {args.lr}: give a learning rate above 0")
     if args.trigger is not None and not args.trigger.strip():
         raise ValueError("--trigger is empty: write some words, or --no-trigger for random rows only")
     if args.no_trigger and (args.trigger or args.trigger_example):
         raise ValueError("--no-trigger contradicts --trigger and --trigger-example: leave one out")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has none, leave it out")
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return args
+
+
+def bad_usage(message):
+    """In place of argparse's own, which prints the whole usage before the one line that matters."""
+    raise ValueError(f"{message}; --help shows what there is")
 
 
 def load_base(name, tokenise, device):
@@ -261,7 +246,10 @@ def main():
     results["neighbours"] = nearest(model, tokenizer, prompt)
 
     if args.scratch_epochs and not args.load:
-        baseline, letters = scratch(args.seed)
+        longest_text = max(
+            len((e.question + e.worked).encode()) for group in (examples, *tests.values()) for e in group
+        )
+        baseline, letters = scratch(args.seed, longest_text)
         baseline.to(args.device)
         start = time.time()
         results["loss"]["scratch"] = train(

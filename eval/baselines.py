@@ -26,7 +26,7 @@ def few_shot(tokenizer, task, shots, room, seed=0):
     return TextPrompt(tokens), n
 
 
-def scratch(seed, block_size=256):
+def scratch(seed, block_size):
     """The study's task transformer, untrained, and its tokenizer: one token a byte."""
     encoding = tiktoken.Encoding(
         "bytes",
