@@ -43,7 +43,7 @@ def read_args():
     p.add_argument("--text", help="folder of .txt files of prose")
     p.add_argument("--out", default="out/nano", help="checkpoints, logs and the finished model (default %(default)s)")
     p.add_argument("--show-pages", type=int, metavar="N", help="print N pages of worked examples and stop")
-    p.add_argument("--tokens", type=float, default=24e6, help="tokens to train on (default %(default).0f)")
+    p.add_argument("--tokens", type=float, default=12e6, help="tokens to train on (default %(default).0f)")
     p.add_argument("--prose", type=float, default=0.1, help="share of prose among them (default %(default)s)")
     p.add_argument(
         "--question-weight", type=float, default=0.2, help="weight of the loss on questions (default %(default)s)"

@@ -46,7 +46,7 @@ def read_args():
     g = p.add_argument_group("the prefix")
     g.add_argument("--n-random", type=int, default=24, help="rows that begin at random (default %(default)s)")
     g.add_argument("--trigger", metavar="TEXT", help="rows that begin as this text (default: the task's own words)")
-    g.add_argument("--trigger-example", action="store_true", help="more rows, which begin as a worked example")
+    g.add_argument("--trigger-example", action="store_true", help="as a worked example instead, or after TEXT")
     g.add_argument("--no-trigger", action="store_true", help="no rows from words")
     g.add_argument("--mlp", action="store_true", help="pass the rows through an MLP while tuning")
     g.add_argument("--load", metavar="FILE", help="measure this saved prefix instead of tuning one")
@@ -55,9 +55,9 @@ def read_args():
     g.add_argument("--examples", type=int, default=20000, help="for prefix and baseline alike (default %(default)s)")
     g.add_argument("--epochs", type=int, default=1, help="passes of the prefix over them (default %(default)s)")
     g.add_argument("--batch-size", type=int, default=32, help="examples per step (default %(default)s)")
-    g.add_argument("--lr", type=float, default=1e-2, help="peak learning rate of the prefix (default %(default)s)")
+    g.add_argument("--lr", type=float, default=2e-2, help="peak learning rate of the prefix (default %(default)s)")
     g.add_argument(
-        "--scratch-epochs", type=int, default=4, help="passes of the baseline (default %(default)s; 0: none)"
+        "--scratch-epochs", type=int, default=5, help="passes of the baseline (default %(default)s; 0: none)"
     )
     g.add_argument(
         "--tokenise",
@@ -171,14 +171,12 @@ def main():
         prompt, header = prefix.load(args.load, model, tokenizer)
         trigger = header["trigger"]
     else:
-        rows, trigger = [], ""
-        if not args.no_trigger:
-            trigger = args.trigger or task.trigger
-            rows = tokenizer.encode(trigger + "\n")
-        if args.trigger_example:
-            longest_tuned = max(examples, key=lambda e: e.length)
-            line = f"{longest_tuned.question}{longest_tuned.worked}\n"
-            trigger, rows = trigger + "\n" + line, rows + tokenizer.spell(line)
+        trigger = args.trigger or ("" if args.no_trigger or args.trigger_example else task.trigger)
+        rows = tokenizer.encode(trigger + "\n") if trigger else []
+        if args.trigger_example:  # the longest of the training examples shows most
+            e = max(examples, key=lambda e: e.length)
+            trigger += f"{e.question}{e.worked}"
+            rows += tokenizer.spell(f"{e.question}{e.worked}\n")
         prompt = prefix.HybridPrefix(model, args.n_random, rows, args.mlp, args.seed).to(args.device)
     P, room = len(prompt.rows), model.config.block_size - longest
     if P > room:

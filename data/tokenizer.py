@@ -26,8 +26,13 @@ class Tokenizer:
         """The encoding.json beside the weights, else GPT-2's own where the size is GPT-2's."""
         path = Path(folder) / "encoding.json"
         if path.is_file():
-            e = json.loads(path.read_text())
+            try:
+                e = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path} is not JSON ({error}): fetch the checkpoint again") from None
             ranks = {token.encode("latin-1"): rank for rank, token in enumerate(e["tokens"])}  # one character a byte
+            if len(ranks) + 1 != vocab_size:
+                raise ValueError(f"{path} has {len(ranks) + 1} tokens, the weights have {vocab_size}: fetch both again")
             special = {"<|endoftext|>": len(ranks)}
             return cls(
                 tiktoken.Encoding(e["name"], pat_str=e["pattern"], mergeable_ranks=ranks, special_tokens=special),

@@ -49,6 +49,11 @@ def test_gpt2_s_encoding(monkeypatch, tmp_path):
 def test_a_vocabulary_nobody_knows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="777 tokens and no encoding.json"):
         Tokenizer.load(tmp_path, 777)
+    with pytest.raises(ValueError, match="has 1024 tokens, the weights have 777"):
+        Tokenizer.load("data/nano", 777)
+    (tmp_path / "encoding.json").write_text('{"name": ')
+    with pytest.raises(ValueError, match="encoding.json is not JSON"):
+        Tokenizer.load(tmp_path, 777)
 
 
 def bytes_only():
