@@ -196,7 +196,7 @@ def test_broken_checkpoints_are_refused_by_name(tmp_path):
         GPT.load(tmp_path)
     with pytest.raises(ValueError, match=r"lacks 1 tensors, first 'h.1.ln_2.bias'"):
         GPT.load(broken(tmp_path, lambda t: t.pop("transformer.h.1.ln_2.bias")))
-    with pytest.raises(ValueError, match="'h.9.odd' that GPT-2 does not have"):
+    with pytest.raises(ValueError, match="'h.9.odd', which GPT-2 does not have"):
         GPT.load(broken(tmp_path, lambda t: t.update({"h.9.odd": torch.zeros(1)})))
     with pytest.raises(ValueError, match=r"wpe.weight' is \(63, 32\), config.json asks for \(64, 32\)"):
         GPT.load(broken(tmp_path, lambda t: t.update({"transformer.wpe.weight": torch.zeros(63, 32)})))
