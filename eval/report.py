@@ -21,7 +21,7 @@ def table(results):
             for a in by_range.values()
         ]
         lines.append(f"{results['labels'][method]:<28}" + "".join(f"{c:>22}" for c in cells))
-    lines.append(f"{'every step right, %':<28}")
+    lines.append("every step right, %")
     for method, by_range in results["accuracy"].items():
         lines.append(
             f"{results['labels'][method]:<28}"

