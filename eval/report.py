@@ -8,6 +8,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from eval.accuracy import wilson
+
 COLOURS = {"hybrid": "#c1272d", "scratch": "#1f5fa8", "few-shot": "#4c9a4c", "zero-shot": "#8a8a8a"}
 
 
@@ -71,8 +73,6 @@ def plot_loss(results, path):
 
 def plot_lengths(results, path):
     """Accuracy against length with 95% intervals; the lengths tuned on are shaded."""
-    from eval.accuracy import wilson
-
     fig, axis = plt.subplots(figsize=(5.2, 3.6), constrained_layout=True)
     low, high = results["in_distribution_lengths"]
     axis.axvspan(low - 0.5, high + 0.5, color="#000000", alpha=0.06, lw=0, label="tuned on")
