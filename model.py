@@ -208,11 +208,8 @@ class GPT(nn.Module):
         """Write config.json and model.safetensors in the hub's GPT-2 layout, which transformers reads too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            n: (p.T if transposed(n) else p).detach().to("cpu", dtype).contiguous() for n, p in self.named_parameters()
-        }
-        save_file(tensors, folder / "model.safetensors.tmp", metadata={"format": "pt"})
-        os.replace(folder / "model.safetensors.tmp", folder / "model.safetensors")
+        tensors = {n: (p.T if transposed(n) else p).to(dtype) for n, p in self.named_parameters()}
+        write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
         c = self.config
         write_json(
             folder / "config.json",
@@ -286,6 +283,14 @@ class GPT(nn.Module):
 def transposed(name):
     """The hub stores a block's matrices as (in, out), nn.Linear holds (out, in)."""
     return name.startswith("h.") and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
+
+
+def write_tensors(path, tensors, metadata):
+    """Write safetensors, {name: tensor} and {name: text}, under a temporary name and rename."""
+    path = Path(path)
+    tensors = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
+    save_file(tensors, path.with_name(path.name + ".tmp"), metadata=metadata)
+    os.replace(path.with_name(path.name + ".tmp"), path)
 
 
 def write_json(path, value):

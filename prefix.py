@@ -4,13 +4,13 @@ Each is a module whose forward takes the frozen model and returns a KV cache of 
 (model.py's `prefill`), which the model broadcasts over the batch.
 """
 
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
+
+from model import write_tensors
 
 
 class TextPrompt(nn.Module):
@@ -81,10 +81,7 @@ def save(prefix, path, model, tokenizer, task, trigger):
         "n_rows": str(len(prefix.rows)),
         "mlp": str(prefix.mlp is not None).lower(),
     }
-    path = Path(path)
-    tensors = {n: t.detach().cpu().contiguous() for n, t in prefix.state_dict().items()}
-    save_file(tensors, path.with_suffix(".tmp"), metadata=header)
-    os.replace(path.with_suffix(".tmp"), path)
+    write_tensors(path, prefix.state_dict(), header)
 
 
 def load(path, model, tokenizer):

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from tiktoken._educational import bpe_train
 from tqdm import tqdm
 
@@ -29,7 +28,7 @@ import muon
 import tasks
 from data import pages
 from data.tokenizer import Tokenizer
-from model import GPT, GPTConfig, write_json
+from model import GPT, GPTConfig, write_json, write_tensors
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -321,12 +320,7 @@ def save_checkpoint(path, model, optimizers, state):
     for i, optimizer in enumerate(optimizers):
         for j, p in enumerate(optimizer.param_groups[0]["params"]):
             tensors |= {f"optimizer.{i}.{j}.{key}": t for key, t in optimizer.state[p].items()}
-    save_file(
-        {n: t.detach().contiguous() for n, t in tensors.items()},
-        path.with_suffix(".tmp"),
-        metadata={"state": json.dumps(state)},
-    )
-    os.replace(path.with_suffix(".tmp"), path)
+    write_tensors(path, tensors, {"state": json.dumps(state)})
 
 
 def load_checkpoint(path, model, optimizers):

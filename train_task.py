@@ -164,7 +164,8 @@ def main():
     tests = {name: task.examples(args.test_examples, name) for name in task.ranges}
     examples = task.examples(args.examples, split="train", seed=args.seed)
     encoded = encode(tokenizer, examples)
-    longest = max(sum(map(len, pair)) for group in (examples, *tests.values()) for pair in encode(tokenizer, group))
+    every = [encoded, *(encode(tokenizer, questions) for questions in tests.values())]
+    longest = max(sum(map(len, pair)) for group in every for pair in group)
 
     # the prefix: random rows, then the trigger's
     if args.load:
