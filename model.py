@@ -280,6 +280,14 @@ class GPT(nn.Module):
         return model
 
 
+def best_dtype(device):
+    """bfloat16 where the device multiplies matrices faster in it, else float32."""
+    if str(device).startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capable = torch.cpu.get_capabilities()
+    return torch.bfloat16 if capable.get("amx_bf16") or capable.get("avx512_bf16") else torch.float32
+
+
 def transposed(name):
     """The hub stores a block's matrices as (in, out), nn.Linear holds (out, in)."""
     return name.startswith("h.") and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))

@@ -28,7 +28,7 @@ import muon
 import tasks
 from data import pages
 from data.tokenizer import Tokenizer
-from model import GPT, GPTConfig, write_json, write_tensors
+from model import GPT, GPTConfig, best_dtype, write_json, write_tensors
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -42,13 +42,13 @@ def read_args():
     p.add_argument("--text", help="folder of .txt files of prose")
     p.add_argument("--out", default="out/nano", help="checkpoints, logs and the finished model (default %(default)s)")
     p.add_argument("--show-pages", type=int, metavar="N", help="print N pages of worked examples and stop")
-    p.add_argument("--tokens", type=float, default=12e6, help="tokens to train on (default %(default).0f)")
+    p.add_argument("--tokens", type=float, default=32e6, help="tokens to train on (default %(default).0f)")
     p.add_argument("--prose", type=float, default=0.1, help="share of prose among them (default %(default)s)")
     p.add_argument(
         "--question-weight", type=float, default=0.2, help="weight of the loss on questions (default %(default)s)"
     )
     p.add_argument("--vocab-size", type=int, default=1024)
-    p.add_argument("--block-size", type=int, default=256)
+    p.add_argument("--block-size", type=int, default=512)
     p.add_argument("--n-layer", type=int, default=6)
     p.add_argument("--n-head", type=int, default=4)
     p.add_argument("--n-embd", type=int, default=256)
@@ -65,7 +65,14 @@ def read_args():
     p.add_argument("--every", type=int, default=250, help="steps between checkpoints and ladders (default %(default)s)")
     p.add_argument("--compile", action="store_true", help="torch.compile the model")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return p.parse_args()
+    p.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="of the matrix products; the weights are trained in float32 (default: what the device does best)",
+    )
+    args = p.parse_args()
+    args.dtype = getattr(torch, args.dtype) if args.dtype else best_dtype(args.device)
+    return args
 
 
 # ---------------------------------------------------------------- data
@@ -243,7 +250,7 @@ def main():
     made_with = {
         k: v
         for k, v in vars(args).items()
-        if k not in ("text", "out", "tokens", "show_pages", "compile", "device", "every", "decay")
+        if k not in ("text", "out", "tokens", "show_pages", "compile", "device", "dtype", "every", "decay")
     }
     if (out / "args.json").exists() and (made_before := json.loads((out / "args.json").read_text())) != made_with:
         changed = [k for k in made_with if made_with[k] != made_before.get(k)]
@@ -253,7 +260,7 @@ def main():
 
     torch.manual_seed(args.seed)
     model = GPT(GPTConfig(args.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd)).to(args.device)
-    optimizers = muon.optimizers(model, args.lr, args.adam_lr)
+    optimizers = muon.optimizers(model, args.lr, args.adam_lr, args.dtype)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
     steps, step, log, seconds = int(args.tokens // args.batch_tokens), 0, [], 0.0
@@ -261,7 +268,11 @@ def main():
     if checkpoint.exists():
         step, log, seconds = load_checkpoint(checkpoint, model, optimizers)
         print(f"carrying on from step {step}")
-    network = torch.compile(model) if args.compile else model
+
+    def network(x, y):
+        return F.cross_entropy(model.logits(model(x)).flatten(0, 1).float(), y, reduction="none")
+
+    network = torch.compile(network) if args.compile else network
     T = args.block_size
     B = args.batch_tokens // T
     started, bar = time.time(), tqdm(initial=step, total=steps, desc="pretraining", unit="step")
@@ -273,7 +284,8 @@ def main():
         n_prose = rng.binomial(B, args.prose)
         parts = [windows(data[name], n, T, rng) for name, n in (("prose", n_prose), ("pages", B - n_prose)) if n]
         x, y, asked = (torch.cat(t).to(args.device) for t in zip(*parts))  # (B, T) each
-        losses = F.cross_entropy(model.logits(network(x)).flatten(0, 1), y.flatten(), reduction="none")
+        with torch.autocast(args.device, args.dtype, enabled=args.dtype != torch.float32):
+            losses = network(x, y.flatten())  # (B * T)
         weight = 1 - (1 - args.question_weight) * asked.flatten()
         loss = (losses * weight).sum() / weight.sum()
         if not loss.isfinite():
@@ -366,7 +378,7 @@ Made by `pretrain.py`; loaded by `train_task.py` and by transformers' `GPT2LMHea
 | mixture | {100 * args.prose:.0f}% prose (100 public-domain English novels, two of them held out), {100 - 100 * args.prose:.0f}% pages of worked examples |
 | optimizer | Muon {args.lr} for the matrices, AdamW {args.adam_lr} for the rest; constant, then to zero over the last {100 * args.decay:.0f}% |
 | validation loss | pages {last["pages"]:.3f} (answers alone {last["answers"]:.3f}), prose {last["prose"]:.3f} nats per token |
-| weights | bfloat16; trained in float32 |
+| weights | bfloat16; trained in float32 with {str(args.dtype).removeprefix("torch.")} products |
 | seed | {args.seed} |
 | time | {seconds / 60:.0f} minutes on {"a CUDA device" if args.device != "cpu" else f"{torch.get_num_threads()} CPU cores"} |
 

@@ -39,6 +39,11 @@ def ending(rng):
     return rng.choice(["", "$", "$", "#", "!", ".", ";", ",", "|", "END", mark(rng), mark(rng)])
 
 
+def most(rng, least, limit):
+    """The longest length on a page: half of the time the limit, since what is long needs the most practice."""
+    return limit if rng.random() < 0.5 else rng.randint(least, limit)
+
+
 def number(rng, longest):
     return rng.randrange(10 ** rng.randint(1, longest))
 
@@ -77,7 +82,7 @@ def wrapper(rng, names):
 
 def digit_steps(rng, name, sign):
     """Column addition, or a number times a digit, with the carry at each step."""
-    longest = rng.randint(2, MAX_DIGITS)
+    longest = most(rng, 2, MAX_DIGITS)
     order = rng.sample(range(4), 4) if rng.random() < 0.6 else [0, 1, 2, 3]
     if rng.random() < 0.2:
         order.remove(2)  # the carry goes unsaid
@@ -116,7 +121,7 @@ def facts(rng):
     """One step of arithmetic, unexplained."""
     sign, f = rng.choice([("+", lambda a, b: a + b), ("-", lambda a, b: a - b), ("*", lambda a, b: a * b)])
     op = sign if rng.random() < 0.7 else f" {rng.choice([sign, mark(rng)])} "
-    most = rng.choice([10, 10, 20, 100]) if sign != "*" else 10
+    highest = rng.choice([10, 10, 20, 100]) if sign != "*" else 10
     first, wrap = (
         arrow(rng),
         wrapper(
@@ -125,7 +130,7 @@ def facts(rng):
     )
 
     def example():
-        a, b = rng.randrange(most), rng.randrange(most)
+        a, b = rng.randrange(highest), rng.randrange(highest)
         if sign == "-":
             a, b = max(a, b), min(a, b)
         return wrap.format(f"{a}{op}{b}") + first, str(f(a, b))
@@ -135,7 +140,7 @@ def facts(rng):
 
 def running_sum(rng):
     """Totals of named values, of a list or of a series, one after the other."""
-    longest, highest = rng.randint(2, MAX_LIST), rng.choice([10, 10, 10, 20, 30])
+    longest, highest = most(rng, 2, MAX_LIST), rng.choice([10, 10, 10, 20, 30])
     letter = rng.choice("xyzabnv") if rng.random() < 0.7 else ""
     gives, sep, first = rng.choice(["=", " = ", ":", " is ", mark(rng)]), comma(rng), arrow(rng)
     outer, equals = comma(rng), arrow(rng) if rng.random() < 0.6 else None
@@ -158,7 +163,7 @@ def running_sum(rng):
 
 def spelled(rng, names, change, spell=0.3):
     """A word to a changed word, at times spelled out first, at times letter by letter."""
-    longest, first, wrap = rng.randint(5, MAX_LETTERS), arrow(rng), wrapper(rng, names)
+    longest, first, wrap = most(rng, 5, MAX_LETTERS), arrow(rng), wrapper(rng, names)
     letters, steps, equals = comma(rng, empty=True) if rng.random() < spell else "", rng.random() < spell, arrow(rng)
     between = comma(rng, empty=True) if rng.random() < 0.3 else letters
 
@@ -174,7 +179,7 @@ def copying(rng):
 
 
 def reversing(rng):
-    return spelled(rng, ["reverse", "backwards", "back", "mirror"], lambda w: w[::-1])
+    return spelled(rng, ["backwards", "back", "mirror"], lambda w: w[::-1])
 
 
 def upper_casing(rng):
@@ -182,14 +187,14 @@ def upper_casing(rng):
 
 
 def one_letter(rng):
-    i, names = rng.choice([(0, ["first", "first letter", "begins"]), (-1, ["last", "last letter", "ends"])])
+    i, names = rng.choice([(0, ["first", "first letter", "begins"]), (-1, ["final", "ends", "end"])])
     return spelled(rng, names, lambda w: w[i])
 
 
 def list_letters(rng):
     """The first or the last letter of each word of a list, one by one, joined, or both."""
-    i, names = rng.choice([(0, ["first", "initials", "heads"]), (-1, ["last", "last letters", "tails"])])
-    longest, letters, sep, first = rng.randint(2, MAX_LIST), rng.randint(4, 10), comma(rng), arrow(rng)
+    i, names = rng.choice([(0, ["first", "initials", "heads"]), (-1, ["final", "ends", "tails"])])
+    longest, letters, sep, first = most(rng, 2, MAX_LIST), rng.randint(4, 10), comma(rng), arrow(rng)
     wrap, outer, equals = wrapper(rng, names), comma(rng, empty=True), arrow(rng)
     shown = rng.choice(["steps", "joined", "both", "both", "named"])
 
@@ -205,25 +210,25 @@ def list_letters(rng):
 
 
 def sorting(rng):
-    longest, most, down = rng.randint(2, MAX_LIST), rng.choice([10, 10, 100]), rng.random() < 0.3
+    longest, highest, down = rng.randint(2, MAX_LIST), rng.choice([10, 10, 100]), rng.random() < 0.3
     sep, outer, first, wrap = comma(rng), comma(rng), arrow(rng), wrapper(rng, ["sort", "order"] + ["down"] * down)
     alphabet = rng.random() < 0.3
 
     def example():
         n = rng.randint(2, longest)
-        items = rng.sample(string.ascii_lowercase, n) if alphabet else [rng.randrange(most) for _ in range(n)]
+        items = rng.sample(string.ascii_lowercase, n) if alphabet else [rng.randrange(highest) for _ in range(n)]
         return wrap.format(sep.join(map(str, items))) + first, outer.join(map(str, sorted(items, reverse=down)))
 
     return example
 
 
 def counting(rng):
-    most, step = rng.choice([20, 100, 1000]), rng.choice([1, 1, 1, 2, 5, 10])
+    highest, step = rng.choice([20, 100, 1000]), rng.choice([1, 1, 1, 2, 5, 10])
     step *= rng.choice([1, 1, -1])
     sep, first, wrap = comma(rng), arrow(rng), wrapper(rng, ["count", "on" if step > 0 else "down"])
 
     def example():
-        n, start = rng.randint(3, 7), rng.randrange(most) + (70 if step < 0 else 0)
+        n, start = rng.randint(3, 7), rng.randrange(highest) + (70 if step < 0 else 0)
         values = [str(start + i * step) for i in range(n)]
         return wrap.format(f"{start} {n}") + first, sep.join(values)
 
@@ -245,7 +250,7 @@ def comparing(rng):
 # how often a skill is drawn, its maker, and headings that say in words what it is
 SKILLS = {
     "addition": (
-        30,
+        27,
         addition,
         [
             "Add the numbers digit by digit.",
@@ -255,22 +260,22 @@ SKILLS = {
         ],
     ),
     "multiplication": (
-        7,
+        13,
         multiplication,
         ["Multiply the number by the digit.", "Multiply digit by digit and carry.", "What is the product?"],
     ),
     "facts": (3, facts, ["Simple sums.", "Do the sum.", "What is the answer?"]),
     "running sum": (
-        13,
+        15,
         running_sum,
         ["Add up the values one after the other.", "The running total of the values.", "What is the sum of all?"],
     ),
     "reverse": (
-        14,
+        11,
         reversing,
         ["Reverse the word.", "Write the word backwards.", "Each word from the last letter to the first."],
     ),
-    "copy": (8, copying, ["Copy the word.", "Spell the word.", "Say the same word again."]),
+    "copy": (5, copying, ["Copy the word.", "Spell the word.", "Say the same word again."]),
     "upper": (2, upper_casing, ["Write the word in capitals.", "Say it loud."]),
     "one letter": (5, one_letter, ["One letter of each word.", "Which letter of the word is it?"]),
     "list letters": (
@@ -284,11 +289,11 @@ SKILLS = {
 }
 
 
-def page(rng, skill=None, most=400):
+def page(rng, skill=None):
     """(skill, heading, examples) with examples a list of (question, answer, ending) in one format.
 
     The text of a page is its heading (or ''), then question + answer + ending of each example;
-    examples together have at most `most` characters. `rng` is a random.Random.
+    examples together have at most 600 characters. `rng` is a random.Random.
     """
     while True:
         kind = skill or rng.choices(list(SKILLS), [s[0] for s in SKILLS.values()])[0]
@@ -297,11 +302,11 @@ def page(rng, skill=None, most=400):
         between = rng.choice(["\n", "\n", "\n", " ", " ", "", "\n\n"])
         between = between or ("" if end else " ")  # something has to tell one example from the next
         heading = rng.choice(headings) + rng.choice(["\n", "\n", " "]) if rng.random() < 0.3 else ""
-        examples, length, n = [], 0, rng.randint(4, 24)
+        examples, length, longest, n = [], 0, rng.randint(200, 600), rng.randint(4, 24)
         while len(examples) < n:
             question, answer = example()
             length += len(question + answer + end + between)
-            if length > most:
+            if length > longest:
                 break
             examples.append((question, answer, end + between))
         if examples and not any(p.search(text(examples)) for p in HELD_OUT):

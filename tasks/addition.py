@@ -17,7 +17,7 @@ class Addition(Task):
     def __init__(self, steps=True, sign="="):
         self.steps = steps
         self.sign = sign
-        self.pattern = rf"\d\+\d+{re.escape(sign)}" + (r"(\d{4};)+\d{3}=\d" if steps else r"\d+\$")
+        self.pattern = rf"\d\+\d+{re.escape(sign)}" + (r"(\d{4};)+\d{1,3}=\d" if steps else r"\d+\$")
 
     def example(self, rng, length, new_words=False):
         a = rng.randrange(10 ** (length - 1) if length > 1 else 0, 10**length)

@@ -164,7 +164,7 @@ def test_a_page_has_one_format_and_every_skill_occurs():
         kind, _, examples = pages.page(rng)
         seen.add(kind)
         assert len({end for _, _, end in examples}) == 1
-        assert len(pages.text(examples)) <= 400
+        assert len(pages.text(examples)) <= 600
     assert seen == set(pages.SKILLS)
 
 
