@@ -18,6 +18,9 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -38,8 +41,11 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, past=None, filled=None):
-        """`past` is (keys, values) to attend to; with `filled`, a buffer to write into as well."""
+    def forward(self, x, past=None, filled=None, mask=None):
+        """`past` is (keys, values) to attend to; with `filled`, a buffer to write into as well.
+
+        mask, broadcast to (B, 1, T, P+T), is True where a position may look; None: each sees all before it.
+        """
         B, T, C = x.shape
         q, k, v = (
             self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
@@ -55,12 +61,7 @@ class Attention(nn.Module):
                 k, v = (
                     torch.cat([p.expand(B, -1, -1, -1), new], dim=2) for p, new in zip(past, own)
                 )  # (B, n_head, P+T, D)
-        S = k.size(2)
-        if T == S:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:  # position t sees the whole past and the new positions up to t
-            mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T == k.size(2))
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C)), own
 
 
@@ -82,8 +83,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, past=None, filled=None):
-        y, own = self.attn(self.ln_1(x), past, filled)
+    def forward(self, x, past=None, filled=None, mask=None):
+        y, own = self.attn(self.ln_1(x), past, filled, mask)
         x = x + y
         return x + self.mlp(self.ln_2(x)), own
 
@@ -118,11 +119,12 @@ class GPT(nn.Module):
                 torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, : config.n_embd] * 0.02 * 2**0.5
             )
 
-    def run(self, x, past=None, filled=None):
+    def run(self, x, past=None, filled=None, pad=None):
         """The one path through the network: tokens (B, T) or embeddings (B, T, C) ->
         final hidden states (B, T, C) and each layer's own keys and values.
 
-        Positions count on from the past. Raises ValueError past block_size.
+        Positions count on from the past, of which each row leaves out its first `pad` (B).
+        Raises ValueError past block_size.
         """
         P = filled if filled is not None else past[0][0].size(2) if past else 0
         T = x.size(1)
@@ -130,10 +132,18 @@ class GPT(nn.Module):
             raise ValueError(f"{P} prompt rows and {T} tokens exceed block_size {self.config.block_size}: shorten one")
         if not x.is_floating_point():
             x = self.wte(x)  # (B, T, C)
-        x = x + self.wpe.weight[P : P + T]
+        mask = None  # position t sees the whole past and the new positions up to t
+        if P and T > 1 or pad is not None:
+            mask = torch.ones(T, P + T, dtype=torch.bool, device=x.device).tril(P)
+        if pad is None:
+            x = x + self.wpe.weight[P : P + T]
+        else:
+            position = torch.arange(P + T, device=x.device) - pad[:, None]  # (B, P+T), below 0: not there
+            mask = mask & (position >= 0)[:, None, None]  # (B, 1, T, P+T)
+            x = x + self.wpe(position[:, P:])
         cache = []
         for i, block in enumerate(self.h):
-            x, own = block(x, past[i] if past else None, filled)
+            x, own = block(x, past[i] if past else None, filled, mask)
             cache.append(own)
         return self.ln_f(x), cache
 
@@ -157,11 +167,12 @@ class GPT(nn.Module):
         return hidden @ self.wte.weight.T
 
     @torch.no_grad()
-    def generate(self, tokens, max_new_tokens, past=None, stop=None, temperature=0.0, top_k=None, seed=0):
+    def generate(self, tokens, max_new_tokens, past=None, stop=None, temperature=0.0, top_k=None, seed=0, pad=None):
         """Continue tokens (B, T), T at least 1, of equal length, behind a cache of batch 1 or B.
 
         Greedy at temperature 0, else sampled from the `top_k` likeliest. Rows that have produced
-        the token `stop` are filled up with it. Returns the new tokens, (B, at most max_new_tokens).
+        the token `stop`, one for all or (B), are filled up with it. Each row leaves out the first
+        `pad` (B) positions of the cache (`stack` makes such). Returns the new tokens, (B, at most max_new_tokens).
         """
         B, T = tokens.shape
         P = past[0][0].size(2) if past else 0
@@ -173,10 +184,12 @@ class GPT(nn.Module):
             for buffer, p in zip(buffers, pair):
                 buffer[:, :, :P] = p
         rng = torch.Generator(weight.device).manual_seed(seed)
+        if stop is not None:
+            stop = torch.as_tensor(stop, device=tokens.device).expand(B)
         done = torch.zeros(B, dtype=torch.bool, device=tokens.device)
         out, x, filled = [], tokens, P
         for _ in range(max_new_tokens):
-            hidden, _ = self.run(x, cache, filled)
+            hidden, _ = self.run(x, cache, filled, pad)
             filled += x.size(1)
             logits = self.logits(hidden[:, -1])  # (B, vocab_size)
             if temperature == 0:
@@ -186,7 +199,7 @@ class GPT(nn.Module):
                     logits[logits < logits.topk(min(top_k, c.vocab_size)).values[:, -1:]] = -torch.inf
                 x = torch.multinomial((logits / temperature).softmax(-1), 1, generator=rng)  # (B, 1)
             if stop is not None:
-                x[done] = stop
+                x = torch.where(done[:, None], stop[:, None], x)
                 done |= x[:, 0] == stop
             out.append(x)
             if done.all():
@@ -227,57 +240,144 @@ class GPT(nn.Module):
         )
 
     @classmethod
-    def load(cls, folder, device="cpu", dtype=torch.float32):
-        """Read a GPT-2 checkpoint folder as the hub and transformers write it.
+    def load(cls, source, device="cpu", dtype=torch.float32):
+        """Read a GPT-2 checkpoint: nano, a name of HUB, a folder as the hub and transformers write it,
+        or one .safetensors file. `model.folder` is where its tokenizer would lie.
 
-        Raises ValueError that names what is missing, broken, wrong-shaped or left over.
+        Tensors are read one by one, the largest first, and cast at once: what is held in memory never
+        exceeds the loaded model by more than one small tensor. Raises ValueError that names what is
+        missing, broken, wrong-shaped or left over.
         """
-        config_file, weights = Path(folder) / "config.json", Path(folder) / "model.safetensors"
-        for file in (config_file, weights):
-            if not file.is_file():
-                raise ValueError(f"no {file.name} in {folder}: a model is a folder with config.json and {weights.name}")
-        try:
-            c = json.loads(config_file.read_text())
-            config = GPTConfig(c["vocab_size"], c["n_positions"], c["n_layer"], c["n_head"], c["n_embd"])
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{config_file} is not JSON ({error}): fetch the checkpoint again") from None
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{config_file} has no {error}: only GPT-2 checkpoints can be loaded") from None
-        # settings under which the same weights would mean another network
-        for key, same in {
-            "activation_function": ("gelu_new",),
-            "layer_norm_epsilon": (1e-5,),
-            "n_inner": (None, 4 * config.n_embd),
-            "scale_attn_by_inverse_layer_idx": (False,),
-            "add_cross_attention": (False,),
-        }.items():
-            if c.get(key, same[0]) not in same:
-                raise ValueError(f"{config_file} says {key} = {c[key]!r}: only GPT-2's own {same[0]!r} is supported")
+        config_file, index = find(source)
+        config = read_config(config_file, index)
         with torch.device("meta"):
             model = cls(config)
         wanted = dict(model.named_parameters())
-        tensors = {}
-        try:
-            with safe_open(weights, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118, not a dict
-                    name = key.removeprefix("transformer.")
-                    if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
-                        continue  # the tied head, and the causal mask that old checkpoints store
-                    if name not in wanted:
-                        raise ValueError(f"{weights} holds {key!r}, which GPT-2 does not have: it is another model")
-                    t = file.get_tensor(key)
-                    t = (t.T if transposed(name) else t).to(device, dtype).contiguous()
-                    if t.shape != wanted[name].shape:
-                        shape = tuple(wanted[name].shape)
-                        raise ValueError(f"{weights}: {key!r} is {tuple(t.shape)}, config.json asks for {shape}")
-                    tensors[name] = t
-        except SafetensorError as error:
-            raise ValueError(f"{weights} cannot be read ({error}): fetch it again") from None
+        tensors, head = {}, None
+        for key, (file, shape) in sorted(index.items(), key=lambda item: -math.prod(item[1][1])):
+            name = key.removeprefix("transformer.")
+            if name.endswith((".attn.bias", ".attn.masked_bias")):
+                continue  # the causal mask, which old checkpoints store
+            if name not in wanted and name != "lm_head.weight":
+                raise ValueError(f"{file} holds {key!r}, which GPT-2 does not have: it is another model")
+            with safe_open(file, framework="pt") as opened:  # memory-mapped, and unmapped again before the next
+                t = opened.get_tensor(key)
+            if name == "lm_head.weight":
+                head = t[:: max(1, len(t) // 512)].clone(), file
+                continue
+            t = t.T if transposed(name) else t
+            if t.shape != wanted[name].shape:
+                raise ValueError(
+                    f"{file}: {key!r} is {tuple(shape)}, {config_file.name} asks for "
+                    f"{tuple(wanted[name].shape[:: -1 if transposed(name) else 1])}"
+                )
+            tensors[name] = torch.empty(t.shape, dtype=dtype, device=device).copy_(t)
         if missing := sorted(wanted.keys() - tensors.keys()):
-            raise ValueError(f"{weights} lacks {len(missing)} tensors, first {missing[0]!r}: fetch it again")
+            raise ValueError(f"{source} lacks {len(missing)} tensors, first {missing[0]!r}: fetch it again")
         model.load_state_dict(tensors, assign=True)
-        model.name = Path(folder).resolve().name
+        if head is not None:  # stored beside the table by some: it has to be the same
+            rows = model.wte.weight[:: max(1, config.vocab_size // 512)]
+            if not torch.equal(rows, head[0].to(rows)):
+                raise ValueError(f"{head[1]} has a head that is not its embedding table: only tied heads are supported")
+        model.folder = config_file.parent
+        model.name = source if source in HUB else model.folder.resolve().name
         return model
+
+
+HUB = {  # name -> repository and revision, so that the same name is the same weights tomorrow
+    "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
+    "gpt2-medium": ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),
+    "gpt2-large": ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519"),
+    "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
+    "distilgpt2": ("distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa"),
+}
+
+
+def find(source):
+    """The config.json of a checkpoint, and {stored name: (file, shape)} over its weight files."""
+    folder, name = Path(source), "model.safetensors"
+    if source == "nano":
+        folder = Path(__file__).parent / "data" / "nano"
+    elif source in HUB and not folder.exists():
+        repository, revision = HUB[source]
+        logging.set_verbosity_error()  # its retries would bury the one line below
+        try:
+            for file in ("config.json", name):
+                folder = Path(hf_hub_download(repository, file, revision=revision)).parent
+        except (OSError, HfHubHTTPError) as error:
+            raise ValueError(
+                f"cannot fetch {source} ({type(error).__name__}): go online once, or put config.json and {name} "
+                f"of the hub's {repository} into a folder and name that with --model"
+            ) from None
+    elif folder.suffix == ".safetensors":
+        folder, name = folder.parent, folder.name
+    elif not folder.is_dir():
+        names = ", ".join(["nano", *HUB])
+        raise ValueError(f"no model {str(source)!r}: give {names}, a checkpoint's folder or its .safetensors file")
+    parts = [folder / name]
+    shards = folder / "model.safetensors.index.json"
+    if not parts[0].is_file() and shards.is_file():
+        try:
+            parts = [folder / file for file in sorted(set(json.loads(shards.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{shards} is no index of shards ({error!r}): fetch it again") from None
+    index = {}
+    for part in parts:
+        if not part.is_file():
+            raise ValueError(f"no {part.name} in {folder}: a model is a folder with config.json and {name}")
+        try:
+            with safe_open(part, framework="pt") as file:
+                index |= {key: (part, tuple(file.get_slice(key).get_shape())) for key in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{part} cannot be read ({error}): fetch it again") from None
+    return folder / "config.json", index
+
+
+def read_config(path, index):
+    """GPTConfig of a config.json, or, where there is none, of the tensors' shapes."""
+    shapes = {key.removeprefix("transformer."): shape for key, (_, shape) in index.items()}
+    if not path.is_file():
+        try:
+            (vocab_size, n_embd), block_size = shapes["wte.weight"], shapes["wpe.weight"][0]
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"no config.json in {path.parent}, and its weights are not GPT-2's: name another"
+            ) from None
+        if n_embd % 64:
+            raise ValueError(f"no config.json in {path.parent}: it says how many heads share {n_embd} columns")
+        n_layer = len({key.split(".")[1] for key in shapes if key.startswith("h.")})
+        return GPTConfig(vocab_size, block_size, n_layer, n_embd // 64, n_embd)  # a head of GPT-2 is 64 wide
+    try:
+        c = json.loads(path.read_text())
+        config = GPTConfig(c["vocab_size"], c["n_positions"], c["n_layer"], c["n_head"], c["n_embd"])
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): fetch the checkpoint again") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} has no {error}: only GPT-2 checkpoints can be loaded") from None
+    # settings under which the same weights would mean another network
+    for key, same in {
+        "activation_function": ("gelu_new",),
+        "layer_norm_epsilon": (1e-5,),
+        "n_inner": (None, 4 * config.n_embd),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    }.items():
+        if c.get(key, same[0]) not in same:
+            raise ValueError(f"{path} says {key} = {c[key]!r}: only GPT-2's own {same[0]!r} is supported")
+    return config
+
+
+def stack(caches):
+    """Caches of batch 1 and different lengths -> one cache of their batch, and pad (B), how many
+    positions each leaves empty at its beginning."""
+    longest = max(cache[0][0].size(2) for cache in caches)
+    pad = torch.tensor([longest - cache[0][0].size(2) for cache in caches], device=caches[0][0][0].device)
+    layers = zip(*caches)
+    return [
+        tuple(torch.cat([F.pad(x, (0, 0, longest - x.size(2), 0)) for x in xs]) for xs in zip(*pairs))
+        for pairs in layers
+    ], pad
 
 
 def best_dtype(device):

@@ -1,16 +1,23 @@
 """Soft prompts: whatever makes the keys and values that stand before a question.
 
 Each is a module whose forward takes the frozen model and returns a KV cache of batch 1
-(model.py's `prefill`), which the model broadcasts over the batch.
+(model.py's `prefill`), which the model broadcasts over the batch. Trained ones travel to PEFT and back:
+
+    python prefix.py export out/addition-nano DIR     a run's prefix as a PEFT adapter
+    python prefix.py import DIR prefix.safetensors    a PEFT adapter as a prefix, for sample.py and train_task.py --load
 """
 
+import argparse
+import json
+import sys
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from model import write_tensors
+from data.tokenizer import Tokenizer
+from model import GPT, HUB, write_json, write_tensors
 
 
 class TextPrompt(nn.Module):
@@ -40,6 +47,8 @@ class HybridPrefix(nn.Module):
     Random rows are drawn with the embedding table's own standard deviation.
     """
 
+    method = "hybrid"
+
     def __init__(self, model, n_random, trigger=(), mlp=False, seed=0):
         super().__init__()
         table = model.wte.weight.detach().float().cpu()  # (vocab_size, C)
@@ -52,12 +61,7 @@ class HybridPrefix(nn.Module):
         self.n_random = n_random
         self.rows = nn.Parameter(rows)
         self.register_buffer("start", rows.clone())  # to see later how far each row went
-        self.mlp = None
-        if mlp:
-            self.mlp = nn.Sequential(nn.Linear(C, C), nn.Tanh(), nn.Linear(C, C))
-            nn.init.normal_(self.mlp[0].weight, std=C**-0.5, generator=rng)
-            for zero in (self.mlp[0].bias, self.mlp[2].weight, self.mlp[2].bias):
-                nn.init.zeros_(zero)
+        self.mlp = zero_mlp(C, C, rng) if mlp else None
 
     def embeddings(self):
         """(P, C): what the model sees in place of token embeddings."""
@@ -67,16 +71,76 @@ class HybridPrefix(nn.Module):
         return model.prefill(self.embeddings()[None].to(model.wte.weight.dtype))
 
 
-def save(prefix, path, model, tokenizer, task, trigger):
-    """Write a HybridPrefix; the header says which base, tokenizer, task and trigger it belongs to."""
+class DeepPrefix(nn.Module):
+    """P keys and values in every layer, and nothing at the input: Li & Liang (2021), "Prefix-Tuning",
+    section 4.2; without `mlp` P-tuning v2, Liu et al. (2022), "P-Tuning v2", section 3.
+
+    rows (P, n_layer * 2 * C), per layer its keys, then its values: PEFT's layout. They begin as what the
+    base computes of the trigger's words (Li & Liang, section 7.4), behind n_random rows drawn with
+    the spread of those. With `mlp` an MLP of a code (P, C), which starts at zero, is added to them
+    (Li & Liang, section 4.3, as a residual). Arguments as for HybridPrefix.
+    """
+
+    method = "prefix"
+
+    def __init__(self, model, n_random, trigger=(), mlp=False, seed=0):
+        super().__init__()
+        if n_random + len(trigger) == 0:
+            raise ValueError("a prefix of no rows: raise --n-random or give a --trigger")
+        rng = torch.Generator().manual_seed(seed)
+        any_words = torch.randint(model.config.vocab_size, (n_random,), generator=rng)
+        words = torch.cat([any_words, torch.tensor(trigger, dtype=torch.long)])[None]  # (1, P)
+        with torch.no_grad():
+            cache = model.prefill(words.to(model.wte.weight.device))
+        rows = torch.stack([torch.stack(pair) for pair in cache])  # (n_layer, 2, 1, n_head, P, D)
+        rows = rows[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1).float().cpu()  # (P, n_layer * 2 * C)
+        if n_random:
+            rows[:n_random] = torch.randn(n_random, rows.size(1), generator=rng) * rows.std()
+        self.n_random = n_random
+        self.rows = nn.Parameter(rows)
+        self.mlp = None
+        if mlp:
+            C = model.config.n_embd
+            self.code = nn.Parameter(torch.randn(len(rows), C, generator=rng))  # (P, C)
+            self.mlp = zero_mlp(C, rows.size(1), rng)
+
+    def embeddings(self):
+        """(P, n_layer * 2 * C): all keys and values of each row."""
+        return self.rows if self.mlp is None else self.rows + self.mlp(self.code)
+
+    def forward(self, model):
+        c = model.config
+        rows = self.embeddings().to(model.wte.weight.dtype)
+        layers = rows.view(len(rows), c.n_layer, 2, 1, c.n_head, -1).permute(1, 2, 3, 4, 0, 5)
+        return [tuple(pair) for pair in layers]  # per layer keys and values, (1, n_head, P, D) each
+
+
+def zero_mlp(n_in, n_out, rng):
+    """A hidden layer of n_in units; what it puts out starts at zero."""
+    mlp = nn.Sequential(nn.Linear(n_in, n_in), nn.Tanh(), nn.Linear(n_in, n_out))
+    nn.init.normal_(mlp[0].weight, std=n_in**-0.5, generator=rng)
+    for zero in (mlp[0].bias, mlp[2].weight, mlp[2].bias):
+        nn.init.zeros_(zero)
+    return mlp
+
+
+METHODS = {"hybrid": HybridPrefix, "prefix": DeepPrefix}
+
+
+def save(prefix, path, model, tokenizer, task="", trigger="", form="{}", stop=""):
+    """Write a trained prefix. The header says which base, tokenizer, task and trigger it belongs to, how
+    a question is put (`form`, with {} for it) and what ends its answer ('': the end-of-text token)."""
     header = {
-        "format": "nanoprompt hybrid prefix",
+        "format": "nanoprompt prefix",
+        "method": prefix.method,
         "base": model.name,
         "base_fingerprint": model.fingerprint(),
         "tokenizer": tokenizer.name,
         "tokenise": "letters" if tokenizer.letters else "bpe",
         "task": task,
         "trigger": trigger,
+        "form": form,
+        "stop": stop,
         "n_random": str(prefix.n_random),
         "n_rows": str(len(prefix.rows)),
         "mlp": str(prefix.mlp is not None).lower(),
@@ -85,25 +149,123 @@ def save(prefix, path, model, tokenizer, task, trigger):
 
 
 def load(path, model, tokenizer):
-    """(HybridPrefix, header) from a file. Raises ValueError where it is broken or for another base or tokenizer."""
+    """(prefix, header) from a file. Raises ValueError where it is broken or for another base or tokenizer.
+
+    Whether the text of its task is spelled or BPE, header["tokenise"], is for the caller to follow.
+    """
     if not Path(path).is_file():
         raise ValueError(f"no prefix file {path}: train_task.py writes prefix.safetensors into its run's folder")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118, not a dict
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read ({error}): it is no prefix, or it was cut off") from None
-    if header.get("format") != "nanoprompt hybrid prefix":
+    header, tensors = read(path)
+    if header.get("format") != "nanoprompt prefix":
         raise ValueError(f"{path} is no prefix: name the prefix.safetensors of a run")
     if header["base_fingerprint"] != model.fingerprint():
         tuned_on = f"{header['base']!r} ({header['base_fingerprint']})"
         raise ValueError(f"{path} was tuned on the base {tuned_on}, not on {model.name!r} ({model.fingerprint()})")
-    tuned_with = f"{header['tokenizer']} --tokenise {header['tokenise']}"
-    this = f"{tokenizer.name} --tokenise {'letters' if tokenizer.letters else 'bpe'}"
-    if tuned_with != this:
-        raise ValueError(f"{path} was tuned with {tuned_with}, not with {this}")
+    if header["tokenizer"] != tokenizer.name:
+        raise ValueError(f"{path} was tuned with the tokenizer {header['tokenizer']}, not with {tokenizer.name}")
     n_rows, n_random = int(header["n_rows"]), int(header["n_random"])
-    prefix = HybridPrefix(model, n_random, [0] * (n_rows - n_random), header["mlp"] == "true")
+    prefix = METHODS[header["method"]](model, n_random, [0] * (n_rows - n_random), header["mlp"] == "true")
     prefix.load_state_dict(tensors)
     return prefix.to(model.wte.weight.device), header
+
+
+def read(path):
+    """(header, {name: tensor}) of a safetensors file. Raises ValueError where it is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118, not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read ({error}): it is no safetensors file, or it was cut off") from None
+
+
+# ---------------------------------------------------------------- PEFT
+
+
+@torch.no_grad()
+def export_peft(prefix, model, folder):
+    """Write adapter_config.json and adapter_model.safetensors, which PeftModel.from_pretrained takes:
+    PROMPT_TUNING for rows at the input, PREFIX_TUNING for keys and values, an MLP folded into either."""
+    folder, c, rows = Path(folder), model.config, prefix.embeddings()
+    folder.mkdir(parents=True, exist_ok=True)
+    deep = isinstance(prefix, DeepPrefix)
+    config = {
+        "peft_type": "PREFIX_TUNING" if deep else "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": HUB[model.name][0] if model.name in HUB else model.name,
+        "inference_mode": True,
+        "num_virtual_tokens": len(rows),
+        "num_transformer_submodules": 1,
+        "num_layers": c.n_layer,
+        "num_attention_heads": c.n_head,
+        "token_dim": c.n_embd,
+    }
+    config |= {"prefix_projection": False} if deep else {"prompt_tuning_init": "RANDOM"}
+    write_tensors(folder / "adapter_model.safetensors", {"prompt_embeddings": rows}, {"format": "pt"})
+    write_json(folder / "adapter_config.json", config)
+
+
+def import_peft(folder, model):
+    """The prefix in a PEFT adapter of type PROMPT_TUNING, P_TUNING, PREFIX_TUNING or CARTRIDGE. PEFT
+    writes an encoder's output, not the encoder, so that all of them are rows. Raises ValueError."""
+    config, weights = Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors"
+    for file in (config, weights):
+        if not file.is_file():
+            raise ValueError(f"no {file.name} in {folder}: name a folder that PEFT's save_pretrained wrote")
+    try:
+        kind = json.loads(config.read_text())["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{config} is no PEFT configuration ({error!r})") from None
+    kinds = {
+        "PROMPT_TUNING": HybridPrefix,
+        "P_TUNING": HybridPrefix,
+        "PREFIX_TUNING": DeepPrefix,
+        "CARTRIDGE": DeepPrefix,
+    }
+    if kind not in kinds:
+        raise ValueError(f"{folder} is a {kind} adapter: only {', '.join(kinds)} are soft prompts")
+    _, tensors = read(weights)
+    if list(tensors) != ["prompt_embeddings"]:
+        extra = next((name for name in tensors if name != "prompt_embeddings"), "nothing")
+        raise ValueError(
+            f"{weights} holds {extra!r}, not prompt_embeddings alone: only causal language models' prompts"
+        )
+    rows, c = tensors["prompt_embeddings"].float(), model.config
+    width = c.n_embd * (2 * c.n_layer if kinds[kind] is DeepPrefix else 1)
+    if rows.dim() != 2 or rows.size(1) != width:
+        raise ValueError(
+            f"{weights}: prompt_embeddings is {tuple(rows.shape)}, a {kind} prompt for {model.name} is {width} wide: "
+            "give the --model it was tuned on"
+        )
+    prefix = kinds[kind](model, len(rows))
+    prefix.load_state_dict({name: rows for name in prefix.state_dict()})  # rows, and where they began
+    return prefix.to(model.wte.weight.device)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("what", choices=["export", "import"])
+    p.add_argument("source", help="export: a run's folder or its prefix.safetensors; import: a PEFT adapter's folder")
+    p.add_argument("target", help="export: the adapter's folder; import: the prefix file. Must not exist yet")
+    p.add_argument("--model", default="nano", help="the base, as train_task.py takes it (default %(default)s)")
+    args = p.parse_args()
+    if Path(args.target).exists():
+        raise ValueError(f"{args.target} exists already: name another, or remove it")
+    model = GPT.load(args.model).freeze()
+    tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
+    if args.what == "export":
+        source = Path(args.source)
+        prefix, _ = load(source / "prefix.safetensors" if source.is_dir() else source, model, tokenizer)
+        export_peft(prefix, model, args.target)
+    else:
+        prefix = import_peft(args.source, model)
+        tokenizer.letters = False  # PEFT knows no other text than BPE
+        save(prefix, args.target, model, tokenizer)
+    print(f"wrote {len(prefix.rows)} rows to {args.target}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"prefix.py: {error}", file=sys.stderr)
+        sys.exit(2)

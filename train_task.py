@@ -1,13 +1,16 @@
 """Tune a hybrid prefix on a frozen GPT-2, and see how far it carries.
 
     python train_task.py --task addition
+    python train_task.py --task train.jsonl --test test.jsonl --model gpt2
 
 measures, in distribution and out of it, what the frozen base does alone (zero-shot), with worked
-examples in its context (few-shot), behind the tuned prefix (hybrid), and what a small transformer
-learns from scratch on the same examples (scratch). Everything goes to out/<run>/.
+examples in its context (few-shot), behind the tuned prefix, and what a small transformer learns
+from scratch on the same examples (scratch); on your own data also what tuning all of the base
+learns (finetune). Everything goes to out/<run>/.
 """
 
 import argparse
+import copy
 import math
 import random
 import sys
@@ -24,26 +27,50 @@ import tasks
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval import report
-from eval.accuracy import answers, score
+from eval.accuracy import answers, classification, likeliest, score
 from eval.baselines import few_shot, scratch
 from eval.neighbours import nearest
-from model import GPT, write_json
+from model import GPT, HUB, write_json
+from tasks import IN_DISTRIBUTION
+from tasks.your_data import YourData
 
 
 def read_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.error = bad_usage
-    p.add_argument("--task", default="addition", help="python -m tasks --list names them (default %(default)s)")
-    p.add_argument("--model", default="nano", help="nano, or a GPT-2 checkpoint folder (default %(default)s)")
+    p.add_argument(
+        "--task",
+        default="addition",
+        help="python -m tasks --list names them; or a .jsonl, .csv or .tsv file (default %(default)s)",
+    )
+    p.add_argument(
+        "--model",
+        default="nano",
+        help=f"nano, {', '.join(HUB)}, a checkpoint's folder or its .safetensors file (default %(default)s)",
+    )
     p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
     p.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
     p.add_argument(
         "--seed", type=int, default=0, help="of prefix, baseline and order of examples (default %(default)s)"
     )
     p.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    p.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base (default %(default)s)"
+    )
     p.add_argument("--quick", action="store_true", help="a look in about a minute: less to learn from and to test on")
 
+    g = p.add_argument_group("your own data")
+    g.add_argument("--test", metavar="FILE", help="questions to test on (default: a fifth of --task, by a hash)")
+    g.add_argument("--prompt-column", default="prompt", help="(default %(default)s)")
+    g.add_argument("--answer-column", default="answer", help="(default %(default)s)")
+
     g = p.add_argument_group("the prefix")
+    g.add_argument(
+        "--method",
+        choices=list(prefix.METHODS),
+        default="hybrid",
+        help="rows at the input, or keys and values in every layer (default %(default)s)",
+    )
     g.add_argument("--n-random", type=int, default=24, help="rows that begin at random (default %(default)s)")
     g.add_argument("--trigger", metavar="TEXT", help="rows that begin as this text (default: the task's own words)")
     g.add_argument("--trigger-example", action="store_true", help="as a worked example instead, or after TEXT")
@@ -52,34 +79,55 @@ def read_args():
     g.add_argument("--load", metavar="FILE", help="measure this saved prefix instead of tuning one")
 
     g = p.add_argument_group("tuning")
-    g.add_argument("--examples", type=int, default=20000, help="for prefix and baseline alike (default %(default)s)")
-    g.add_argument("--epochs", type=int, default=1, help="passes of the prefix over them (default %(default)s)")
+    g.add_argument("--examples", type=int, help="for all that learns alike (default 20000; your own data: all)")
+    g.add_argument("--epochs", type=int, help="passes of the prefix over them (default 1; your own data: 5)")
     g.add_argument("--batch-size", type=int, default=32, help="examples per step (default %(default)s)")
-    g.add_argument("--lr", type=float, default=2e-2, help="peak learning rate of the prefix (default %(default)s)")
+    g.add_argument("--lr", type=float, help="peak learning rate of the prefix (default 0.02; --method prefix: 0.01)")
     g.add_argument(
         "--scratch-epochs", type=int, default=5, help="passes of the baseline (default %(default)s; 0: none)"
     )
+    g.add_argument("--finetune-epochs", type=int, help="passes of tuning all of the base (default 0; your own data: 3)")
+    g.add_argument("--finetune-lr", type=float, default=3e-4, help="its peak learning rate (default %(default)s)")
     g.add_argument(
         "--tokenise",
         choices=["letters", "bpe"],
-        default="letters",
-        help="tasks as single characters, or in the base's BPE (default %(default)s)",
+        help="text of the task as single characters (default), or in the base's BPE (default for your own data)",
     )
 
     g = p.add_argument_group("measuring")
-    g.add_argument("--test-examples", type=int, default=1000, help="questions per range (default %(default)s)")
+    g.add_argument("--test-examples", type=int, help="questions per range (default 1000; your own data: all)")
     g.add_argument("--shots", type=int, default=8, help="worked examples in the few-shot context (default %(default)s)")
 
     args = p.parse_args()
+    own = Path(args.task).suffix in (".jsonl", ".csv", ".tsv")
+    if not own and (args.test or args.prompt_column != "prompt" or args.answer_column != "answer"):
+        raise ValueError(f"--test and the columns are for your own data: {args.task} is a task that makes its own")
+    for name, made, yours in (
+        ("examples", 20000, None),
+        ("epochs", 1, 5),
+        ("finetune_epochs", 0, 3),
+        ("test_examples", 1000, None),
+        ("lr", *[{"hybrid": 2e-2, "prefix": 1e-2}[args.method]] * 2),
+    ):
+        if getattr(args, name) is None:
+            setattr(args, name, yours if own else made)
     if args.quick:
-        for name, most in (("examples", 2000), ("epochs", 1), ("scratch_epochs", 2), ("test_examples", 100)):
-            setattr(args, name, min(getattr(args, name), most))
-    for name in ("examples", "epochs", "batch_size", "test_examples", "shots", "n_random", "scratch_epochs"):
-        least = int(name not in ("n_random", "scratch_epochs"))
-        if getattr(args, name) < least:
+        for name, most in (
+            ("examples", 2000),
+            ("epochs", 1),
+            ("scratch_epochs", 2),
+            ("finetune_epochs", 1),
+            ("test_examples", 100),
+        ):
+            setattr(args, name, min(getattr(args, name) or most, most))
+    may_be_0 = ("n_random", "scratch_epochs", "finetune_epochs")
+    for name in ("examples", "epochs", "batch_size", "test_examples", "shots", *may_be_0):
+        least = int(name not in may_be_0)
+        if getattr(args, name) is not None and getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least {least}")
-    if not 0 < args.lr < math.inf:
-        raise ValueError(f"--lr {args.lr}: give a learning rate above 0")
+    for name in ("lr", "finetune_lr"):
+        if not 0 < getattr(args, name) < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a learning rate above 0")
     if args.trigger is not None and not args.trigger.strip():
         raise ValueError("--trigger is empty: write some words, or --no-trigger for random rows only")
     if args.no_trigger and (args.trigger or args.trigger_example):
@@ -95,18 +143,9 @@ def bad_usage(message):
     raise ValueError(f"{message}; --help shows what there is")
 
 
-def load_base(name, tokenise, device):
-    """The frozen model and its tokenizer, by name or folder."""
-    folder = Path(__file__).parent / "data" / "nano" if name == "nano" else Path(name)
-    if not folder.is_dir():
-        raise ValueError(f"no model {name!r}: --model takes nano or the folder of a GPT-2 checkpoint")
-    model = GPT.load(folder, device).freeze()
-    return model, Tokenizer.load(folder, model.config.vocab_size, letters=tokenise == "letters")
-
-
-def output_folder(args):
+def output_folder(args, task, model):
     """Made and seen to be writable before any work is done."""
-    out = Path(args.out or f"out/{args.task.replace(':', '-')}-{Path(args.model).resolve().name}")
+    out = Path(args.out or f"out/{task.name.replace(':', '-')}-{model.name}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (args.overwrite and out.is_dir()):
         raise ValueError(f"{out} is already in use: give another --out, or --overwrite to replace it")
     try:
@@ -118,15 +157,14 @@ def output_folder(args):
     return out
 
 
-def train(model, prompt, encoded, epochs, batch_size, lr, seed, name):
-    """Minimise the loss on the worked answers over `encoded`; the rate warms up, then falls as a cosine.
+def train(model, prompt, encoded, epochs, batch_size, optimizers, seed, name):
+    """Minimise the loss on the worked answers over `encoded`; the rates warm up, then fall as a cosine.
 
-    With a prompt only the prompt learns, by AdamW, and the model is frozen; with None the model learns itself.
+    What learns is what the optimizers hold: the prompt before a frozen model, or with None the model itself.
     Returns the loss of each step, in nats per answer token, beside the examples seen by then.
     """
     device = model.wte.weight.device
-    parameters = list((prompt or model).parameters())
-    optimizers = [torch.optim.AdamW(parameters, lr, weight_decay=0)] if prompt else muon.optimizers(model, 10 * lr, lr)
+    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     steps, step = epochs * -(-len(encoded) // batch_size), 0
     peaks = [o.param_groups[0]["lr"] for o in optimizers]
     rng = random.Random(seed)
@@ -137,10 +175,12 @@ def train(model, prompt, encoded, epochs, batch_size, lr, seed, name):
             tokens, targets, answer = tokens.to(device), targets.to(device), answer.to(device)  # (B, T) each
             past = prompt(model) if prompt else None  # run once, whatever the batch size
             hidden = model(tokens, past)  # (B, T, C)
-            loss = F.cross_entropy(model.logits(hidden[answer]), targets[answer])  # over answer positions only
+            loss = F.cross_entropy(model.logits(hidden[answer]).float(), targets[answer])  # over answer positions only
             if not loss.isfinite():
                 bar.close()
-                raise ValueError(f"the loss of {name} became {loss.item()} after {bar.n} examples: lower --lr ({lr:g})")
+                raise ValueError(
+                    f"the loss of {name} became {loss.item()} after {bar.n} examples: lower --lr ({peaks[0]:g})"
+                )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             factor = min(1, (step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps))
@@ -159,43 +199,57 @@ def train(model, prompt, encoded, epochs, batch_size, lr, seed, name):
 
 def main():
     args = read_args()
-    task = tasks.load(args.task)
-    model, tokenizer = load_base(args.model, args.tokenise, args.device)
-    tests = {name: task.examples(args.test_examples, name) for name in task.ranges}
-    examples = task.examples(args.examples, split="train", seed=args.seed)
-    encoded = encode(tokenizer, examples)
-    every = [encoded, *(encode(tokenizer, questions) for questions in tests.values())]
-    longest = max(sum(map(len, pair)) for group in every for pair in group)
+    files = {"test": args.test, "prompt": args.prompt_column, "answer": args.answer_column}
+    task = tasks.load(args.task, **files)
+    model = GPT.load(args.model, args.device, getattr(torch, args.dtype)).freeze()
+    block_size = model.config.block_size
+    tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
 
     # the prefix: random rows, then the trigger's
     if args.load:
         prompt, header = prefix.load(args.load, model, tokenizer)
         trigger = header["trigger"]
-    else:
+        args.tokenise = header["tokenise"]
+    args.tokenise = args.tokenise or task.tokenise
+    tokenizer.letters = args.tokenise == "letters"
+    if not args.load:
         trigger = args.trigger or ("" if args.no_trigger or args.trigger_example else task.trigger)
         rows = tokenizer.encode(trigger + "\n") if trigger else []
         if args.trigger_example:  # the longest of the training examples shows most
-            e = max(examples, key=lambda e: e.length)
+            e = max(task.examples(args.examples, split="train", seed=args.seed), key=lambda e: e.length)
             trigger += f"{e.question}{e.worked}"
             rows += tokenizer.spell(f"{e.question}{e.worked}\n")
-        prompt = prefix.HybridPrefix(model, args.n_random, rows, args.mlp, args.seed).to(args.device)
-    P, room = len(prompt.rows), model.config.block_size - longest
+        prompt = prefix.METHODS[args.method](model, args.n_random, rows, args.mlp, args.seed).to(args.device)
+    P = len(prompt.rows)
+
+    if own := isinstance(task, YourData):
+        task.leave_out(lambda e: P + len(tokenizer.spell(e.question + e.worked)) > block_size)
+        for note in task.notes:
+            print(note, file=sys.stderr)
+    tests = {name: task.examples(args.test_examples, name) for name in task.ranges}
+    examples = task.examples(args.examples, split="train", seed=args.seed)
+    encoded = encode(tokenizer, examples)
+    every = [encoded, *(encode(tokenizer, questions) for questions in tests.values())]
+    longest = max(sum(map(len, pair)) for group in every for pair in group)
+    room = block_size - longest
     if P > room:
-        block_size = model.config.block_size
         raise ValueError(f"{P} prompt rows and {longest} tokens of text exceed block_size {block_size}: use fewer rows")
-    out = output_folder(args)
+    out = output_folder(args, task, model)
 
     trainable, base_size = sum(p.numel() for p in prompt.parameters()), sum(p.numel() for p in model.parameters())
     print(f"{task.name} on {model.name}: {base_size:,} frozen parameters", end=", ")
     print(f"{trainable:,} trainable ({100 * trainable / base_size:.2f}%)", end=", ")
     print(f"{P} rows: {prompt.n_random} random, {P - prompt.n_random} from words")
-    print(f"an example: {examples[0].question}{examples[0].worked}\ntrigger: {trigger!r}")
+    print(f"an example: {examples[0].question}{examples[0].worked.rstrip()}\ntrigger: {trigger!r}")
 
     texts, n_shots = few_shot(tokenizer, task, args.shots, room, args.seed)
     labels = {
+        "majority": f"always {task.majority!r}" if task.classes else "",
         "zero-shot": "zero-shot",
         "few-shot": f"few-shot ({n_shots})",
         "hybrid": "hybrid prefix",
+        "prefix": "prefix in every layer",
+        "finetune": "fine-tuned",
         "scratch": "from scratch",
     }
     results = {
@@ -203,6 +257,7 @@ def main():
         "unit": task.unit,
         "in_distribution_lengths": next(iter(task.ranges.values())),
         "new_words": task.new_words,
+        "answers": task.classes,
         "base": {"name": model.name, "fingerprint": model.fingerprint(), "parameters": base_size},
         "prefix": {
             "rows": P,
@@ -216,6 +271,7 @@ def main():
         "shots": n_shots,
         "labels": labels,
         "accuracy": {},
+        "classes": {},
         "loss": {},
         "seconds": {},
     }
@@ -225,24 +281,42 @@ def main():
         results["accuracy"][method] = {}
         for name, questions in tqdm(tests.items(), desc=f"measuring {method}", unit=" ranges"):
             results["accuracy"][method][name] = score(task, questions, answers(model, past, tokenizer, task, questions))
+            if task.classes:
+                chosen = likeliest(model, past, tokenizer, task, questions)
+                results["classes"][method] = classification(task, questions, chosen)
         results["seconds"][f"measuring {method}"] = time.time() - start
 
-    with torch.no_grad():
-        context = texts.to(args.device)(model)
+    def learn(method, name, *what):
+        start = time.time()
+        results["loss"][method] = train(*what, args.seed, name)
+        results["seconds"][name] = time.time() - start
+
+    if task.classes:
+        questions = tests[IN_DISTRIBUTION]
+        always = [task.worked(task.majority)] * len(questions)
+        results["accuracy"]["majority"] = {IN_DISTRIBUTION: score(task, questions, always)}
     measure("zero-shot", model, None, tokenizer)
-    measure("few-shot", model, context, tokenizer)
+    if texts:
+        with torch.no_grad():
+            context = texts.to(args.device)(model)
+        measure("few-shot", model, context, tokenizer)
+    else:
+        print(f"not one worked example fits into {room} tokens: no few-shot", file=sys.stderr)
 
     if not args.load:
-        start = time.time()
-        results["loss"]["hybrid"] = train(
-            model, prompt, encoded, args.epochs, args.batch_size, args.lr, args.seed, "tuning the prefix"
-        )
-        results["seconds"]["tuning the prefix"] = time.time() - start
-        prefix.save(prompt, out / "prefix.safetensors", model, tokenizer, task.name, trigger)
+        optimizers = [torch.optim.AdamW(prompt.parameters(), args.lr, weight_decay=0)]
+        learn(prompt.method, "tuning the prefix", model, prompt, encoded, args.epochs, args.batch_size, optimizers)
+        prefix.save(prompt, out / "prefix.safetensors", model, tokenizer, task.name, trigger, task.form, task.stop)
     with torch.no_grad():
         past = prompt(model)
-    measure("hybrid", model, past, tokenizer)
-    results["neighbours"] = nearest(model, tokenizer, prompt)
+    measure(prompt.method, model, past, tokenizer)
+    results["neighbours"] = nearest(model, tokenizer, prompt) if prompt.method == "hybrid" else []
+
+    if args.finetune_epochs and not args.load:
+        tuned = copy.deepcopy(model).float().requires_grad_(True)
+        optimizers = [torch.optim.AdamW(tuned.parameters(), args.finetune_lr, weight_decay=0)]
+        learn("finetune", "fine-tuning", tuned, None, encoded, args.finetune_epochs, args.batch_size, optimizers)
+        measure("finetune", tuned, None, tokenizer)
 
     if args.scratch_epochs and not args.load:
         longest_text = max(
@@ -250,17 +324,28 @@ def main():
         )
         baseline, letters = scratch(args.seed, longest_text)
         baseline.to(args.device)
-        start = time.time()
-        results["loss"]["scratch"] = train(
-            baseline, None, encode(letters, examples), args.scratch_epochs, 32, 2e-3, args.seed, "training from scratch"
+        optimizers = muon.optimizers(baseline, 2e-2, 2e-3)
+        learn(
+            "scratch",
+            "training from scratch",
+            baseline,
+            None,
+            encode(letters, examples),
+            args.scratch_epochs,
+            32,
+            optimizers,
         )
-        results["seconds"]["training from scratch"] = time.time() - start
         measure("scratch", baseline, None, letters)
 
-    print("\n" + report.table(results) + "\n\n" + report.reading(results["neighbours"]))
+    print("\n" + (report.class_table if task.classes else report.table)(results))
+    if results["neighbours"]:
+        print("\n" + report.reading(results["neighbours"]))
     if results["loss"]:
         report.plot_loss(results, out / "loss.png")
-    report.plot_lengths(results, out / "accuracy_by_length.png")
+    if task.classes:
+        report.plot_confusion(results, prompt.method, out / "confusion.png")
+    elif not own:
+        report.plot_lengths(results, out / "accuracy_by_length.png")
     write_json(out / "results.json", results)
     print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}")
 

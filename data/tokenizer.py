@@ -39,7 +39,13 @@ class Tokenizer:
                 letters,
             )
         if vocab_size == 50257:
-            return cls(tiktoken.get_encoding("gpt2"), letters)
+            try:
+                return cls(tiktoken.get_encoding("gpt2"), letters)
+            except OSError as error:  # tiktoken downloads it once
+                raise ValueError(
+                    f"cannot fetch GPT-2's vocabulary ({type(error).__name__}): go online once, "
+                    "or set TIKTOKEN_CACHE_DIR to a folder in which tiktoken has put it"
+                ) from None
         raise ValueError(
             f"{folder} has {vocab_size} tokens and no encoding.json: only GPT-2's 50257 are known without one"
         )

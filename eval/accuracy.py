@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 from data.batches import encode, question_batches
 
 
@@ -47,3 +49,40 @@ def score(task, examples, texts):
         "worked_correct": sum(text == e.worked for e, text in zip(examples, texts)),
         "by_length": {str(k): {"correct": c, "n": n} for k, (c, n) in sorted(by_length.items())},
     }
+
+
+@torch.no_grad()
+def likeliest(model, past, tokenizer, task, examples, batch_size=250):
+    """For each question the index of the one of task.classes that is likeliest as its whole answer."""
+    encoded = encode(tokenizer, examples)
+    labels = [tokenizer.spell(task.worked(answer)) for answer in task.classes]
+    chosen = [0] * len(examples)
+    for rows, tokens in question_batches(encoded, batch_size):
+        tokens = tokens.to(model.wte.weight.device)
+        cache = model.prefill(tokens[:, :-1], past)  # the question once, whatever the number of classes
+        scores = []
+        for label in labels:
+            label = torch.tensor(label, device=tokens.device).expand(len(rows), -1)  # (B, A)
+            hidden = model(torch.cat([tokens[:, -1:], label[:, :-1]], dim=1), cache)  # (B, A, C)
+            log_p = model.logits(hidden).float().log_softmax(-1)  # (B, A, vocab_size)
+            scores.append(log_p.gather(2, label[:, :, None]).sum((1, 2)))  # (B)
+        for i, best in zip(rows, torch.stack(scores, 1).argmax(1).tolist()):
+            chosen[i] = best
+    return chosen
+
+
+def classification(task, examples, chosen):
+    """Accuracy with its interval, macro-F1 and confusion[true][chosen], all of the likeliest answers."""
+    k = len(task.classes)
+    confusion = [[0] * k for _ in range(k)]
+    for e, i in zip(examples, chosen):
+        confusion[task.classes.index(task.final(e.worked))][i] += 1
+    correct, n = sum(confusion[i][i] for i in range(k)), len(examples)
+    low, high = wilson(correct, n)
+    # F1 = 2 TP / (true + chosen), of the classes that occur in the test
+    f1 = [
+        2 * confusion[i][i] / (sum(confusion[i]) + sum(row[i] for row in confusion))
+        for i in range(k)
+        if any(confusion[i])
+    ]
+    return {"correct": correct, "n": n, "low": low, "high": high, "macro_f1": sum(f1) / len(f1), "confusion": confusion}

@@ -11,19 +11,15 @@ from prefix import TextPrompt
 def few_shot(tokenizer, task, shots, room, seed=0):
     """A TextPrompt of worked examples from the training split, one per line, and how many fit.
 
-    At most `shots` of them and at most `room` tokens.
+    At most `shots` of them and at most `room` tokens; (None, 0) where not one fits.
     """
     tokens, n = [], 0
     for e in task.examples(shots, split="train", seed=seed):
-        line = tokenizer.spell(e.question + e.worked + "\n")
+        line = tokenizer.spell(f"{e.question}{e.worked}".rstrip("\n") + "\n")
         if len(tokens) + len(line) > room:
             break
         tokens, n = tokens + line, n + 1
-    if n == 0:
-        raise ValueError(
-            f"not one worked example of {task.name} fits into {room} tokens: use a base with a longer block_size"
-        )
-    return TextPrompt(tokens), n
+    return (TextPrompt(tokens) if n else None), n
 
 
 def scratch(seed, block_size):

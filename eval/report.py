@@ -10,7 +10,14 @@ import matplotlib.pyplot as plt
 
 from eval.accuracy import wilson
 
-COLOURS = {"hybrid": "#c1272d", "scratch": "#1f5fa8", "few-shot": "#4c9a4c", "zero-shot": "#8a8a8a"}
+COLOURS = {
+    "hybrid": "#c1272d",
+    "prefix": "#c1272d",
+    "finetune": "#b8860b",
+    "scratch": "#1f5fa8",
+    "few-shot": "#4c9a4c",
+    "zero-shot": "#8a8a8a",
+}
 
 
 def table(results):
@@ -32,6 +39,20 @@ def table(results):
     lines.append(
         f"{'questions':<28}" + "".join(f"{a['n']:>22}" for a in next(iter(results["accuracy"].values())).values())
     )
+    return "\n".join(lines)
+
+
+def class_table(results):
+    """Accuracy of the likeliest answer, macro-F1 and exact match of each method, as lines of text."""
+    lines = [f"{'':<28}{'likeliest, % [95%]':>24}{'macro-F1, %':>14}{'exact match, %':>16}"]
+    for method, by_range in results["accuracy"].items():
+        (exact,) = by_range.values()
+        cells = f"{'':>24}{'':>14}"
+        if c := results["classes"].get(method):
+            share = f"{100 * c['correct'] / c['n']:.1f} [{100 * c['low']:.1f}, {100 * c['high']:.1f}]"
+            cells = f"{share:>24}{100 * c['macro_f1']:>14.1f}"
+        lines.append(f"{results['labels'][method]:<28}{cells}{100 * exact['correct'] / exact['n']:>16.1f}")
+    lines.append(f"{'questions':<28}{exact['n']:>24}")
     return "\n".join(lines)
 
 
@@ -94,3 +115,22 @@ def plot_lengths(results, path):
         axis.set_xticks(x)
     axis.set(xlabel=results["unit"], ylabel="final answer right (%)", ylim=(-4, 104), title=results["task"])
     finish(fig, axis, path)
+
+
+def plot_confusion(results, method, path):
+    """What was chosen for each true answer, in % of the true answer's questions."""
+    names, counts = results["answers"], results["classes"][method]["confusion"]
+    share = [[100 * n / max(1, sum(row)) for n in row] for row in counts]
+    size = max(3.2, 0.55 * len(names) + 1.6)
+    fig, axis = plt.subplots(figsize=(size + 0.6, size), constrained_layout=True)
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    for i, row in enumerate(share if len(names) <= 12 else []):  # more would not be legible
+        for j, v in enumerate(row):
+            axis.text(j, i, f"{v:.0f}", ha="center", va="center", fontsize=8, color="white" if v > 55 else "#333333")
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
+    axis.set_yticks(range(len(names)), [f"{n} ({sum(row)})" for n, row in zip(names, counts)], fontsize=8)
+    axis.set(xlabel="chosen", ylabel="true (questions)", title=f"{results['task']}, {results['labels'][method]} (%)")
+    path = Path(path)
+    fig.savefig(path.with_name("tmp.png"), dpi=160)
+    os.replace(path.with_name("tmp.png"), path)
+    plt.close(fig)

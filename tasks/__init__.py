@@ -37,6 +37,9 @@ class Task:
     new_words = ()
     pattern = r"(?!)"
     stop = "$"
+    form = "{}"  # how a question is put, for sample.py
+    tokenise = "letters"
+    classes = None  # the few answers that there are, where there are few
 
     def examples(self, n, range_name=IN_DISTRIBUTION, split="test", seed=0):
         """A list of n `Example`s, lengths drawn uniformly from the range.
@@ -99,10 +102,13 @@ def names():
     ]
 
 
-def load(name):
-    """The task of that name. Raises ValueError that lists the names."""
+def load(name, **files):
+    """The task of that name, or of that .jsonl, .csv or .tsv file, with `files` the rest of what YourData
+    (your_data.py) takes. Raises ValueError that lists the names."""
+    if Path(name).suffix in (".jsonl", ".csv", ".tsv"):
+        return importlib.import_module("tasks.your_data").YourData(name, **files)
     if name not in names():
-        raise ValueError(f"no task {name!r}: choose from {', '.join(names())}")
+        raise ValueError(f"no task {name!r}: choose from {', '.join(names())}, or name a .jsonl, .csv or .tsv file")
     file, _, variant = name.partition(":")
     task = importlib.import_module(f"tasks.{file}").variants[variant]
     task.name = name

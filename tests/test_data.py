@@ -1,5 +1,6 @@
 """data/: the tokenizer, batches, and the pages that nano learned from."""
 
+import json
 import os
 import random
 import re
@@ -44,6 +45,71 @@ def test_gpt2_s_encoding(monkeypatch, tmp_path):
     assert len(gpt2.spell("321+654=")) == 8 > len(gpt2.encode("321+654="))
     raw = Tokenizer(gpt2.encoding, letters=False)
     assert raw.spell("321+654=") == gpt2.encode("321+654=")
+
+
+ODD = [
+    "",
+    " ",
+    "   three   spaces\t\ttabs\r\n\r\n lines\n\n\n",
+    "it's we'll I'd THEY'RE",
+    "31415926535897932384626433832795028841971693993751",
+    "1,234,567.89 + 0x1F != 1e-9",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u2764\ufe0f",
+    "\u65e5\u672c\u8a9e \u0627\u0644\u0639\u0631\u0628\u064a\u0629 na\u00efve e\u0301 \ufb01",
+    "\x00\x01\x7f\u0085\u00a0\u2028\u3000\ufeff",
+    "<|endof text|>",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 5,
+]
+
+
+@pytest.fixture(scope="module")
+def both():
+    """GPT-2's encoding by tiktoken, as we use it, and by transformers, from the same two files."""
+    transformers = pytest.importorskip("transformers")
+    if not CACHE.is_dir():
+        pytest.skip("GPT-2's vocabulary is not at hand as files")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(CACHE))
+        ours = Tokenizer.load("nowhere", 50257, letters=False)
+    merges, vocabulary = sorted(CACHE.iterdir(), key=lambda file: file.stat().st_size)
+    lines = [tuple(line.split(" ")) for line in merges.read_text(encoding="utf-8").split("\n")[1:] if line]
+    return ours, transformers.GPT2Tokenizer(json.loads(vocabulary.read_text(encoding="utf-8")), lines)
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_odd_strings_encode_as_in_transformers(both, text):
+    ours, theirs = both
+    assert ours.spell(text) == theirs.encode(text)
+    assert ours.decode(ours.spell(text)) == text
+
+
+def test_the_end_of_text_in_a_text_is_text(both):
+    ours, _ = both
+    assert ours.eot not in ours.spell("<|endoftext|>")
+    assert ours.decode(ours.spell("<|endoftext|>")) == "<|endoftext|>"
+
+
+@given(st.text())
+def test_any_string_encodes_as_in_transformers(both, text):
+    ours, theirs = both
+    assert ours.spell(text) == theirs.encode(text)
+
+
+def test_tokens_that_are_no_utf8_decode_as_in_transformers(both):
+    ours, theirs = both
+    whole = ours.encode("\U0001f469")
+    assert len(whole) > 1
+    for tokens in (whole[:-1], whole[1:], [whole[0], 65, whole[0]]):
+        assert ours.decode(tokens) == theirs.decode(tokens, clean_up_tokenization_spaces=False)
+
+
+def test_without_its_vocabulary_one_line_says_where_to_put_it(monkeypatch):
+    def fetch(_):
+        raise ConnectionError("a paragraph")
+
+    monkeypatch.setattr("tiktoken.get_encoding", fetch)
+    with pytest.raises(ValueError, match="cannot fetch GPT-2's vocabulary .* TIKTOKEN_CACHE_DIR"):
+        Tokenizer.load("nowhere", 50257)
 
 
 def test_a_vocabulary_nobody_knows_is_refused(tmp_path):

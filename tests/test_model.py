@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from model import GPT, GPTConfig
+from model import GPT, HUB, GPTConfig, stack
 
 transformers = pytest.importorskip("transformers")
 
@@ -192,8 +196,10 @@ def truncate(path, share=0.5):
 
 
 def test_broken_checkpoints_are_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match="no model.safetensors in .*: a model is a folder"):
         GPT.load(tmp_path)
+    with pytest.raises(ValueError, match="no model 'nanoo': give nano, gpt2"):
+        GPT.load("nanoo")
     with pytest.raises(ValueError, match=r"lacks 1 tensors, first 'h.1.ln_2.bias'"):
         GPT.load(broken(tmp_path, lambda t: t.pop("transformer.h.1.ln_2.bias")))
     with pytest.raises(ValueError, match="'h.9.odd', which GPT-2 does not have"):
@@ -208,6 +214,104 @@ def test_broken_checkpoints_are_refused_by_name(tmp_path):
     truncate(tmp_path / "config.json")
     with pytest.raises(ValueError, match="is not JSON"):
         GPT.load(tmp_path)
+
+
+def test_a_sharded_checkpoint_loads_and_a_missing_shard_is_named(tmp_path):
+    theirs = reference(tmp_path)
+    whole = GPT.load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    theirs.save_pretrained(tmp_path, max_shard_size="30KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert GPT.load(tmp_path).fingerprint() == whole.fingerprint()
+    shards[1].unlink()
+    with pytest.raises(ValueError, match=f"no {shards[1].name} in"):
+        GPT.load(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no index of shards"):
+        GPT.load(tmp_path)
+
+
+def test_a_file_alone_says_its_shape_as_far_as_it_can(tmp_path):
+    """Heads of 64 columns, as in every GPT-2 that was published; else config.json has to say it."""
+    theirs = reference(tmp_path, n_layer=3, n_head=2, n_embd=128)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    ours = GPT.load(tmp_path / "weights.safetensors")
+    assert (ours.config.n_layer, ours.config.n_head, ours.config.block_size) == (3, 2, 64)
+    tokens = torch.randint(101, (2, 30), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(ours.logits(ours(tokens)), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+    reference(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="no config.json in .* how many heads share 32 columns"):
+        GPT.load(tmp_path)
+
+
+def test_a_head_of_its_own_is_refused(tmp_path):
+    broken(tmp_path, lambda t: t.update({"lm_head.weight": torch.zeros(101, 32)}))
+    with pytest.raises(ValueError, match="only tied heads"):
+        GPT.load(tmp_path)
+
+
+def test_hub_names_are_fetched_at_a_pinned_revision(tmp_path, monkeypatch):
+    reference(tmp_path)
+    asked = []
+
+    def fetch(repository, file, revision):
+        asked.append((repository, file, revision))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("model.hf_hub_download", fetch)
+    model = GPT.load("gpt2")
+    assert model.name == "gpt2"
+    assert {a[0] for a in asked} == {"openai-community/gpt2"}
+    assert {a[1] for a in asked} == {"config.json", "model.safetensors"}
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for _, revision in HUB.values())
+    assert {a[2] for a in asked} == {HUB["gpt2"][1]}
+
+
+def test_offline_and_not_cached_one_line_says_what_to_fetch(monkeypatch):
+    def fetch(*_, **__):
+        raise LocalEntryNotFoundError("a paragraph of advice")
+
+    monkeypatch.setattr("model.hf_hub_download", fetch)
+    with pytest.raises(ValueError, match="cannot fetch gpt2-xl .*openai-community/gpt2-xl into a folder") as error:
+        GPT.load("gpt2-xl")
+    assert "\n" not in str(error.value)
+
+
+PEAK = """
+import resource, sys
+from model import GPT
+import torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = GPT.load(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) * 1024 / sum(p.numel() * p.element_size() for p in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts other units elsewhere")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_holds_little_more_than_the_model(tmp_path, dtype):
+    """GPT-2's own proportions, a third of the weights in the table: 186 MB in float32."""
+    GPT(GPTConfig(vocab_size=50257, block_size=1024, n_layer=6, n_head=8, n_embd=512)).save(tmp_path)
+    done = subprocess.run([sys.executable, "-c", PEAK, tmp_path, dtype], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.3
+
+
+@pytest.mark.parametrize("lengths", [(3, 9, 5), (1, 1, 40), (7, 7, 7)])
+def test_rows_behind_caches_of_other_lengths_equal_rows_alone(tiny, lengths):
+    rng = torch.Generator().manual_seed(12)
+    before = [torch.randint(1024, (1, n), generator=rng) for n in lengths]
+    last = torch.randint(1024, (3, 2), generator=rng)
+    cache, pad = stack([tiny.prefill(tokens) for tokens in before])
+    got = tiny.generate(last, 30, cache, pad=pad).tolist()
+    for row, tokens, end in zip(got, before, last):
+        assert (
+            row == greedy_without_a_cache(tiny, torch.cat([tokens, end[None]], 1), 30)[0, tokens.size(1) + 2 :].tolist()
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """tasks/: every worked answer checked by doing the sum, or the reversal, another way."""
 
+import csv
+import json
 import re
 import subprocess
 import sys
@@ -188,3 +190,103 @@ def test_looking_at_examples_from_the_command_line():
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
         assert not done.stdout
+
+
+# ---------------------------------------------------------------- your own data
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def rows_of(task):
+    return {(e.question, e.worked) for split in ("train", "test") for e in task.examples(None, split=split)}
+
+
+def test_the_same_rows_from_jsonl_csv_and_tsv(tmp_path):
+    rows = [(f'what, "is" {i} \u00e9?', f"answer {i}") for i in range(40)]
+    jsonl = write(tmp_path / "a.jsonl", "\n".join(json.dumps({"prompt": p, "answer": a}) for p, a in rows))
+    loaded = []
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        with open(tmp_path / name, "w", newline="", encoding="utf-8-sig") as file:
+            csv.writer(file, delimiter=delimiter).writerows([("text", "label"), *rows])
+        loaded.append(tasks.load(str(tmp_path / name), prompt="text", answer="label"))
+    want = {(f"{p}\nAnswer:", f" {a}\n") for p, a in rows}
+    for task in (tasks.load(jsonl), *loaded):
+        assert rows_of(task) == want
+        assert task.notes == []
+        assert task.classes is None  # forty answers, once each
+        e = task.examples(1)[0]
+        assert f"{e.question.removesuffix('?' + chr(10) + 'Answer:')}".startswith("what")
+        assert task.final(e.worked) == e.worked.strip()
+
+
+def test_a_fifth_is_held_out_and_the_split_does_not_depend_on_the_order(tmp_path):
+    rows = [json.dumps({"prompt": f"p{i}", "answer": "ab"[i % 2]}) for i in range(1000)]
+    one = tasks.load(write(tmp_path / "one.jsonl", "\n".join(rows)))
+    other = tasks.load(write(tmp_path / "other.jsonl", "\n".join(reversed(rows))))
+    test, train = ({e.question for e in one.examples(None, split=s)} for s in ("test", "train"))
+    assert 150 < len(test) < 250
+    assert not test & train
+    assert test == {e.question for e in other.examples(None, split="test")}
+    assert one.classes == ["a", "b"]
+    assert one.examples(5, seed=1) == one.examples(5, seed=1) != one.examples(5, seed=2)
+
+
+def test_prompts_of_the_test_file_are_not_tuned_on(tmp_path):
+    train = write(tmp_path / "train.csv", "prompt,answer\n" + "".join(f"p{i},{i % 2}\n" for i in range(20)))
+    test = write(tmp_path / "test.csv", "prompt,answer\np3,1\np99,0\n")
+    task = tasks.load(train, test=test)
+    assert [len(task.examples(None, split=s)) for s in ("train", "test")] == [19, 2]
+    assert "1 prompts occur in" in task.notes[0]
+
+
+def test_broken_rows_are_counted_and_named(tmp_path):
+    good = [json.dumps({"prompt": f"p{i}", "answer": i}) for i in range(20)]
+    bad = ["{", "[1]", json.dumps({"prompt": "p"}), json.dumps({"prompt": "p", "answer": "a\nb"}), "", json.dumps({"prompt": " ", "answer": "a"})]  # fmt: skip # noqa: E501
+    task = tasks.load(write(tmp_path / "a.jsonl", "\n".join(good + bad)))
+    assert len(rows_of(task)) == 20
+    assert "5 broken rows left out, lines 21, 22, 23, 24, 26; line 21: not JSON" in task.notes[0]
+    text = 'prompt,answer\n"two\nlines",a\n' + "".join(f"p{i},{'ab'[i % 2]}\n" for i in range(20)) + "x,y,z\n,b\n"
+    task = tasks.load(write(tmp_path / "a.csv", text))
+    assert len(rows_of(task)) == 21
+    assert "2 broken rows left out, lines 24, 25; line 24: more fields than the header" in task.notes[0]
+
+
+@pytest.mark.parametrize(
+    "name, text, complaint",
+    [
+        ("a.jsonl", "", "is empty"),
+        ("a.jsonl", " \n\n", "is empty"),
+        ("a.csv", "prompt,answer\n", "no row is left to train on"),
+        ("a.csv", "text,label\na,b\n", "no column 'prompt' but 'label', 'text': name one with --prompt-column"),
+        ("a.jsonl", '{"prompt": "a", "label": "b"}', "no column 'answer' but 'label', 'prompt'"),
+        ("a.jsonl", "x\ny\n", "not one row can be used; line 1: not JSON"),
+        ("a.tsv", "prompt\tanswer\n" + "".join(f"p{i}\tyes\n" for i in range(30)), "every answer is 'yes'"),
+    ],
+)
+def test_useless_files_are_refused_in_one_line(tmp_path, name, text, complaint):
+    with pytest.raises(ValueError) as error:
+        tasks.load(write(tmp_path / name, text))
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"prompt,answer\n\xff\xfe,b\n")
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        tasks.load(str(tmp_path / "a.csv"))
+    with pytest.raises(ValueError, match="no file"):
+        tasks.load(str(tmp_path / "b.csv"))
+
+
+def test_rows_too_long_for_the_base_are_left_out_by_line(tmp_path):
+    rows = [json.dumps({"prompt": "p" * (i + 1), "answer": "ab"[i % 2]}) for i in range(30)]
+    task = tasks.load(write(tmp_path / "a.jsonl", "\n".join(rows)))
+    task.leave_out(lambda e: len(e.question) > len("\nAnswer:") + 27)
+    assert len(rows_of(task)) == 27
+    assert sum(int(note.split()[0]) for note in task.notes) == 3
+    assert all("too long for the base" in note for note in task.notes)
+    with pytest.raises(ValueError, match="every row"):
+        task.leave_out(lambda e: True)

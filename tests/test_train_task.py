@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import muon
 import tasks
 from data.batches import encode
 from eval.accuracy import answers, score
@@ -71,7 +72,88 @@ def test_every_task_runs_to_the_end(run, tmp_path, task):
 def test_raw_bpe_runs_too(run, tmp_path):
     assert run("--task", "word_reversal", "--tokenise", "bpe", "--out", tmp_path / "bpe").code == 0
     done = run("--task", "word_reversal", "--load", tmp_path / "bpe" / "prefix.safetensors", "--out", tmp_path / "two")
-    assert "was tuned with nano-1024 --tokenise bpe, not with nano-1024 --tokenise letters" in done.err
+    assert done.code == 0, done.err
+    one, two = without_timings(tmp_path / "bpe"), without_timings(tmp_path / "two")
+    assert two["args"]["tokenise"] == "bpe"  # as the prefix was tuned
+    assert one["accuracy"]["hybrid"] == two["accuracy"]["hybrid"]
+
+
+@pytest.mark.parametrize("more", [["--mlp"], ["--dtype", "bfloat16"]])
+def test_keys_and_values_in_every_layer_are_tuned_saved_and_loaded(run, tmp_path, more):
+    done = run("--method", "prefix", "--n-random", 3, "--out", tmp_path / "one", *more)
+    assert done.code == 0, done.err
+    loss = without_timings(tmp_path / "one")["loss"]["prefix"]["loss"]
+    assert len(loss) == 2 and loss[0] != loss[1]
+    done = run(
+        "--method", "prefix", "--load", tmp_path / "one" / "prefix.safetensors", "--out", tmp_path / "two", *more
+    )
+    assert done.code == 0, done.err
+    one, two = without_timings(tmp_path / "one"), without_timings(tmp_path / "two")
+    assert one["accuracy"]["prefix"] == two["accuracy"]["prefix"]
+
+
+def some_questions(path, n, answers=("red", "green", "blue")):
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": f"What colour is {i}?", "answer": answers[i % len(answers)]}) + "\n" for i in range(n)
+        )
+    )
+    return path
+
+
+def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
+    train = some_questions(tmp_path / "train.jsonl", 90)
+    with open(train, "a") as file:
+        file.write("not JSON\n" + json.dumps({"prompt": "long " * 300, "answer": "red"}))
+    test = some_questions(tmp_path / "test.jsonl", 20)
+    done = run(
+        "--task", train, "--test", test, "--out", tmp_path / "run", "--finetune-epochs", 1, "--test-examples", 20
+    )
+    assert done.code == 0, done.err
+    assert "1 broken rows left out, line 91" in done.err
+    assert "20 prompts occur in" in done.err
+    assert "1 rows to train on are too long for the base: left out, line 92" in done.err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["accuracy"]["majority"]["in-distribution"]["correct"] in (6, 7)
+    for method in ("zero-shot", "few-shot", "hybrid", "finetune", "scratch"):
+        c = results["classes"][method]
+        assert c["n"] == 20 == sum(map(sum, c["confusion"]))
+        assert c["correct"] == sum(c["confusion"][i][i] for i in range(3))
+        assert results["labels"][method] in done.out
+    assert "macro-F1" in done.out and "always" in done.out
+    assert (tmp_path / "run" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert results["prefix"]["trigger"] == "Answer with one of: blue, green, red."
+
+
+def test_your_own_text_is_generated(run, tmp_path):
+    path = some_questions(tmp_path / "own.jsonl", 90, [f"the answer {i}" for i in range(90)])
+    done = run("--task", path, "--out", tmp_path / "run", "--scratch-epochs", 0, "--finetune-epochs", 0)
+    assert done.code == 0, done.err
+    assert "every step right" in done.out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["classes"] == {}
+    assert set(results["accuracy"]) == {"zero-shot", "few-shot", "hybrid"}
+
+
+def test_fine_tuning_learns_and_leaves_the_base_alone(run, tmp_path, base):
+    before = (base / "model.safetensors").read_bytes()
+    args = (
+        "--task",
+        "word_reversal",
+        "--examples",
+        8,
+        "--batch-size",
+        4,
+        "--finetune-epochs",
+        100,
+        "--finetune-lr",
+        1e-2,
+    )
+    done = run(*args, "--scratch-epochs", 0, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    loss = without_timings(tmp_path / "run")["loss"]
+    assert loss["finetune"]["loss"][-1] < 0.05 < 1 < loss["hybrid"]["loss"][-1]
+    assert (base / "model.safetensors").read_bytes() == before
 
 
 def without_timings(path):
@@ -104,7 +186,7 @@ def test_tuning_leaves_the_base_bit_identical(base):
     start = prompt.rows.detach().clone()
     _, letters = scratch(0, 256)
     encoded = encode(letters, tasks.load("addition").examples(64, split="train"))
-    train(model, prompt, encoded, 1, 16, 1e-2, 0, "test")
+    train(model, prompt, encoded, 1, 16, [torch.optim.AdamW(prompt.parameters(), 1e-2)], 0, "test")
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
     assert not torch.equal(start, prompt.rows)
 
@@ -115,7 +197,7 @@ def test_training_learns_what_it_is_shown():
     task = tasks.load("word_reversal")
     examples = task.examples(12, split="train")
     model, letters = scratch(0, 64)
-    curve = train(model, None, encode(letters, examples), 60, 4, 2e-3, 0, "test")
+    curve = train(model, None, encode(letters, examples), 60, 4, muon.optimizers(model, 2e-2, 2e-3), 0, "test")
     assert curve["loss"][0] > 4 > 0.05 > curve["loss"][-1]
     assert curve["examples"][-1] == 60 * 12
     assert score(task, examples, answers(model, None, letters, task, examples))["worked_correct"] == 12
@@ -126,7 +208,8 @@ def test_a_prefix_steers_nano(tokenizer):
     train = runpy.run_path("train_task.py")["train"]
     nano = GPT.load("data/nano").freeze()
     encoded = encode(tokenizer, tasks.load("addition").examples(64, split="train"))
-    curve = train(nano, HybridPrefix(nano, 8), encoded, 15, 16, 1e-2, 0, "test")
+    prompt = HybridPrefix(nano, 8)
+    curve = train(nano, prompt, encoded, 15, 16, [torch.optim.AdamW(prompt.parameters(), 1e-2)], 0, "test")
     assert sum(curve["loss"][-8:]) < 2 / 3 * sum(curve["loss"][:8])
 
 
@@ -145,7 +228,10 @@ def test_random_only_and_trigger_only(run, tmp_path):
 BAD = [
     (["--task", "sums"], "no task 'sums': choose from addition"),
     (["--model", "gpt5"], "no model 'gpt5'"),
-    (["--model", "tests"], "no config.json in tests"),
+    (["--model", "tests"], "no model.safetensors in tests"),
+    (["--task", "none.jsonl"], "no file none.jsonl"),
+    (["--test", "none.jsonl"], "--test and the columns are for your own data"),
+    (["--finetune-lr", "0"], "--finetune-lr 0.0: give"),
     (["--trigger", " "], "--trigger is empty"),
     (["--no-trigger", "--trigger", "add"], "--no-trigger contradicts"),
     (["--n-random", "0", "--no-trigger"], "no rows"),
@@ -201,5 +287,5 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_loses_nothing(run, tmp_pat
 def test_help_reads_well(run):
     done = run("--help", small=False)
     assert done.code == 0
-    for word in ("--task", "--trigger-example", "--quick", "(default 20000)"):
+    for word in ("--task", "--trigger-example", "--quick", "default 20000"):
         assert word in done.out

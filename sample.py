@@ -1,0 +1,122 @@
+"""Talk to a frozen GPT-2, with trained prefixes or without.
+
+    python sample.py --prefix out/addition-nano/prefix.safetensors --prompt 321+654=
+    python sample.py --prefix A.safetensors B.safetensors --compare     asks at a prompt, until an empty line
+    echo 321+654= | python sample.py --prefix ...                       every line of stdin is a question
+
+Every question is answered behind every prefix, all of them rows of one batch.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+import prefix
+from data.tokenizer import Tokenizer
+from model import GPT, HUB, stack
+
+
+def read_args():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.error = bad_usage
+    p.add_argument(
+        "--model",
+        default="nano",
+        help=f"nano, {', '.join(HUB)}, a checkpoint's folder or its .safetensors file (default %(default)s)",
+    )
+    p.add_argument("--prefix", nargs="+", default=[], metavar="FILE", help="trained prefixes (default: none, the base)")
+    p.add_argument("--compare", action="store_true", help="show the base without a prefix beside each")
+    p.add_argument("--prompt", metavar="TEXT", help="one question (default: ask, or read lines from stdin)")
+    p.add_argument("--max-new-tokens", type=int, default=100, help="(default %(default)s)")
+    p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default %(default)s)")
+    p.add_argument("--top-k", type=int, help="sample from the likeliest only (default: from all)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--tokenise", choices=["letters", "bpe"], default="bpe", help="of the base's text without a prefix")
+    p.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="(default %(default)s)")
+    args = p.parse_args()
+    if args.max_new_tokens < 1 or args.temperature < 0 or (args.top_k is not None and args.top_k < 1):
+        raise ValueError("--max-new-tokens and --top-k start at 1, --temperature at 0")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has none, leave it out")
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return args
+
+
+def bad_usage(message):
+    """In place of argparse's own, which prints the whole usage before the one line that matters."""
+    raise ValueError(f"{message}; --help shows what there is")
+
+
+@torch.no_grad()
+def decode(model, rows, max_new_tokens, **how):
+    """Continue rows of (cache or None, token list, stop token), each behind its own prompt, in one batch.
+
+    Prompts and texts may differ in length: each row's cache is filled up alone, then all are stacked.
+    Returns a list of token lists, without the stop. `how` goes to model.generate.
+    """
+    device = model.wte.weight.device
+    last = torch.tensor([[tokens[-1]] for _, tokens, _ in rows], device=device)  # (B, 1)
+    caches = []
+    for past, tokens, _ in rows:
+        text = torch.tensor([tokens[:-1]], dtype=torch.long, device=device)  # (1, T-1)
+        caches.append(model.prefill(text, past) if len(tokens) > 1 else past or model.prefill(text))
+    cache, pad = stack(caches)
+    stop = torch.tensor([stop for _, _, stop in rows], device=device)  # (B)
+    new = model.generate(last, max_new_tokens, cache, stop, pad=pad, **how).tolist()
+    return [row[: row.index(stop)] if stop in row else row for row, (_, _, stop) in zip(new, rows)]
+
+
+def main():
+    args = read_args()
+    model = GPT.load(args.model, args.device, getattr(torch, args.dtype)).freeze()
+    load = lambda letters: Tokenizer.load(model.folder, model.config.vocab_size, letters)  # noqa: E731
+    voices = []  # (name, cache, tokenizer, form, stop)
+    for path in args.prefix:
+        prompt, header = prefix.load(path, model, load(False))
+        with torch.no_grad():
+            cache = prompt(model)
+        name = Path(path).resolve().parent.name if Path(path).name == "prefix.safetensors" else Path(path).stem
+        voices.append((name, cache, load(header["tokenise"] == "letters"), header["form"], header["stop"]))
+        if args.compare:
+            voices.append((f"{name}, base alone", None, *voices[-1][2:]))
+    if not voices:
+        voices = [(model.name, None, load(args.tokenise == "letters"), "{}", "")]
+
+    def answer(question):
+        rows = []
+        for name, cache, tokenizer, form, stop in voices:
+            tokens = tokenizer.spell(form.replace("{}", question))
+            used = (cache[0][0].size(2) if cache else 0) + len(tokens)
+            if used + args.max_new_tokens > model.config.block_size:
+                raise ValueError(
+                    f"{name}: {used} tokens of prefix and prompt and --max-new-tokens {args.max_new_tokens} exceed "
+                    f"block_size {model.config.block_size}: shorten one"
+                )
+            rows.append((cache, tokens, tokenizer.spell(stop)[-1] if stop else tokenizer.eot))
+        new = decode(model, rows, args.max_new_tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed)
+        for (name, _, tokenizer, _, _), tokens in zip(voices, new):
+            print(f"{name}: {tokenizer.decode(tokens)}" if len(voices) > 1 else tokenizer.decode(tokens), flush=True)
+
+    if args.prompt is not None:
+        questions = [args.prompt]
+    elif sys.stdin.isatty():
+        questions = iter(lambda: input("> "), "")
+    else:
+        questions = (line.rstrip("\n") for line in sys.stdin)
+    for question in questions:
+        if not question:
+            raise ValueError("the prompt is empty: give some text")
+        answer(question)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (EOFError, KeyboardInterrupt):
+        print()
+    except (ValueError, OSError) as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,145 @@
+"""Your own data as a task: a JSONL, CSV or TSV file with a prompt and an answer in every row.
+
+A prompt `What is an atom ?` with the answer `description` becomes
+
+    What is an atom ?
+    Answer: description
+
+and a line break ends the answer. Where few answers occur again and again it is a classification,
+and `classes` lists them.
+"""
+
+import csv
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+from tasks import IN_DISTRIBUTION, Example, Task, in_test
+
+MOST_CLASSES, ROWS_A_CLASS = 50, 5  # more answers than that, or fewer rows for each, are text to generate
+
+
+class YourData(Task):
+    """Rows of `path` to tune on, and of `test` to test on; without `test` a hash of the prompt holds out a fifth.
+
+    `notes` are lines for the reader: broken rows by line number, prompts in both files. Raises
+    ValueError for files that are empty, lack a column or have a single answer.
+    """
+
+    unit = "words in the prompt"
+    stop = "\n"
+    form = "{}\nAnswer:"
+    tokenise = "bpe"
+    majority = None
+
+    def __init__(self, path, test=None, prompt="prompt", answer="answer"):
+        self.name, self.notes = "-".join(filter(None, [Path(path).resolve().parent.name, Path(path).stem])), []
+        rows = self.read(path, prompt, answer)
+        if test:
+            self.rows = {"train": rows, "test": self.read(test, prompt, answer)}
+            asked = {e.question for _, e in self.rows["test"]}
+            self.rows["train"] = [row for row in rows if row[1].question not in asked]
+            if both := len(rows) - len(self.rows["train"]):
+                self.notes.append(f"{path}: {both} prompts occur in {test} as well: not tuned on")
+        else:
+            self.rows = {s: [r for r in rows if in_test(r[1].question) == (s == "test")] for s in ("train", "test")}
+        for split, some in self.rows.items():
+            if not some:
+                raise ValueError(f"{path}: no row is left to {split} on: give more rows, or another --test file")
+        counts = Counter(self.final(e.worked) for _, e in self.rows["train"])
+        if len(counts) == 1:
+            raise ValueError(f"{path}: every answer is {next(iter(counts))!r}: there is nothing to tell apart")
+        if len(counts) <= MOST_CLASSES and counts.total() >= ROWS_A_CLASS * len(counts):
+            self.classes = sorted(counts | Counter(self.final(e.worked) for _, e in self.rows["test"]))
+            self.majority = counts.most_common(1)[0][0]
+            self.trigger = f"Answer with one of: {', '.join(self.classes)}." if len(self.classes) <= 12 else ""
+        lengths = [e.length for some in self.rows.values() for _, e in some]
+        self.ranges = {IN_DISTRIBUTION: (min(lengths), max(lengths))}
+
+    def worked(self, answer):
+        return f" {answer}{self.stop}"
+
+    def final(self, worked):
+        text, stop, _ = worked.partition(self.stop)
+        return text.strip() if stop else ""
+
+    def examples(self, n, range_name=IN_DISTRIBUTION, split="test", seed=0):
+        """n examples of the file in random order, or all; None: all."""
+        examples = [e for _, e in self.rows[split]]
+        random.Random(seed).shuffle(examples)
+        return examples[:n]
+
+    def leave_out(self, too_long):
+        """Drop the rows of which `too_long(example)` is true, and say which."""
+        for split, rows in self.rows.items():
+            lines = [line for line, e in rows if too_long(e)]
+            self.rows[split] = [(line, e) for line, e in rows if line not in set(lines)]
+            if lines:
+                self.notes.append(f"{len(lines)} rows to {split} on are too long for the base: left out, {some(lines)}")
+            if not self.rows[split]:
+                raise ValueError(f"every row to {split} on is too long for the base: use one with a longer block_size")
+
+    def read(self, path, prompt, answer):
+        """[(line number, Example)] of the rows that can be used; notes about the others."""
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            raise ValueError(f"no file {path}") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it as that") from None
+        if not text.strip():
+            raise ValueError(f"{path} is empty")
+        found, broken, columns = [], {}, set()
+        for line, row in self.parse(path, text):
+            if not isinstance(row, dict):
+                broken[line] = row
+                continue
+            columns |= row.keys()
+            pair = [str(row[c]).strip() if isinstance(row.get(c), str | int | float) else "" for c in (prompt, answer)]
+            if not all(pair):
+                broken[line] = f"no {(answer if pair[0] else prompt)!r}"
+            elif self.stop in pair[1]:
+                broken[line] = f"a line break in {answer!r}"
+            else:
+                question = self.form.replace("{}", pair[0])
+                found.append((line, Example(question, self.worked(pair[1]), len(pair[0].split()))))
+        for flag, column in (("prompt", prompt), ("answer", answer)):
+            if columns and column not in columns:
+                has = ", ".join(map(repr, sorted(map(str, columns))))
+                raise ValueError(f"{path} has no column {column!r} but {has}: name one with --{flag}-column")
+        if broken:
+            first = next(iter(broken))
+            if not found:
+                raise ValueError(f"{path}: not one row can be used; line {first}: {broken[first]}")
+            self.notes.append(
+                f"{path}: {len(broken)} broken rows left out, {some(broken)}; line {first}: {broken[first]}"
+            )
+        return found
+
+    @staticmethod
+    def parse(path, text):
+        """(line number, dict of the row, or what is wrong with it)."""
+        if Path(path).suffix == ".jsonl":
+            for line, one in enumerate(text.split("\n"), 1):
+                if one.strip():
+                    try:
+                        row = json.loads(one)
+                        yield line, row if isinstance(row, dict) else "not an object"
+                    except ValueError:
+                        yield line, "not JSON"
+            return
+        rows = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if Path(path).suffix == ".tsv" else ",")
+        before = rows.line_num
+        for row in rows:
+            yield before + 1, "more fields than the header" if None in row else row
+            before = rows.line_num
+
+
+def some(lines):
+    """Line numbers for a reader: the first ten of them."""
+    lines = list(lines)
+    return f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines[:10]))}{', ...' * (len(lines) > 10)}"
+
+
+variants = {}  # it has no name of its own: train_task.py --task FILE

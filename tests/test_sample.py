@@ -1,0 +1,122 @@
+"""sample.py: rows of one batch behind prefixes of their own, and the command line."""
+
+import io
+import random
+import runpy
+import shutil
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import prefix
+from data.tokenizer import Tokenizer
+from model import GPT, GPTConfig
+from sample import decode
+
+
+def test_rows_behind_other_prefixes_equal_decoding_one_at_a_time(tiny, tokenizer):
+    """Prompts of four kinds and lengths, questions of any length, in one batch against a batch of one."""
+    prompts = [
+        prefix.HybridPrefix(tiny, 7, [1, 2]),
+        prefix.DeepPrefix(tiny, 3, [5]),
+        prefix.TextPrompt(tokenizer.encode("Say it again:")),
+    ]
+    rng = random.Random(0)
+    rows = []
+    for i in range(12):
+        question = [rng.randrange(1024) for _ in range(rng.randint(1, 20))]
+        rows.append(([*prompts, None][i % 4], question, rng.randrange(1024)))
+    with torch.no_grad():
+        rows = [(prompt(tiny) if prompt else None, question, stop) for prompt, question, stop in rows]
+    together = decode(tiny, rows, 40)
+    for (past, question, stop), got in zip(rows, together):
+        alone = tiny.generate(torch.tensor([question]), 40, past)[0].tolist()
+        assert got == (alone[: alone.index(stop)] if stop in alone else alone)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A base of random weights, and two prefixes for it."""
+    folder = tmp_path_factory.mktemp("models") / "little"
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=1024, block_size=64, n_layer=2, n_head=2, n_embd=32))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    model.save(folder)
+    shutil.copy("data/nano/encoding.json", folder)
+    model, tokenizer = GPT.load(folder), Tokenizer.load(folder, 1024)
+    (folder / "adding").mkdir()
+    rows = prefix.HybridPrefix(model, 4, seed=1)
+    prefix.save(rows, folder / "adding" / "prefix.safetensors", model, tokenizer, "addition", stop="$")
+    tokenizer.letters = False
+    deep = prefix.DeepPrefix(model, 6, seed=2)
+    prefix.save(deep, folder / "asking.safetensors", model, tokenizer, "trec", form="{}\nAnswer:", stop="\n")
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, base):
+    def run(*args, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["sample.py", "--model", str(base), *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = 0
+        try:
+            runpy.run_path("sample.py", run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        text = capsys.readouterr()
+        return SimpleNamespace(code=code, out=text.out, err=text.err)
+
+    return run
+
+
+def test_every_prefix_and_the_base_answer_in_their_own_form(run, base):
+    both = [base / "adding" / "prefix.safetensors", base / "asking.safetensors"]
+    done = run("--prefix", *both, "--compare", "--prompt", "1+2=", "--max-new-tokens", 8)
+    assert done.code == 0, done.err
+    model, tokenizer = GPT.load(base), Tokenizer.load(base, 1024)
+    want = ""
+    for name, path, letters, question, stop in (
+        ("adding", both[0], True, "1+2=", "$"),
+        ("asking", both[1], False, "1+2=\nAnswer:", "\n"),
+    ):
+        tokenizer.letters = letters
+        prompt, _ = prefix.load(path, model, tokenizer)
+        for label, past in ((name, prompt(model)), (f"{name}, base alone", None)):
+            new = model.generate(torch.tensor([tokenizer.spell(question)]), 8, past)[0].tolist()
+            end = tokenizer.spell(stop)[-1]
+            want += f"{label}: {tokenizer.decode(new[: new.index(end)] if end in new else new)}\n"
+    assert done.out == want
+
+
+def test_every_line_of_stdin_is_a_question(run):
+    done = run("--max-new-tokens", 5, stdin="one\ntwo\n")
+    assert done.code == 0, done.err
+    one, two = run("--max-new-tokens", 5, "--prompt", "one"), run("--max-new-tokens", 5, "--prompt", "two")
+    assert done.out == one.out + two.out
+
+
+def test_sampling_repeats_with_its_seed(run):
+    how = ("--prompt", "a", "--temperature", 1, "--top-k", 50, "--max-new-tokens", 20)
+    one, again, other = run(*how), run(*how), run(*how, "--seed", 1)
+    assert one.out == again.out != other.out
+
+
+@pytest.mark.parametrize(
+    "args, complaint",
+    [
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", "a" * 100, "--tokenise", "letters"], "exceed block_size 64"),
+        (["--prefix", "none.safetensors", "--prompt", "a"], "no prefix file"),
+        (["--top-k", "0", "--prompt", "a"], "--top-k start at 1"),
+        (["--tokens", "3"], "unrecognized arguments"),
+    ],
+)
+def test_bad_input_gets_one_line(run, args, complaint):
+    done = run(*args)
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.count("\n") == 1
+    assert complaint in done.err
