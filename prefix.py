@@ -7,15 +7,14 @@ Each is a module whose forward takes the frozen model and returns a KV cache of 
     python prefix.py import DIR prefix.safetensors    a PEFT adapter as a prefix, for sample.py and train_task.py --load
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from cli import Parser, run
 from data.tokenizer import Tokenizer
 from model import GPT, HUB, write_json, write_tensors
 
@@ -242,11 +241,11 @@ def import_peft(folder, model):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     p.add_argument("what", choices=["export", "import"])
     p.add_argument("source", help="export: a run's folder or its prefix.safetensors; import: a PEFT adapter's folder")
     p.add_argument("target", help="export: the adapter's folder; import: the prefix file. Must not exist yet")
-    p.add_argument("--model", default="nano", help="the base, as train_task.py takes it (default %(default)s)")
+    p.add_base()
     args = p.parse_args()
     if Path(args.target).exists():
         raise ValueError(f"{args.target} exists already: name another, or remove it")
@@ -264,8 +263,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"prefix.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main, "prefix.py")

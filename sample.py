@@ -7,25 +7,20 @@
 Every question is answered behind every prefix, all of them rows of one batch.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import torch
 
 import prefix
+from cli import Parser, run
 from data.tokenizer import Tokenizer
-from model import GPT, HUB, stack
+from model import GPT, stack
 
 
 def read_args():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.error = bad_usage
-    p.add_argument(
-        "--model",
-        default="nano",
-        help=f"nano, {', '.join(HUB)}, a checkpoint's folder or its .safetensors file (default %(default)s)",
-    )
+    p = Parser(__doc__)
+    p.add_base()
     p.add_argument("--prefix", nargs="+", default=[], metavar="FILE", help="trained prefixes (default: none, the base)")
     p.add_argument("--compare", action="store_true", help="show the base without a prefix beside each")
     p.add_argument("--prompt", metavar="TEXT", help="one question (default: ask, or read lines from stdin)")
@@ -34,20 +29,10 @@ def read_args():
     p.add_argument("--top-k", type=int, help="sample from the likeliest only (default: from all)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--tokenise", choices=["letters", "bpe"], default="bpe", help="of the base's text without a prefix")
-    p.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="(default %(default)s)")
     args = p.parse_args()
     if args.max_new_tokens < 1 or args.temperature < 0 or (args.top_k is not None and args.top_k < 1):
         raise ValueError("--max-new-tokens and --top-k start at 1, --temperature at 0")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has none, leave it out")
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return args
-
-
-def bad_usage(message):
-    """In place of argparse's own, which prints the whole usage before the one line that matters."""
-    raise ValueError(f"{message}; --help shows what there is")
 
 
 @torch.no_grad()
@@ -67,6 +52,15 @@ def decode(model, rows, max_new_tokens, **how):
     stop = torch.tensor([stop for _, _, stop in rows], device=device)  # (B)
     new = model.generate(last, max_new_tokens, cache, stop, pad=pad, **how).tolist()
     return [row[: row.index(stop)] if stop in row else row for row, (_, _, stop) in zip(new, rows)]
+
+
+def ask():
+    """Questions from a person, until an empty line or the end of input."""
+    try:
+        while question := input("> "):
+            yield question
+    except EOFError:
+        print()
 
 
 def main():
@@ -103,7 +97,7 @@ def main():
     if args.prompt is not None:
         questions = [args.prompt]
     elif sys.stdin.isatty():
-        questions = iter(lambda: input("> "), "")
+        questions = ask()
     else:
         questions = (line.rstrip("\n") for line in sys.stdin)
     for question in questions:
@@ -113,10 +107,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (EOFError, KeyboardInterrupt):
-        print()
-    except (ValueError, OSError) as error:
-        print(f"sample.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main, "sample.py")

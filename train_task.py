@@ -9,7 +9,6 @@ from scratch on the same examples (scratch); on your own data also what tuning a
 learns (finetune). Everything goes to out/<run>/.
 """
 
-import argparse
 import copy
 import math
 import random
@@ -24,38 +23,30 @@ from tqdm import tqdm
 import muon
 import prefix
 import tasks
+from cli import Parser, run
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval import report
 from eval.accuracy import answers, classification, likeliest, score
 from eval.baselines import few_shot, scratch
 from eval.neighbours import nearest
-from model import GPT, HUB, write_json
+from model import GPT, write_json
 from tasks import IN_DISTRIBUTION
 from tasks.your_data import YourData
 
 
 def read_args():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.error = bad_usage
+    p = Parser(__doc__)
     p.add_argument(
         "--task",
         default="addition",
         help="python -m tasks --list names them; or a .jsonl, .csv or .tsv file (default %(default)s)",
     )
-    p.add_argument(
-        "--model",
-        default="nano",
-        help=f"nano, {', '.join(HUB)}, a checkpoint's folder or its .safetensors file (default %(default)s)",
-    )
+    p.add_base()
     p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
     p.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
     p.add_argument(
         "--seed", type=int, default=0, help="of prefix, baseline and order of examples (default %(default)s)"
-    )
-    p.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    p.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base (default %(default)s)"
     )
     p.add_argument("--quick", action="store_true", help="a look in about a minute: less to learn from and to test on")
 
@@ -132,15 +123,7 @@ def read_args():
         raise ValueError("--trigger is empty: write some words, or --no-trigger for random rows only")
     if args.no_trigger and (args.trigger or args.trigger_example):
         raise ValueError("--no-trigger contradicts --trigger and --trigger-example: leave one out")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has none, leave it out")
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return args
-
-
-def bad_usage(message):
-    """In place of argparse's own, which prints the whole usage before the one line that matters."""
-    raise ValueError(f"{message}; --help shows what there is")
 
 
 def output_folder(args, task, model):
@@ -351,8 +334,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"train_task.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main, "train_task.py")
