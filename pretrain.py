@@ -55,8 +55,8 @@ def read_args():
         help="first share of the steps, with windows of half a block: faster, and no worse (default %(default)s)",
     )
     p.add_argument("--n-layer", type=int, default=6)
-    p.add_argument("--n-head", type=int, default=4)
-    p.add_argument("--n-embd", type=int, default=256)
+    p.add_argument("--n-embd", type=int, default=256, help="128: 1.4M parameters; 256: 5M; 384: 11M")
+    p.add_argument("--n-head", type=int, help="default: as many heads as 64 goes into --n-embd")
     p.add_argument("--batch-tokens", type=int, default=4096, help="tokens per step (default %(default)s)")
     p.add_argument("--lr", type=float, default=0.02, help="of the matrices, by Muon (default %(default)s)")
     p.add_argument("--adam-lr", type=float, default=2e-3, help="of everything else, by AdamW (default %(default)s)")
@@ -76,6 +76,7 @@ def read_args():
         help="of the matrix products; the weights are trained in float32 (default: what the device does best)",
     )
     args = p.parse_args()
+    args.n_head = args.n_head or max(1, args.n_embd // 64)
     args.dtype = getattr(torch, args.dtype) if args.dtype else best_dtype(args.device)
     return args
 

@@ -42,8 +42,9 @@ def test_logits_equal_transformers(tmp_path, shape):
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
-def test_greedy_text_equals_transformers(tmp_path):
-    theirs = reference(tmp_path)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_greedy_text_equals_transformers(tmp_path, shape):
+    theirs = reference(tmp_path, *shape)
     tokens = torch.randint(1, 101, (4, 7), generator=torch.Generator().manual_seed(3))
     want = theirs.generate(
         tokens,
@@ -269,6 +270,22 @@ def test_hub_names_are_fetched_at_a_pinned_revision(tmp_path, monkeypatch):
     assert {a[1] for a in asked} == {"config.json", "model.safetensors"}
     assert all(re.fullmatch("[0-9a-f]{40}", revision) for _, revision in HUB.values())
     assert {a[2] for a in asked} == {HUB["gpt2"][1]}
+
+
+def test_what_the_hub_s_cache_holds_loads_offline(tmp_path):
+    """The cache as huggingface_hub lays it out, and no network: its own code finds the pinned revision."""
+    repository, revision = HUB["distilgpt2"]
+    snapshot = tmp_path / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots" / revision
+    theirs = reference(snapshot)
+    code = "from model import GPT; m = GPT.load('distilgpt2'); print(m.name, m.wte.weight.double().sum().item())"
+    offline = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline)
+    name, total = done.stdout.split()
+    assert name == "distilgpt2"
+    assert abs(float(total) - theirs.transformer.wte.weight.double().sum().item()) < 1e-9
+    (snapshot / "config.json").unlink()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline)
+    assert "cannot fetch distilgpt2" in done.stderr
 
 
 def test_offline_and_not_cached_one_line_says_what_to_fetch(monkeypatch):
