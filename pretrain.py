@@ -214,7 +214,7 @@ def ladder(model, tokenizer, T, n=32):
 
 def plot(log, path):
     """Four-shot accuracy of every skill, and the losses, against tokens."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     millions = [row["tokens"] / 1e6 for row in log]
     for i, skill in enumerate(pages.SKILLS):
         left.plot(
@@ -225,7 +225,7 @@ def plot(log, path):
             lw=1.5,
         )
     left.set(xlabel="tokens (millions)", ylabel="4-shot accuracy, new format (%)", ylim=(-3, 103))
-    left.legend(fontsize=7, ncol=2, frameon=False)
+    left.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     for name in ("pages", "answers", "prose"):
         right.plot(millions, [row[name] for row in log], label=name)
     right.set(xlabel="tokens (millions)", ylabel="validation loss (nats per token)", ylim=(0, None))

@@ -63,19 +63,23 @@ def read_args():
         help="rows at the input, or keys and values in every layer (default %(default)s)",
     )
     g.add_argument("--n-random", type=int, default=24, help="rows that begin at random (default %(default)s)")
-    g.add_argument("--trigger", metavar="TEXT", help="rows that begin as this text (default: the task's own words)")
-    g.add_argument("--trigger-example", action="store_true", help="as a worked example instead, or after TEXT")
+    g.add_argument(
+        "--trigger",
+        metavar="TEXT",
+        help="rows that begin as this text (default: a worked example; your own data: its classes)",
+    )
+    g.add_argument("--trigger-words", action="store_true", help="as the words in which the task is asked for instead")
     g.add_argument("--no-trigger", action="store_true", help="no rows from words")
     g.add_argument("--mlp", action="store_true", help="pass the rows through an MLP while tuning")
     g.add_argument("--load", metavar="FILE", help="measure this saved prefix instead of tuning one")
 
     g = p.add_argument_group("tuning")
-    g.add_argument("--examples", type=int, help="for all that learns alike (default 20000; your own data: all)")
+    g.add_argument("--examples", type=int, help="for all that learns alike (default 10000; your own data: all)")
     g.add_argument("--epochs", type=int, help="passes of the prefix over them (default 1; your own data: 5)")
     g.add_argument("--batch-size", type=int, default=32, help="examples per step (default %(default)s)")
-    g.add_argument("--lr", type=float, help="peak learning rate of the prefix (default 0.02; --method prefix: 0.01)")
+    g.add_argument("--lr", type=float, default=1e-2, help="peak learning rate of the prefix (default %(default)s)")
     g.add_argument(
-        "--scratch-epochs", type=int, default=5, help="passes of the baseline (default %(default)s; 0: none)"
+        "--scratch-epochs", type=int, default=10, help="passes of the baseline (default %(default)s; 0: none)"
     )
     g.add_argument("--finetune-epochs", type=int, help="passes of tuning all of the base (default 0; your own data: 3)")
     g.add_argument("--finetune-lr", type=float, default=3e-4, help="its peak learning rate (default %(default)s)")
@@ -94,11 +98,10 @@ def read_args():
     if not own and (args.test or args.prompt_column != "prompt" or args.answer_column != "answer"):
         raise ValueError(f"--test and the columns are for your own data: {args.task} is a task that makes its own")
     for name, made, yours in (
-        ("examples", 20000, None),
+        ("examples", 10000, None),
         ("epochs", 1, 5),
         ("finetune_epochs", 0, 3),
         ("test_examples", 1000, None),
-        ("lr", *[{"hybrid": 2e-2, "prefix": 1e-2}[args.method]] * 2),
     ):
         if getattr(args, name) is None:
             setattr(args, name, yours if own else made)
@@ -121,8 +124,8 @@ def read_args():
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a learning rate above 0")
     if args.trigger is not None and not args.trigger.strip():
         raise ValueError("--trigger is empty: write some words, or --no-trigger for random rows only")
-    if args.no_trigger and (args.trigger or args.trigger_example):
-        raise ValueError("--no-trigger contradicts --trigger and --trigger-example: leave one out")
+    if args.no_trigger and (args.trigger or args.trigger_words):
+        raise ValueError("--no-trigger contradicts --trigger and --trigger-words: leave one out")
     return args
 
 
@@ -196,12 +199,14 @@ def main():
     args.tokenise = args.tokenise or task.tokenise
     tokenizer.letters = args.tokenise == "letters"
     if not args.load:
-        trigger = args.trigger or ("" if args.no_trigger or args.trigger_example else task.trigger)
-        rows = tokenizer.encode(trigger + "\n") if trigger else []
-        if args.trigger_example:  # the longest of the training examples shows most
+        trigger, rows = "", []
+        if args.trigger or args.trigger_words or (task.classes and not args.no_trigger):
+            trigger = args.trigger or task.trigger
+            rows = tokenizer.encode(trigger + "\n")
+        elif not args.no_trigger:  # the longest of the training examples shows most
             e = max(task.examples(args.examples, split="train", seed=args.seed), key=lambda e: e.length)
-            trigger += f"{e.question}{e.worked}"
-            rows += tokenizer.spell(f"{e.question}{e.worked}\n")
+            trigger = f"{e.question}{e.worked}".rstrip("\n") + "\n"
+            rows = tokenizer.spell(trigger)
         prompt = prefix.METHODS[args.method](model, args.n_random, rows, args.mlp, args.seed).to(args.device)
     P = len(prompt.rows)
 

@@ -49,7 +49,7 @@ def run(monkeypatch, capsys, base):
 @pytest.mark.parametrize("task", tasks.names())
 def test_every_task_runs_to_the_end(run, tmp_path, task):
     out = tmp_path / "run"
-    done = run("--task", task, "--out", out, "--trigger-example", "--mlp")
+    done = run("--task", task, "--out", out, "--mlp")
     assert done.code == 0, done.err
     results = json.loads((out / "results.json").read_text())
     ranges = list(tasks.load(task).ranges)
@@ -216,10 +216,20 @@ def test_a_prefix_steers_nano(tokenizer):
 def test_random_only_and_trigger_only(run, tmp_path):
     for name, args, rows, random_rows in (
         ("random", ["--n-random", 5, "--no-trigger"], 5, 5),
-        ("words", ["--n-random", 0, "--trigger", "add"], None, 0),
+        ("text", ["--n-random", 0, "--trigger", "add"], None, 0),
+        ("words", ["--n-random", 0, "--trigger-words"], None, 0),
+        ("example", ["--n-random", 0], None, 0),
     ):
         assert run("--out", tmp_path / name, *args).code == 0
         p = without_timings(tmp_path / name)["prefix"]
+        task = tasks.load("addition")
+        if name == "example":  # the longest of those tuned on, spelled
+            question, worked = p["trigger"].split("=", 1)
+            assert worked == task.work(*map(int, question.split("+"))) + f"{eval(question)}$\n"
+            assert max(map(len, question.split("+"))) == 4
+            assert p["rows"] == len(p["trigger"])
+        elif name == "words":
+            assert p["trigger"] == task.trigger
         assert p["random"] == random_rows
         assert p["rows"] == rows or p["rows"] >= 1
         assert p["trainable"] == 32 * p["rows"]
@@ -287,5 +297,5 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_loses_nothing(run, tmp_pat
 def test_help_reads_well(run):
     done = run("--help", small=False)
     assert done.code == 0
-    for word in ("--task", "--trigger-example", "--quick", "default 20000"):
+    for word in ("--task", "--trigger-words", "--quick", "default 10000"):
         assert word in done.out
