@@ -74,12 +74,12 @@ def read_args():
     g.add_argument("--load", metavar="FILE", help="measure this saved prefix instead of tuning one")
 
     g = p.add_argument_group("tuning")
-    g.add_argument("--examples", type=int, help="for all that learns alike (default 10000; your own data: all)")
+    g.add_argument("--examples", type=int, help="for all that learns alike (default 20000; your own data: all)")
     g.add_argument("--epochs", type=int, help="passes of the prefix over them (default 1; your own data: 5)")
     g.add_argument("--batch-size", type=int, default=32, help="examples per step (default %(default)s)")
     g.add_argument("--lr", type=float, default=1e-2, help="peak learning rate of the prefix (default %(default)s)")
     g.add_argument(
-        "--scratch-epochs", type=int, default=10, help="passes of the baseline (default %(default)s; 0: none)"
+        "--scratch-epochs", type=int, default=5, help="passes of the baseline (default %(default)s; 0: none)"
     )
     g.add_argument("--finetune-epochs", type=int, help="passes of tuning all of the base (default 0; your own data: 3)")
     g.add_argument("--finetune-lr", type=float, default=3e-4, help="its peak learning rate (default %(default)s)")
@@ -98,7 +98,7 @@ def read_args():
     if not own and (args.test or args.prompt_column != "prompt" or args.answer_column != "answer"):
         raise ValueError(f"--test and the columns are for your own data: {args.task} is a task that makes its own")
     for name, made, yours in (
-        ("examples", 10000, None),
+        ("examples", 20000, None),
         ("epochs", 1, 5),
         ("finetune_epochs", 0, 3),
         ("test_examples", 1000, None),
@@ -227,7 +227,7 @@ def main():
     trainable, base_size = sum(p.numel() for p in prompt.parameters()), sum(p.numel() for p in model.parameters())
     print(f"{task.name} on {model.name}: {base_size:,} frozen parameters", end=", ")
     print(f"{trainable:,} trainable ({100 * trainable / base_size:.2f}%)", end=", ")
-    print(f"{P} rows: {prompt.n_random} random, {P - prompt.n_random} from words")
+    print(f"{P} rows: {prompt.n_random} random, {P - prompt.n_random} from the trigger")
     print(f"an example: {examples[0].question}{examples[0].worked.rstrip()}\ntrigger: {trigger!r}")
 
     texts, n_shots = few_shot(tokenizer, task, args.shots, room, args.seed)

@@ -297,5 +297,5 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_loses_nothing(run, tmp_pat
 def test_help_reads_well(run):
     done = run("--help", small=False)
     assert done.code == 0
-    for word in ("--task", "--trigger-words", "--quick", "default 10000"):
+    for word in ("--task", "--trigger-words", "--quick", "default 20000"):
         assert word in done.out

@@ -1,0 +1,328 @@
+"""Speed and memory beside PEFT + transformers, on the same weights, the same rows and the same text.
+
+    python bench.py                        one table for GPT-2's shape, random weights
+    python bench.py --sweep --plot b.png   also over prompt lengths and batch sizes, and a plot of the first
+    python bench.py --n-layer 2 --n-embd 128 --vocab-size 1000 --repeat 1     a look in a minute
+
+Each side runs in a process of its own, so that its peak memory is its own, and the sides take turns:
+one step of each, again and again, the median of which is shown. First both have to agree on the loss.
+Peers that are not installed are left out: pip install -r requirements-dev.txt.
+"""
+
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import prefix
+from cli import Parser, run
+from eval.report import finish
+from model import GPT, GPTConfig, best_dtype
+
+JOBS = {
+    "prompt": "prompt tuning, a step",
+    "prefix": "prefix-tuning, a step",
+    "finetune": "fine-tuning, a step",
+    "decode": "greedy decoding",
+}
+
+
+def read_args():
+    p = Parser(__doc__)
+    p.add_argument("--n-layer", type=int, default=12)
+    p.add_argument("--n-embd", type=int, default=768, help="64 for each head (default %(default)s)")
+    p.add_argument("--vocab-size", type=int, default=50257)
+    p.add_argument("--rows", type=int, default=50, help="virtual tokens (default %(default)s)")
+    p.add_argument("--batch-size", type=int, default=32)
+    p.add_argument("--question", type=int, default=10, help="tokens of it (default %(default)s)")
+    p.add_argument("--answer", type=int, default=30, help="tokens of it (default %(default)s)")
+    p.add_argument("--repeat", type=int, default=5, help="turns of each side (default %(default)s)")
+    p.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS), help="(default: all)")
+    p.add_argument("--sweep", action="store_true", help="prompt tuning over prompt lengths and batch sizes as well")
+    p.add_argument("--plot", metavar="FILE", help="with --sweep: cost against prompt length, a PNG")
+    p.add_argument("--json", metavar="FILE", help="write the numbers")
+    p.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    p.add_argument("--worker", help="JSON: one side of one measurement; what this program calls itself with")
+    return p.parse_args()
+
+
+# ---------------------------------------------------------------- one side of one measurement, in its own process
+
+
+def some_text(w):
+    rng = torch.Generator().manual_seed(0)
+    return torch.randint(w["vocab_size"], (w["batch_size"], w["question"] + w["answer"]), generator=rng).to(w["device"])
+
+
+def ours(w):
+    """() -> loss or text of one step or one decoding, by this project."""
+    dtype = getattr(torch, w["dtype"])
+    model = GPT.load(w["folder"], w["device"], dtype if w["job"] != "finetune" else torch.float32).freeze()
+    tokens, Q = some_text(w), w["question"]
+    prompt = prefix.import_peft(Path(w["folder"]) / w["adapter"], model) if w["job"] != "finetune" else None
+    if w["job"] == "decode":
+        with torch.no_grad():
+            past = prompt(model)
+        return lambda: model.generate(tokens[:, :Q], w["answer"], past).tolist()
+    learns = prompt or model.requires_grad_(True)
+    optimizer = torch.optim.AdamW(learns.parameters(), 1e-3, weight_decay=0)
+    answer = torch.zeros_like(tokens[:, 1:], dtype=torch.bool)  # (B, T-1)
+    answer[:, Q - 1 :] = True
+
+    def step():
+        with torch.autocast(w["device"], dtype, enabled=w["job"] == "finetune" and dtype != torch.float32):
+            past = prompt(model) if prompt else None
+            hidden = model(tokens[:, :-1], past)  # (B, T-1, C)
+            loss = F.cross_entropy(model.logits(hidden[answer]).float(), tokens[:, 1:][answer])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def theirs(w):
+    """The same by transformers and, but for decoding without a prompt, PEFT."""
+    import peft
+    import transformers
+
+    warnings.simplefilter("ignore")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    autocast = w["dtype"] == "bfloat16" and w["job"] != "decode"
+    dtype = torch.bfloat16 if w["dtype"] == "bfloat16" and not autocast else torch.float32
+    model = transformers.GPT2LMHeadModel.from_pretrained(w["folder"], dtype=dtype).to(w["device"])
+    if w["job"] != "finetune":
+        # peft loads a prompt for inference only: a new one is given our rows
+        kind = peft.PrefixTuningConfig if w["job"] == "prefix" else peft.PromptTuningConfig
+        model = peft.get_peft_model(model, kind(task_type="CAUSAL_LM", num_virtual_tokens=w["rows"]))
+        _, tensors = prefix.read(Path(w["folder"]) / w["adapter"] / "adapter_model.safetensors")
+        model.prompt_encoder.default.embedding.weight.data.copy_(tensors["prompt_embeddings"])
+    model.eval()  # no dropout, on either side
+    tokens, Q = some_text(w), w["question"]
+    ones = torch.ones_like(tokens)
+    if w["job"] == "decode":
+        how = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": w["answer"]}
+        ask = {"input_ids": tokens[:, :Q], "attention_mask": ones[:, :Q]}
+        return lambda: model.generate(**ask, **how)[:, -w["answer"] :].tolist()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3, weight_decay=0)
+    labels = tokens.clone()
+    labels[:, :Q] = -100
+
+    def step():
+        with torch.autocast(w["device"], torch.bfloat16, enabled=autocast):
+            loss = model(input_ids=tokens, attention_mask=ones, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def without_a_cache(w):
+    """Greedy decoding as nanoGPT does it: the whole text again for every token."""
+    model = GPT.load(w["folder"], w["device"], getattr(torch, w["dtype"])).freeze()
+    tokens, Q = some_text(w), w["question"]
+    prompt = prefix.import_peft(Path(w["folder"]) / w["adapter"], model)
+
+    def decode():
+        with torch.no_grad():
+            past, text = prompt(model), tokens[:, :Q]
+            for _ in range(w["answer"]):
+                text = torch.cat([text, model.logits(model(text, past)[:, -1:]).argmax(-1)], dim=1)
+        return text[:, Q:].tolist()
+
+    return decode
+
+
+def products(w):
+    """The matrix products of one step or decoding, and nothing else: what the machine would need for them alone."""
+    dtype, C, V, L = getattr(torch, w["dtype"]), w["n_embd"], w["vocab_size"], w["n_layer"]
+    B, Q, A, P = w["batch_size"], w["question"], w["answer"], w["rows"]
+    deep, D = w["adapter"] == "prefix", 64
+    passes = []  # (rows of text, rows of logits, positions attended to, backward passes)
+    if w["job"] == "decode":
+        passes += [(B * Q, B, P + Q, 0)] + [(B, B, P + Q + i, 0) for i in range(1, A)]
+    else:
+        own = w["job"] == "finetune"
+        passes.append((B * (Q + A - 1), B * A, (0 if own else P) + Q + A - 1, 2 if own else 1))
+        if not own and not deep:
+            passes.append((P, 0, P, 1))
+    work = []  # (a, b, how often)
+    for rows, logits, S, backward in passes:
+        for n_in, n_out in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)):
+            work.append((torch.randn(rows, n_in), torch.randn(n_in, n_out), L * (1 + backward)))
+        if logits:
+            work.append((torch.randn(logits, C), torch.randn(C, V), 1 + backward))
+        heads = max(1, rows // max(1, S)) if rows == P and not logits else B
+        q = torch.randn(heads * (C // D), rows // heads, D)
+        work.append((q, torch.randn(len(q), D, S), L * (1 + 2 * bool(backward))))
+        work.append((torch.randn(len(q), q.size(1), S), torch.randn(len(q), S, D), L * (1 + 2 * bool(backward))))
+    work = [(a.to(w["device"], dtype), b.to(w["device"], dtype), n) for a, b, n in work]
+
+    def multiply():
+        for a, b, n in work:
+            for _ in range(n):
+                a @ b
+        return 0.0
+
+    return multiply
+
+
+SIDES = {"ours": ours, "PEFT": theirs, "no cache": without_a_cache, "products alone": products}
+
+
+def work(w):
+    """Answer every line on stdin with one turn: seconds, what came out, peak memory in GB."""
+    turn = SIDES[w["side"]](w)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        if w["device"] == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        out = turn()
+        if w["device"] == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if w["device"] == "cuda":
+            peak = torch.cuda.max_memory_allocated()
+        print(json.dumps([seconds, out, peak / 1e9]), flush=True)
+
+
+# ---------------------------------------------------------------- the turns
+
+
+def measure(w, sides, repeat, bar):
+    """{side: {"seconds": median, "gb": peak, "out": what came out first}} of sides that take turns."""
+    workers = {}
+    try:
+        for side in sides:
+            command = [sys.executable, __file__, "--worker", json.dumps(w | {"side": side})]
+            workers[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            if workers[side].stdout.readline() != "ready\n":
+                raise ValueError(f"{side} could not start: its own message is above")
+        turns = {side: [] for side in sides}
+        for _ in range(repeat + 1):  # the first is to warm up
+            for side, worker in workers.items():
+                worker.stdin.write("go\n")
+                worker.stdin.flush()
+                line = worker.stdout.readline()
+                if not line:
+                    raise ValueError(f"{side} broke off: its own message is above")
+                turns[side].append(json.loads(line))
+                bar.set_postfix_str(f"{w['job']} {w['dtype']} {side} {turns[side][-1][0]:.2f} s")
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+    return {
+        side: {"seconds": statistics.median(t[0] for t in some[1:]), "gb": some[-1][2], "out": some[0][1]}
+        for side, some in turns.items()
+    }
+
+
+def main():
+    args = read_args()
+    if args.worker:
+        work(json.loads(args.worker))
+        return
+    peers = all(importlib.util.find_spec(name) for name in ("peft", "transformers"))
+    if not peers:
+        print(
+            "peft and transformers are not installed, so this measures ours alone: pip install -r requirements-dev.txt"
+        )
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    dtypes = ["float32"] + ["bfloat16"] * (best_dtype(args.device) == torch.bfloat16)
+    points = [(job, dtype, args.rows, args.batch_size) for job in args.jobs for dtype in dtypes]
+    if args.sweep:
+        points += [("prompt", dtypes[-1], rows, args.batch_size) for rows in (10, 50, 100, 200)]
+        points += [("prompt", dtypes[-1], args.rows, batch) for batch in (1, 8, 32, 128)]
+    results, bar = [], tqdm(total=len(points), unit=" measurements")
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        block_size = max(1024, args.question + args.answer + 200)
+        config = GPTConfig(args.vocab_size, block_size, args.n_layer, args.n_embd // 64, args.n_embd)
+        model = GPT(config).freeze()
+        model.save(folder)
+        for job, dtype, rows, batch in points:
+            deep = job == "prefix"
+            adapter = f"{'prefix' if deep else 'prompt'}-{rows}"
+            prompt = (prefix.DeepPrefix if deep else prefix.HybridPrefix)(model, rows)
+            prefix.export_peft(prompt, model, Path(folder) / adapter)
+            w = vars(args) | {"folder": folder, "adapter": adapter, "job": job, "dtype": dtype, "rows": rows}
+            w |= {"batch_size": batch, "worker": None}
+            sides = ["ours", "products alone"] + ["PEFT"] * peers + ["no cache"] * (job == "decode")
+            r = measure(w, sides, args.repeat, bar)
+            ours_out, peft_out = r["ours"].pop("out"), r.get("PEFT", {}).pop("out", None)
+            if peers and dtype == "float32":
+                same = ours_out == peft_out if job == "decode" else abs(ours_out / peft_out - 1) < 1e-3
+                if not same:
+                    raise ValueError(f"{job}: ours gives {ours_out}, PEFT {peft_out}: they do not do the same work")
+            for side in r.values():
+                side.pop("out", None)
+            results.append({"job": job, "dtype": dtype, "rows": rows, "batch": batch, "sides": r})
+            bar.update()
+    bar.close()
+    print(table(results, args))
+    if args.json:
+        Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
+    if args.plot:
+        plot(results, args)
+
+
+def table(results, args):
+    """Time and peak memory of each side, how much faster ours is, and its share of the machine's limit."""
+    lines = [
+        f"GPT-2 of {args.n_layer} layers, {args.n_embd} wide, {args.vocab_size} words, random weights; {args.question}"
+        f" + {args.answer} tokens of question and answer; {args.device}, {torch.get_num_threads()} threads; "
+        f"median of {args.repeat} turns",
+        f"{'':<22}{'dtype':>10}{'rows':>6}{'batch':>6}{'ours':>20}{'PEFT':>20}{'ratio':>8}{'no cache':>12}{'limit':>7}",
+    ]
+    for r in results:
+        cells = {}
+        for name, side in r["sides"].items():
+            seconds = side["seconds"]
+            rate = f"{r['batch'] * args.answer / seconds:.0f} tok/s" if r["job"] == "decode" else f"{seconds:.3f} s"
+            cells[name] = f"{rate} {side['gb']:.1f} GB"
+        times = {name: side["seconds"] for name, side in r["sides"].items()}
+        ratio = f"{times['PEFT'] / times['ours']:.1f}x" if "PEFT" in times else ""
+        lines.append(
+            f"{JOBS[r['job']]:<22}{r['dtype']:>10}{r['rows']:>6}{r['batch']:>6}{cells['ours']:>20}"
+            f"{cells.get('PEFT', ''):>20}{ratio:>8}{cells.get('no cache', '').rsplit(' ', 2)[0]:>12}"
+            f"{100 * times['products alone'] / times['ours']:>6.0f}%"
+        )
+    return "\n".join(lines)
+
+
+def plot(results, args):
+    """Seconds of a prompt-tuning step against the number of virtual tokens, of both sides."""
+    fig, axis = plt.subplots(figsize=(5.2, 3.6), constrained_layout=True)
+    some = [r for r in results if r["job"] == "prompt" and r["batch"] == args.batch_size]
+    for dtype in sorted({r["dtype"] for r in some}):
+        for side, style in (("ours", "-"), ("PEFT", "--")):
+            same = [r for r in some if r["dtype"] == dtype and side in r["sides"]]
+            points = {r["rows"]: r["sides"][side]["seconds"] for r in same}
+            if len(points) > 1:
+                axis.plot(*zip(*sorted(points.items())), style, marker="o", ms=4, label=f"{side}, {dtype}")
+    title = f"prompt tuning, batch {args.batch_size}"
+    axis.set(xlabel="virtual tokens", ylabel="seconds a step", ylim=(0, None), title=title)
+    finish(fig, axis, args.plot)
+
+
+if __name__ == "__main__":
+    run(main, "bench.py")
