@@ -29,7 +29,7 @@ from tqdm import tqdm
 import prefix
 from cli import Parser, run
 from eval.report import finish
-from model import GPT, GPTConfig, best_dtype
+from model import GPT, GPTConfig, best_dtype, write_json
 
 JOBS = {
     "prompt": "prompt tuning, a step",
@@ -53,7 +53,6 @@ def read_args():
     p.add_argument("--sweep", action="store_true", help="prompt tuning over prompt lengths and batch sizes as well")
     p.add_argument("--plot", metavar="FILE", help="with --sweep: cost against prompt length, a PNG")
     p.add_argument("--json", metavar="FILE", help="write the numbers")
-    p.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     p.add_argument("--worker", help="JSON: one side of one measurement; what this program calls itself with")
     return p.parse_args()
 
@@ -153,30 +152,29 @@ def products(w):
     """The matrix products of one step or decoding, and nothing else: what the machine would need for them alone."""
     dtype, C, V, L = getattr(torch, w["dtype"]), w["n_embd"], w["vocab_size"], w["n_layer"]
     B, Q, A, P = w["batch_size"], w["question"], w["answer"], w["rows"]
-    deep, D = w["adapter"] == "prefix", 64
-    passes = []  # (rows of text, rows of logits, positions attended to, backward passes)
+    D = 64
+    passes = []  # (sequences, positions of each, positions attended to, rows of logits, backward passes)
     if w["job"] == "decode":
-        passes += [(B * Q, B, P + Q, 0)] + [(B, B, P + Q + i, 0) for i in range(1, A)]
+        passes += [(B, Q, P + Q, B, 0)] + [(B, 1, P + Q + i, B, 0) for i in range(1, A)]
     else:
-        own = w["job"] == "finetune"
-        passes.append((B * (Q + A - 1), B * A, (0 if own else P) + Q + A - 1, 2 if own else 1))
-        if not own and not deep:
-            passes.append((P, 0, P, 1))
-    work = []  # (a, b, how often)
-    for rows, logits, S, backward in passes:
+        T, own = Q + A - 1, w["job"] == "finetune"
+        passes.append((B, T, T if own else P + T, B * A, 2 if own else 1))
+        if w["job"] == "prompt":  # its rows go through the network as well, once
+            passes.append((1, P, P, 0, 1))
+    pairs = []  # (a, b, how often)
+    for n, T, S, logits, backward in passes:
         for n_in, n_out in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)):
-            work.append((torch.randn(rows, n_in), torch.randn(n_in, n_out), L * (1 + backward)))
+            pairs.append((torch.randn(n * T, n_in), torch.randn(n_in, n_out), L * (1 + backward)))
         if logits:
-            work.append((torch.randn(logits, C), torch.randn(C, V), 1 + backward))
-        heads = max(1, rows // max(1, S)) if rows == P and not logits else B
-        q = torch.randn(heads * (C // D), rows // heads, D)
-        work.append((q, torch.randn(len(q), D, S), L * (1 + 2 * bool(backward))))
-        work.append((torch.randn(len(q), q.size(1), S), torch.randn(len(q), S, D), L * (1 + 2 * bool(backward))))
-    work = [(a.to(w["device"], dtype), b.to(w["device"], dtype), n) for a, b, n in work]
+            pairs.append((torch.randn(logits, C), torch.randn(C, V), 1 + backward))
+        heads, times = n * (C // D), L * (1 + 2 * bool(backward))
+        pairs.append((torch.randn(heads, T, D), torch.randn(heads, D, S), times))
+        pairs.append((torch.randn(heads, T, S), torch.randn(heads, S, D), times))
+    pairs = [(a.to(w["device"], dtype), b.to(w["device"], dtype), times) for a, b, times in pairs]
 
     def multiply():
-        for a, b, n in work:
-            for _ in range(n):
+        for a, b, times in pairs:
+            for _ in range(times):
                 a @ b
         return 0.0
 
@@ -280,7 +278,7 @@ def main():
     bar.close()
     print(table(results, args))
     if args.json:
-        Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
+        write_json(args.json, results)
     if args.plot:
         plot(results, args)
 

@@ -13,6 +13,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, doc):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
 
     def error(self, message):
         raise ValueError(f"{message}; --help shows what there is")
@@ -23,15 +24,14 @@ class Parser(argparse.ArgumentParser):
             default="nano",
             help=f"nano, {', '.join(HUB)}, a checkpoint's folder or its .safetensors file (default %(default)s)",
         )
-        self.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
         self.add_argument(
             "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base (default %(default)s)"
         )
 
     def parse_args(self):
-        """args, with --device and --dtype resolved."""
+        """args, with --device resolved."""
         args = super().parse_args()
-        if getattr(args, "device", None) == "cuda" and not torch.cuda.is_available():
+        if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: this machine has none, leave it out")
         args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         return args

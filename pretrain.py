@@ -69,7 +69,6 @@ def read_args():
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--every", type=int, default=250, help="steps between checkpoints and ladders (default %(default)s)")
     p.add_argument("--compile", action="store_true", help="torch.compile the model")
-    p.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     p.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],

@@ -66,18 +66,19 @@ def ask():
 def main():
     args = read_args()
     model = GPT.load(args.model, args.device, getattr(torch, args.dtype)).freeze()
-    load = lambda letters: Tokenizer.load(model.folder, model.config.vocab_size, letters)  # noqa: E731
+    base = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenise == "letters")
     voices = []  # (name, cache, tokenizer, form, stop)
     for path in args.prefix:
-        prompt, header = prefix.load(path, model, load(False))
+        prompt, header = prefix.load(path, model, base)
         with torch.no_grad():
             cache = prompt(model)
         name = Path(path).resolve().parent.name if Path(path).name == "prefix.safetensors" else Path(path).stem
-        voices.append((name, cache, load(header["tokenise"] == "letters"), header["form"], header["stop"]))
+        tokenizer = Tokenizer(base.encoding, header["tokenise"] == "letters")
+        voices.append((name, cache, tokenizer, header["form"], header["stop"]))
         if args.compare:
             voices.append((f"{name}, base alone", None, *voices[-1][2:]))
     if not voices:
-        voices = [(model.name, None, load(args.tokenise == "letters"), "{}", "")]
+        voices = [(model.name, None, base, "{}", "")]
 
     def answer(question):
         rows = []

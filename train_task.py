@@ -94,7 +94,7 @@ def read_args():
     g.add_argument("--shots", type=int, default=8, help="worked examples in the few-shot context (default %(default)s)")
 
     args = p.parse_args()
-    own = Path(args.task).suffix in (".jsonl", ".csv", ".tsv")
+    own = Path(args.task).suffix in tasks.FILES
     if not own and (args.test or args.prompt_column != "prompt" or args.answer_column != "answer"):
         raise ValueError(f"--test and the columns are for your own data: {args.task} is a task that makes its own")
     for name, made, yours in (

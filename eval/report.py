@@ -75,6 +75,11 @@ def finish(fig, axis, path):
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=9)
+    write(fig, path)
+
+
+def write(fig, path):
+    """A PNG, under a temporary name and renamed."""
     path = Path(path)
     fig.savefig(path.with_name("tmp.png"), dpi=160)
     os.replace(path.with_name("tmp.png"), path)
@@ -130,7 +135,4 @@ def plot_confusion(results, method, path):
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
     axis.set_yticks(range(len(names)), [f"{n} ({sum(row)})" for n, row in zip(names, counts)], fontsize=8)
     axis.set(xlabel="chosen", ylabel="true (questions)", title=f"{results['task']}, {results['labels'][method]} (%)")
-    path = Path(path)
-    fig.savefig(path.with_name("tmp.png"), dpi=160)
-    os.replace(path.with_name("tmp.png"), path)
-    plt.close(fig)
+    write(fig, path)

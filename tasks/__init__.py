@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
 IN_DISTRIBUTION = "in-distribution"
+FILES = (".jsonl", ".csv", ".tsv")  # endings of your own data
 
 
 class Example(NamedTuple):
@@ -105,7 +106,7 @@ def names():
 def load(name, **files):
     """The task of that name, or of that .jsonl, .csv or .tsv file, with `files` the rest of what YourData
     (your_data.py) takes. Raises ValueError that lists the names."""
-    if Path(name).suffix in (".jsonl", ".csv", ".tsv"):
+    if Path(name).suffix in FILES:
         return importlib.import_module("tasks.your_data").YourData(name, **files)
     if name not in names():
         raise ValueError(f"no task {name!r}: choose from {', '.join(names())}, or name a .jsonl, .csv or .tsv file")

@@ -31,7 +31,6 @@ class YourData(Task):
     stop = "\n"
     form = "{}\nAnswer:"
     tokenise = "bpe"
-    majority = None
 
     def __init__(self, path, test=None, prompt="prompt", answer="answer"):
         self.name, self.notes = "-".join(filter(None, [Path(path).resolve().parent.name, Path(path).stem])), []
@@ -73,10 +72,12 @@ class YourData(Task):
     def leave_out(self, too_long):
         """Drop the rows of which `too_long(example)` is true, and say which."""
         for split, rows in self.rows.items():
-            lines = [line for line, e in rows if too_long(e)]
-            self.rows[split] = [(line, e) for line, e in rows if line not in set(lines)]
+            self.rows[split] = [row for row in rows if not too_long(row[1])]
+            lines = sorted({line for line, _ in rows} - {line for line, _ in self.rows[split]})
             if lines:
-                self.notes.append(f"{len(lines)} rows to {split} on are too long for the base: left out, {some(lines)}")
+                self.notes.append(
+                    f"{len(lines)} rows to {split} on are too long for the base: left out, {named(lines)}"
+                )
             if not self.rows[split]:
                 raise ValueError(f"every row to {split} on is too long for the base: use one with a longer block_size")
 
@@ -113,7 +114,7 @@ class YourData(Task):
             if not found:
                 raise ValueError(f"{path}: not one row can be used; line {first}: {broken[first]}")
             self.notes.append(
-                f"{path}: {len(broken)} broken rows left out, {some(broken)}; line {first}: {broken[first]}"
+                f"{path}: {len(broken)} broken rows left out, {named(broken)}; line {first}: {broken[first]}"
             )
         return found
 
@@ -136,7 +137,7 @@ class YourData(Task):
             before = rows.line_num
 
 
-def some(lines):
+def named(lines):
     """Line numbers for a reader: the first ten of them."""
     lines = list(lines)
     return f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines[:10]))}{', ...' * (len(lines) > 10)}"
