@@ -1,8 +1,10 @@
 """Fixtures that several rooms share: a tiny random GPT-2 and a tokenizer for it."""
 
 import os
+import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,3 +32,20 @@ def tiny():
 @pytest.fixture(scope="session")
 def tokenizer():
     return Tokenizer.load(ROOT / "data" / "nano", VOCAB)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Call a program of ours as a command: exit code, stdout, stderr."""
+
+    def command(program, *args):
+        monkeypatch.setattr(sys, "argv", [program, *map(str, args)])
+        code = 0
+        try:
+            runpy.run_path(program, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        text = capsys.readouterr()
+        return SimpleNamespace(code=code, out=text.out, err=text.err)
+
+    return command

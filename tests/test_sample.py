@@ -2,10 +2,8 @@
 
 import io
 import random
-import runpy
 import shutil
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,17 +55,10 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, base):
+def run(monkeypatch, command, base):
     def run(*args, stdin=""):
-        monkeypatch.setattr(sys, "argv", ["sample.py", "--model", str(base), *map(str, args)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        code = 0
-        try:
-            runpy.run_path("sample.py", run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        text = capsys.readouterr()
-        return SimpleNamespace(code=code, out=text.out, err=text.err)
+        return command("sample.py", "--model", base, *args)
 
     return run
 

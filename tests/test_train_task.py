@@ -3,8 +3,6 @@
 import json
 import runpy
 import shutil
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,19 +27,12 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, base):
+def run(command, base):
     """Call train_task.py as a command: exit code, stdout, stderr."""
 
     def run(*args, small=True):
         few = ["--examples", "64", "--test-examples", "12", "--scratch-epochs", "1", "--shots", "2"] if small else []
-        monkeypatch.setattr(sys, "argv", ["train_task.py", "--model", str(base), *few, *map(str, args)])
-        code = 0
-        try:
-            runpy.run_path("train_task.py", run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        text = capsys.readouterr()
-        return SimpleNamespace(code=code, out=text.out, err=text.err)
+        return command("train_task.py", "--model", base, *few, *args)
 
     return run
 
