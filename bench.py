@@ -23,7 +23,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import prefix
@@ -84,7 +83,7 @@ def ours(w):
         with torch.autocast(w["device"], dtype, enabled=w["job"] == "finetune" and dtype != torch.float32):
             past = prompt(model) if prompt else None
             hidden = model(tokens[:, :-1], past)  # (B, T-1, C)
-            loss = F.cross_entropy(model.logits(hidden[answer]).float(), tokens[:, 1:][answer])
+            loss = model.loss(hidden[answer], tokens[:, 1:][answer])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from model import HUB
+from model import HUB, best_dtype
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,15 +25,17 @@ class Parser(argparse.ArgumentParser):
             help=f"nano, {', '.join(HUB)}, a checkpoint's folder or its .safetensors file (default %(default)s)",
         )
         self.add_argument(
-            "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base (default %(default)s)"
+            "--dtype", choices=["float32", "bfloat16"], help="of the base (default: what the device multiplies faster)"
         )
 
     def parse_args(self):
-        """args, with --device resolved."""
+        """args, with --device resolved, and --dtype where the program has it."""
         args = super().parse_args()
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: this machine has none, leave it out")
         args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if "dtype" in args:
+            args.dtype = getattr(torch, args.dtype) if args.dtype else best_dtype(args.device)
         return args
 
 

@@ -41,34 +41,37 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, past=None, filled=None, mask=None):
-        """`past` is (keys, values) to attend to; with `filled`, a buffer to write into as well.
+    def forward(self, x, mask, past=None, buffers=None, filled=0):
+        """x (B, T, C) -> y (B, T, C) and the keys and values of the T positions.
 
-        mask, broadcast to (B, 1, T, P+T), is added to the scores: -inf where a position may not look;
-        None: each sees all before it.
+        `past` is (keys, values) that stand before them; `buffers`, of batch B, hold `filled` positions between the
+        two and take the T. `mask` (T, S) or (B, 1, T, S), over all S keys, is -inf where a position may not look.
         """
         B, T, C = x.shape
         q, k, v = (
             self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
         )  # (B, n_head, T, D)
-        if filled is not None:  # generation: the buffer holds `filled` positions, T more are written behind them
-            for buffer, new in zip(past, (k, v)):
-                buffer[:, :, filled : filled + T] = new
-            own = (k, v)
-            k, v = (buffer[:, :, : filled + T] for buffer in past)  # (B, n_head, filled+T, D)
-        else:
-            own = (k, v)
-            if past is not None:  # a cache of batch 1 is seen by every row
-                k, v = (
-                    torch.cat([p.expand(B, -1, -1, -1), new], dim=2) for p, new in zip(past, own)
-                )  # (B, n_head, P+T, D)
-        S = k.size(2)
-        if q.is_cuda or q.dtype == torch.float32:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T == S)
-        else:  # in a CPU's bfloat16 two plain products take a third of the time of the fused ones and their backward
-            mask = q.new_full((T, S), -torch.inf).triu(S - T + 1) if mask is None else mask
-            y = (q @ k.mT / math.sqrt(q.size(-1)) + mask).softmax(-1) @ v  # (B, n_head, T, D)
+        own = k, v
+        if past is None and buffers is None and (q.is_cuda or q.dtype == torch.float32):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:  # a CPU's bfloat16 is three times as fast in plain products; so is a prompt that the whole batch shares
+            if buffers is not None:
+                for buffer, new in zip(buffers, own):
+                    buffer[:, :, filled : filled + T] = new
+                k, v = buffers  # whole, as a part would be copied
+            keys, values = zip(*([past] if past else []), (k, v))
+            scores = torch.cat([product(q, k.mT) for k in keys], dim=-1)  # (B, n_head, T, S)
+            weights = (scores / math.sqrt(q.size(-1)) + mask.to(q.dtype)).softmax(-1)
+            y = sum(product(w, v) for w, v in zip(weights.split([v.size(2) for v in values], -1), values))
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C)), own
+
+
+def product(a, b):
+    """a (B, n_head, T, X) @ b (B or 1, n_head, X, Y). A b that all B rows share is multiplied once a head."""
+    B, n_head, T, X = a.shape
+    if b.size(0) == B:
+        return a @ b
+    return (a.transpose(0, 1).reshape(n_head, B * T, X) @ b[0]).view(n_head, B, T, -1).transpose(0, 1)
 
 
 class MLP(nn.Module):
@@ -89,10 +92,35 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, past=None, filled=None, mask=None):
-        y, own = self.attn(self.ln_1(x), past, filled, mask)
+    def forward(self, x, mask, past=None, buffers=None, filled=0):
+        y, own = self.attn(self.ln_1(x), mask, past, buffers, filled)
         x = x + y
         return x + self.mlp(self.ln_2(x)), own
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of frozen logits: hidden (N, C), table (vocab_size, C), targets (N) -> ().
+
+    The gradient is made beside the loss, some rows at a time, in float32: all logits of 50,257 words at
+    once, and copies of them, would take as long as their products and most of the memory of a step.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, table, targets):
+        n = max(1, 2**22 // len(table))  # rows whose logits stay in a CPU's cache
+        grad, loss = torch.empty_like(hidden), 0.0
+        for h, t, g in zip(hidden.split(n), targets[:, None].split(n), grad.split(n)):
+            p = (h @ table.T).softmax(-1, dtype=torch.float32)  # (n, vocab_size)
+            right = p.gather(1, t)  # (n, 1)
+            loss -= right.clamp_min(torch.finfo().tiny).log().sum() / len(hidden)
+            g.copy_(p.scatter_(1, t, right - 1).div_(len(hidden)).to(table.dtype) @ table)
+        ctx.save_for_backward(grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (grad,) = ctx.saved_tensors
+        return grad * upstream, None, None
 
 
 class GPT(nn.Module):
@@ -125,31 +153,32 @@ class GPT(nn.Module):
                 torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, : config.n_embd] * 0.02 * 2**0.5
             )
 
-    def run(self, x, past=None, filled=None, pad=None):
+    def run(self, x, past=None, buffers=None, filled=0, pad=None):
         """The one path through the network: tokens (B, T) or embeddings (B, T, C) ->
         final hidden states (B, T, C) and each layer's own keys and values.
 
-        Positions count on from the past, of which each row leaves out its first `pad` (B).
-        Raises ValueError past block_size.
+        Positions count on from the past, of which each row leaves out its first `pad` (B), and from the
+        `filled` ones in `buffers`, a cache of batch B into which the new ones go. Raises ValueError past block_size.
         """
-        P = filled if filled is not None else past[0][0].size(2) if past else 0
-        T = x.size(1)
-        if P + T > self.config.block_size:
-            raise ValueError(f"{P} prompt rows and {T} tokens exceed block_size {self.config.block_size}: shorten one")
+        P, T = past[0][0].size(2) if past else 0, x.size(1)
+        start = P + filled
+        if start + T > self.config.block_size:
+            raise ValueError(
+                f"{start} prompt rows and {T} tokens exceed block_size {self.config.block_size}: shorten one"
+            )
         if not x.is_floating_point():
             x = self.wte(x)  # (B, T, C)
-        mask = None  # position t sees the whole past and the new positions up to t
-        if P and T > 1 or pad is not None:
-            mask = x.new_full((T, P + T), -torch.inf).triu(P + 1)
+        S = P + (buffers[0][0].size(2) if buffers else T)
+        mask = x.new_full((T, S), -torch.inf).triu(start + 1)  # position t sees all before it, and itself
         if pad is None:
-            x = x + self.wpe.weight[P : P + T]
+            x = x + self.wpe.weight[start : start + T]
         else:
-            position = torch.arange(P + T, device=x.device) - pad[:, None]  # (B, P+T), below 0: not there
-            mask = mask.masked_fill((position < 0)[:, None, None], -torch.inf)  # (B, 1, T, P+T)
-            x = x + self.wpe(position[:, P:])
+            position = torch.arange(S, device=x.device) - pad[:, None]  # (B, S), below 0: not there
+            mask = mask.masked_fill((position < 0)[:, None, None], -torch.inf)  # (B, 1, T, S)
+            x = x + self.wpe(position[:, start : start + T])
         cache = []
         for i, block in enumerate(self.h):
-            x, own = block(x, past[i] if past else None, filled, mask)
+            x, own = block(x, mask, past[i] if past else None, buffers[i] if buffers else None, filled)
             cache.append(own)
         return self.ln_f(x), cache
 
@@ -172,6 +201,12 @@ class GPT(nn.Module):
         """Hidden states (..., C) -> logits (..., vocab_size). Call it at the positions that matter only."""
         return hidden @ self.wte.weight.T
 
+    def loss(self, hidden, targets):
+        """Mean cross-entropy, in nats, of the targets (N) after hidden states (N, C)."""
+        if self.wte.weight.requires_grad:
+            return F.cross_entropy(self.logits(hidden).float(), targets)
+        return CrossEntropy.apply(hidden, self.wte.weight, targets)
+
     @torch.no_grad()
     def generate(self, tokens, max_new_tokens, past=None, stop=None, temperature=0.0, top_k=None, seed=0, pad=None):
         """Continue tokens (B, T), T at least 1, of equal length, behind a cache of batch 1 or B.
@@ -181,25 +216,23 @@ class GPT(nn.Module):
         `pad` (B) positions of the cache (`stack` makes such). Returns the new tokens, (B, at most max_new_tokens).
         """
         B, T = tokens.shape
-        P = past[0][0].size(2) if past else 0
         weight, c = self.wte.weight, self.config
         # one buffer per layer for the whole length, so that no step copies what came before
-        shape = (B, c.n_head, P + T + max_new_tokens, c.n_embd // c.n_head)
-        cache = [tuple(weight.new_empty(shape) for _ in range(2)) for _ in range(c.n_layer)]
-        for buffers, pair in zip(cache, past or []):
-            for buffer, p in zip(buffers, pair):
-                buffer[:, :, :P] = p
+        shape = (B, c.n_head, T + max_new_tokens, c.n_embd // c.n_head)
+        buffers = [tuple(weight.new_zeros(shape) for _ in range(2)) for _ in range(c.n_layer)]
         rng = torch.Generator(weight.device).manual_seed(seed)
+        rows, done = torch.arange(B, device=tokens.device), torch.zeros(B, dtype=torch.bool, device=tokens.device)
+        out = tokens.new_zeros(B, max_new_tokens)
         if stop is not None:
             stop = torch.as_tensor(stop, device=tokens.device).expand(B)
-        done = torch.zeros(B, dtype=torch.bool, device=tokens.device)
-        out, x, filled = [], tokens, P
-        for _ in range(max_new_tokens):
-            hidden, _ = self.run(x, cache, filled, pad)
+            out[:] = stop[:, None]
+        x, filled, n = tokens, 0, 0
+        while n < max_new_tokens and not done.all():
+            hidden, _ = self.run(x, past, buffers, filled, pad)
             filled += x.size(1)
             logits = self.logits(hidden[:, -1])  # (B, vocab_size)
             if temperature == 0:
-                x = logits.argmax(-1, keepdim=True)  # (B, 1)
+                x = logits.max(-1, keepdim=True).indices  # (B, 1); argmax takes three times as long in bfloat16
             else:
                 if top_k is not None:
                     logits[logits < logits.topk(min(top_k, c.vocab_size)).values[:, -1:]] = -torch.inf
@@ -207,10 +240,15 @@ class GPT(nn.Module):
             if stop is not None:
                 x = torch.where(done[:, None], stop[:, None], x)
                 done |= x[:, 0] == stop
-            out.append(x)
-            if done.all():
-                break
-        return torch.cat(out, dim=1) if out else tokens[:, :0]
+            out[rows, n] = x[:, 0]
+            n += 1
+            if 0 < 2 * (going := ~done).sum() <= len(done):  # finished rows leave when they are half of the batch
+                buffers = [tuple(b[going] for b in pair) for pair in buffers]
+                if past and past[0][0].size(0) == len(going):
+                    past = [tuple(p[going] for p in pair) for pair in past]
+                rows, x, done, stop = rows[going], x[going], done[going], stop[going]
+                pad = pad if pad is None else pad[going]
+        return out[:, :n]
 
     def fingerprint(self):
         """Sixteen hex digits of the weights, the same in float32 and bfloat16."""

@@ -27,7 +27,7 @@ import tasks
 from cli import Parser, run
 from data import pages
 from data.tokenizer import Tokenizer
-from model import GPT, GPTConfig, best_dtype, write_json, write_tensors
+from model import GPT, GPTConfig, write_json, write_tensors
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -76,7 +76,6 @@ def read_args():
     )
     args = p.parse_args()
     args.n_head = args.n_head or max(1, args.n_embd // 64)
-    args.dtype = getattr(torch, args.dtype) if args.dtype else best_dtype(args.device)
     return args
 
 

@@ -65,7 +65,7 @@ def ask():
 
 def main():
     args = read_args()
-    model = GPT.load(args.model, args.device, getattr(torch, args.dtype)).freeze()
+    model = GPT.load(args.model, args.device, args.dtype).freeze()
     base = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenise == "letters")
     voices = []  # (name, cache, tokenizer, form, stop)
     for path in args.prefix:

@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import muon
@@ -143,10 +142,11 @@ def output_folder(args, task, model):
     return out
 
 
-def train(model, prompt, encoded, epochs, batch_size, optimizers, seed, name):
+def train(model, prompt, encoded, epochs, batch_size, optimizers, seed, name, dtype=torch.float32):
     """Minimise the loss on the worked answers over `encoded`; the rates warm up, then fall as a cosine.
 
-    What learns is what the optimizers hold: the prompt before a frozen model, or with None the model itself.
+    What learns is what the optimizers hold: the prompt before a frozen model, or with None the model itself,
+    whose float32 weights are multiplied in `dtype`.
     Returns the loss of each step, in nats per answer token, beside the examples seen by then.
     """
     device = model.wte.weight.device
@@ -159,9 +159,10 @@ def train(model, prompt, encoded, epochs, batch_size, optimizers, seed, name):
     for _ in range(epochs):
         for tokens, targets, answer in training_batches(encoded, batch_size, rng):
             tokens, targets, answer = tokens.to(device), targets.to(device), answer.to(device)  # (B, T) each
-            past = prompt(model) if prompt else None  # run once, whatever the batch size
-            hidden = model(tokens, past)  # (B, T, C)
-            loss = F.cross_entropy(model.logits(hidden[answer]).float(), targets[answer])  # over answer positions only
+            with torch.autocast(device.type, dtype, enabled=prompt is None and dtype != torch.float32):
+                past = prompt(model) if prompt else None  # run once, whatever the batch size
+                hidden = model(tokens, past)  # (B, T, C)
+                loss = model.loss(hidden[answer], targets[answer])  # over answer positions only
             if not loss.isfinite():
                 bar.close()
                 raise ValueError(
@@ -187,7 +188,7 @@ def main():
     args = read_args()
     files = {"test": args.test, "prompt": args.prompt_column, "answer": args.answer_column}
     task = tasks.load(args.task, **files)
-    model = GPT.load(args.model, args.device, getattr(torch, args.dtype)).freeze()
+    model = GPT.load(args.model, args.device, args.dtype).freeze()
     block_size = model.config.block_size
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
 
@@ -255,7 +256,8 @@ def main():
             "trainable": trainable,
             "share": trainable / base_size,
         },
-        "args": {k: v for k, v in vars(args).items() if k not in ("out", "overwrite", "load")},
+        "args": {k: v for k, v in vars(args).items() if k not in ("out", "overwrite", "load")}
+        | {"dtype": str(args.dtype).removeprefix("torch.")},
         "shots": n_shots,
         "labels": labels,
         "accuracy": {},
@@ -276,7 +278,7 @@ def main():
 
     def learn(method, name, *what):
         start = time.time()
-        results["loss"][method] = train(*what, args.seed, name)
+        results["loss"][method] = train(*what, args.seed, name, args.dtype)
         results["seconds"][name] = time.time() - start
 
     if task.classes:
@@ -312,7 +314,7 @@ def main():
         )
         baseline, letters = scratch(args.seed, longest_text)
         baseline.to(args.device)
-        optimizers = muon.optimizers(baseline, 2e-2, 2e-3)
+        optimizers = muon.optimizers(baseline, 2e-2, 2e-3, args.dtype)
         learn(
             "scratch",
             "training from scratch",

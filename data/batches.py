@@ -12,14 +12,11 @@ def training_batches(encoded, batch_size, rng):
     """One epoch in random order. Yields tokens (B, T), targets (B, T) and answer (B, T), True
     where the target belongs to the worked answer: the loss looks there only.
 
-    Rows of about the same length go together, so that little is padding. `rng` is a random.Random.
+    Rows of the same length go together, so that next to nothing is padding. `rng` is a random.Random.
     """
     order = rng.sample(range(len(encoded)), len(encoded))
-    pool = 16 * batch_size  # sorted among themselves: random enough, and nearly no padding
-    batches = []
-    for i in range(0, len(order), pool):
-        near = sorted(order[i : i + pool], key=lambda j: sum(map(len, encoded[j])))
-        batches += [near[j : j + batch_size] for j in range(0, len(near), batch_size)]
+    order.sort(key=lambda j: sum(map(len, encoded[j])))  # stable: random among those of one length
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     rng.shuffle(batches)
     for rows in batches:
         T = max(sum(map(len, encoded[j])) for j in rows) - 1
