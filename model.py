@@ -45,7 +45,7 @@ class Attention(nn.Module):
         """x (B, T, C) -> y (B, T, C) and the keys and values of the T positions.
 
         `past` is (keys, values) that stand before them; `buffers`, of batch B, hold `filled` positions between the
-        two and take the T. `mask` (T, S) or (B, 1, T, S), over all S keys, is -inf where a position may not look.
+        two and take the T. `mask` (T, S) or (B, 1, T, S) ends with the keys' positions: -inf where one may not look.
         """
         B, T, C = x.shape
         q, k, v = (
@@ -61,7 +61,8 @@ class Attention(nn.Module):
                 k, v = buffers  # whole, as a part would be copied
             keys, values = zip(*([past] if past else []), (k, v))
             scores = torch.cat([product(q, k.mT) for k in keys], dim=-1)  # (B, n_head, T, S)
-            weights = (scores / math.sqrt(q.size(-1)) + mask.to(q.dtype)).softmax(-1)
+            mask = mask[..., -scores.size(-1) :].to(q.dtype)
+            weights = (scores / math.sqrt(q.size(-1)) + mask).softmax(-1)
             y = sum(product(w, v) for w, v in zip(weights.split([v.size(2) for v in values], -1), values))
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C)), own
 
@@ -71,7 +72,7 @@ def product(a, b):
     B, n_head, T, X = a.shape
     if b.size(0) == B:
         return a @ b
-    return (a.transpose(0, 1).reshape(n_head, B * T, X) @ b[0]).view(n_head, B, T, -1).transpose(0, 1)
+    return (a.transpose(0, 1).reshape(n_head, B * T, X) @ b[0]).view(n_head, B, T, b.size(-1)).transpose(0, 1)
 
 
 class MLP(nn.Module):
@@ -157,10 +158,10 @@ class GPT(nn.Module):
         """The one path through the network: tokens (B, T) or embeddings (B, T, C) ->
         final hidden states (B, T, C) and each layer's own keys and values.
 
-        Positions count on from the past, of which each row leaves out its first `pad` (B), and from the
-        `filled` ones in `buffers`, a cache of batch B into which the new ones go. Raises ValueError past block_size.
+        Positions count on from the past, of which each row leaves out the first `pad` (n_layer, B), and from the
+        `filled` ones in `buffers`, a cache of batch B that takes the new ones. Raises ValueError past block_size.
         """
-        P, T = past[0][0].size(2) if past else 0, x.size(1)
+        P, T = past[-1][0].size(2) if past else 0, x.size(1)  # the lower layers may have less of a past
         start = P + filled
         if start + T > self.config.block_size:
             raise ValueError(
@@ -170,15 +171,16 @@ class GPT(nn.Module):
             x = self.wte(x)  # (B, T, C)
         S = P + (buffers[0][0].size(2) if buffers else T)
         mask = x.new_full((T, S), -torch.inf).triu(start + 1)  # position t sees all before it, and itself
-        if pad is None:
-            x = x + self.wpe.weight[start : start + T]
-        else:
-            position = torch.arange(S, device=x.device) - pad[:, None]  # (B, S), below 0: not there
-            mask = mask.masked_fill((position < 0)[:, None, None], -torch.inf)  # (B, 1, T, S)
-            x = x + self.wpe(position[:, start : start + T])
+        position = torch.arange(start, start + T, device=x.device)  # (T)
+        masks = [mask] * len(self.h)
+        if pad is not None:
+            position = position - pad.amin(0)[:, None]  # (B, T)
+            empty = torch.arange(S, device=x.device) < pad[:, :, None]  # (n_layer, B, S)
+            masks = mask.masked_fill(empty[:, :, None, None], -torch.inf)  # (n_layer, B, 1, T, S)
+        x = x + self.wpe(position)
         cache = []
         for i, block in enumerate(self.h):
-            x, own = block(x, mask, past[i] if past else None, buffers[i] if buffers else None, filled)
+            x, own = block(x, masks[i], past[i] if past else None, buffers[i] if buffers else None, filled)
             cache.append(own)
         return self.ln_f(x), cache
 
@@ -212,8 +214,8 @@ class GPT(nn.Module):
         """Continue tokens (B, T), T at least 1, of equal length, behind a cache of batch 1 or B.
 
         Greedy at temperature 0, else sampled from the `top_k` likeliest. Rows that have produced
-        the token `stop`, one for all or (B), are filled up with it. Each row leaves out the first
-        `pad` (B) positions of the cache (`stack` makes such). Returns the new tokens, (B, at most max_new_tokens).
+        the token `stop`, one for all or (B), are filled up with it. Each row leaves out the first `pad`
+        (n_layer, B) positions of the cache (`stack` makes such). Returns the new tokens, (B, at most max_new_tokens).
         """
         B, T = tokens.shape
         weight, c = self.wte.weight, self.config
@@ -247,7 +249,7 @@ class GPT(nn.Module):
                 if past and past[0][0].size(0) == len(going):
                     past = [tuple(p[going] for p in pair) for pair in past]
                 rows, x, done, stop = rows[going], x[going], done[going], stop[going]
-                pad = pad if pad is None else pad[going]
+                pad = pad if pad is None else pad[:, going]
         return out[:, :n]
 
     def fingerprint(self):
@@ -413,15 +415,14 @@ def read_config(path, index):
 
 
 def stack(caches):
-    """Caches of batch 1 and different lengths -> one cache of their batch, and pad (B), how many
-    positions each leaves empty at its beginning."""
-    longest = max(cache[0][0].size(2) for cache in caches)
-    pad = torch.tensor([longest - cache[0][0].size(2) for cache in caches], device=caches[0][0][0].device)
-    layers = zip(*caches)
+    """Caches of batch 1 and different lengths -> one cache of their batch, and pad (n_layer, B), how many
+    positions each leaves empty at its beginning, in each layer."""
+    longest = max(keys.size(2) for cache in caches for keys, _ in cache)
+    pad = torch.tensor([[longest - keys.size(2) for keys, _ in cache] for cache in caches]).T
     return [
         tuple(torch.cat([F.pad(x, (0, 0, longest - x.size(2), 0)) for x in xs]) for xs in zip(*pairs))
-        for pairs in layers
-    ], pad
+        for pairs in zip(*caches)
+    ], pad.to(caches[0][0][0].device)
 
 
 def best_dtype(device):

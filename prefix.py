@@ -74,7 +74,8 @@ class DeepPrefix(nn.Module):
     """P keys and values in every layer, and nothing at the input: Li & Liang (2021), "Prefix-Tuning",
     section 4.2; without `mlp` P-tuning v2, Liu et al. (2022), "P-Tuning v2", section 3.
 
-    rows (P, n_layer * 2 * C), per layer its keys, then its values: PEFT's layout. They begin as what the
+    With `layers` only the top ones have them, and those below run as without a prefix, and without gradients.
+    rows (P, layers * 2 * C), per layer its keys, then its values: PEFT's layout. They begin as what the
     base computes of the trigger's words (Li & Liang, section 7.4), behind n_random rows drawn with
     the spread of those. With `mlp` an MLP of a code (P, C), which starts at zero, is added to them
     (Li & Liang, section 4.3, as a residual). Arguments as for HybridPrefix.
@@ -82,36 +83,41 @@ class DeepPrefix(nn.Module):
 
     method = "prefix"
 
-    def __init__(self, model, n_random, trigger=(), mlp=False, seed=0):
+    def __init__(self, model, n_random, trigger=(), mlp=False, seed=0, layers=None):
         super().__init__()
+        c = model.config
         if n_random + len(trigger) == 0:
             raise ValueError("a prefix of no rows: raise --n-random or give a --trigger")
+        if layers is not None and not 1 <= layers <= c.n_layer:
+            raise ValueError(f"--layers {layers}: {model.name} has 1 to {c.n_layer}")
+        self.layers = layers or c.n_layer
         rng = torch.Generator().manual_seed(seed)
-        any_words = torch.randint(model.config.vocab_size, (n_random,), generator=rng)
+        any_words = torch.randint(c.vocab_size, (n_random,), generator=rng)
         words = torch.cat([any_words, torch.tensor(trigger, dtype=torch.long)])[None]  # (1, P)
         with torch.no_grad():
-            cache = model.prefill(words.to(model.wte.weight.device))
-        rows = torch.stack([torch.stack(pair) for pair in cache])  # (n_layer, 2, 1, n_head, P, D)
-        rows = rows[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1).float().cpu()  # (P, n_layer * 2 * C)
+            cache = model.prefill(words.to(model.wte.weight.device))[-self.layers :]
+        rows = torch.stack([torch.stack(pair) for pair in cache])  # (layers, 2, 1, n_head, P, D)
+        rows = rows[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1).float().cpu()  # (P, layers * 2 * C)
         if n_random:
             rows[:n_random] = torch.randn(n_random, rows.size(1), generator=rng) * rows.std()
         self.n_random = n_random
         self.rows = nn.Parameter(rows)
         self.mlp = None
         if mlp:
-            C = model.config.n_embd
-            self.code = nn.Parameter(torch.randn(len(rows), C, generator=rng))  # (P, C)
-            self.mlp = zero_mlp(C, rows.size(1), rng)
+            self.code = nn.Parameter(torch.randn(len(rows), c.n_embd, generator=rng))  # (P, C)
+            self.mlp = zero_mlp(c.n_embd, rows.size(1), rng)
 
     def embeddings(self):
-        """(P, n_layer * 2 * C): all keys and values of each row."""
+        """(P, layers * 2 * C): all keys and values of each row."""
         return self.rows if self.mlp is None else self.rows + self.mlp(self.code)
 
     def forward(self, model):
         c = model.config
         rows = self.embeddings().to(model.wte.weight.dtype)
-        layers = rows.view(len(rows), c.n_layer, 2, 1, c.n_head, -1).permute(1, 2, 3, 4, 0, 5)
-        return [tuple(pair) for pair in layers]  # per layer keys and values, (1, n_head, P, D) each
+        top = rows.view(len(rows), self.layers, 2, 1, c.n_head, -1).permute(1, 2, 3, 4, 0, 5)
+        nothing = rows.new_zeros(2, 1, c.n_head, 0, top.size(-1))
+        # per layer keys and values, (1, n_head, P, D) each, with P = 0 in the lower ones
+        return [tuple(pair) for pair in (*[nothing] * (c.n_layer - self.layers), *top)]
 
 
 def zero_mlp(n_in, n_out, rng):
@@ -144,6 +150,8 @@ def save(prefix, path, model, tokenizer, task="", trigger="", form="{}", stop=""
         "n_rows": str(len(prefix.rows)),
         "mlp": str(prefix.mlp is not None).lower(),
     }
+    if prefix.method == "prefix":
+        header["layers"] = str(prefix.layers)
     write_tensors(path, prefix.state_dict(), header)
 
 
@@ -163,7 +171,8 @@ def load(path, model, tokenizer):
     if header["tokenizer"] != tokenizer.name:
         raise ValueError(f"{path} was tuned with the tokenizer {header['tokenizer']}, not with {tokenizer.name}")
     n_rows, n_random = int(header["n_rows"]), int(header["n_random"])
-    prefix = METHODS[header["method"]](model, n_random, [0] * (n_rows - n_random), header["mlp"] == "true")
+    layers = {"layers": int(header["layers"])} if "layers" in header else {}
+    prefix = METHODS[header["method"]](model, n_random, [0] * (n_rows - n_random), header["mlp"] == "true", **layers)
     prefix.load_state_dict(tensors)
     return prefix.to(model.wte.weight.device), header
 
@@ -185,8 +194,10 @@ def export_peft(prefix, model, folder):
     """Write adapter_config.json and adapter_model.safetensors, which PeftModel.from_pretrained takes:
     PROMPT_TUNING for rows at the input, PREFIX_TUNING for keys and values, an MLP folded into either."""
     folder, c, rows = Path(folder), model.config, prefix.embeddings()
-    folder.mkdir(parents=True, exist_ok=True)
     deep = isinstance(prefix, DeepPrefix)
+    if deep and prefix.layers < c.n_layer:
+        raise ValueError(f"a prefix in the top {prefix.layers} of {c.n_layer} layers: PEFT knows none but in all")
+    folder.mkdir(parents=True, exist_ok=True)
     config = {
         "peft_type": "PREFIX_TUNING" if deep else "PROMPT_TUNING",
         "task_type": "CAUSAL_LM",

@@ -61,6 +61,7 @@ def read_args():
         default="hybrid",
         help="rows at the input, or keys and values in every layer (default %(default)s)",
     )
+    g.add_argument("--layers", type=int, help="with --method prefix: in the top ones only (default: in every layer)")
     g.add_argument("--n-random", type=int, default=24, help="rows that begin at random (default %(default)s)")
     g.add_argument(
         "--trigger",
@@ -123,6 +124,8 @@ def read_args():
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a learning rate above 0")
     if args.trigger is not None and not args.trigger.strip():
         raise ValueError("--trigger is empty: write some words, or --no-trigger for random rows only")
+    if args.layers is not None and args.method != "prefix":
+        raise ValueError("--layers is for --method prefix: rows at the input have no layers")
     if args.no_trigger and (args.trigger or args.trigger_words):
         raise ValueError("--no-trigger contradicts --trigger and --trigger-words: leave one out")
     return args
@@ -208,7 +211,9 @@ def main():
             e = max(task.examples(args.examples, split="train", seed=args.seed), key=lambda e: e.length)
             trigger = f"{e.question}{e.worked}".rstrip("\n") + "\n"
             rows = tokenizer.spell(trigger)
-        prompt = prefix.METHODS[args.method](model, args.n_random, rows, args.mlp, args.seed).to(args.device)
+        layers = {"layers": args.layers} if args.method == "prefix" else {}
+        prompt = prefix.METHODS[args.method](model, args.n_random, rows, args.mlp, args.seed, **layers)
+        prompt.to(args.device)
     P = len(prompt.rows)
 
     if own := isinstance(task, YourData):

@@ -1,5 +1,6 @@
 """model.py against transformers' GPT-2, and its cache against itself without one."""
 
+import copy
 import json
 import os
 import re
@@ -103,6 +104,41 @@ def test_a_cache_of_batch_1_is_seen_by_every_row(tiny):
     torch.testing.assert_close(shared, tiny.logits(tiny(tokens))[:, 8:], atol=1e-5, rtol=1e-5)
 
 
+def test_bfloat16_is_float32_but_for_rounding(tiny):
+    """The products of a CPU's bfloat16 are a path of their own: alone, behind a shared prompt and behind one a row."""
+    tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(12))
+    tokens[:, :8] = tokens[0, :8]
+    want = tiny(tokens)[:, 8:]
+    half = copy.deepcopy(tiny).to(torch.bfloat16)
+    for past in (None, half.prefill(tokens[:1, :8]), half.prefill(tokens[:, :8])):
+        got = half(tokens)[:, 8:] if past is None else half(tokens[:, 8:], past)
+        assert (got.float() - want).norm() < 0.03 * want.norm()
+
+
+def test_loss_and_gradient_equal_cross_entropy_of_all_logits(tiny):
+    """5,000 targets, so that they are taken in several parts; the frozen table's path and the trained one's."""
+    rng = torch.Generator().manual_seed(13)
+    hidden, targets = torch.randn(5000, 16, generator=rng), torch.randint(1024, (5000,), generator=rng)
+    a, b = (hidden.clone().requires_grad_(True) for _ in range(2))
+    want = torch.nn.functional.cross_entropy(a @ tiny.wte.weight.T, targets)
+    (3 * want).backward()
+    for frozen in (True, False):
+        tiny.wte.requires_grad_(not frozen)
+        b.grad = None
+        loss = tiny.loss(b, targets)
+        (3 * loss).backward()
+        torch.testing.assert_close(loss, want)
+        torch.testing.assert_close(b.grad, a.grad)
+
+
+def test_a_target_that_is_all_but_impossible_has_a_finite_loss(tiny):
+    hidden = (1e4 * torch.randn(4, 16, generator=torch.Generator().manual_seed(14))).requires_grad_(True)
+    loss = tiny.loss(hidden, tiny.logits(hidden).argmin(-1))
+    loss.backward()
+    assert 80 < loss.item() < 90
+    assert hidden.grad.isfinite().all()
+
+
 def test_embeddings_are_tokens_looked_up(tiny):
     tokens = torch.arange(12)[None]
     for pair, want in zip(tiny.prefill(tiny.wte(tokens)), tiny.prefill(tokens)):
@@ -134,6 +170,22 @@ def test_rows_end_at_the_stop_token_and_stay_ended(tiny):
             assert set(row[end:]) == {stop}
         else:
             assert row == want
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_rows_that_leave_early_change_nothing_for_the_rest(tiny, shared):
+    """Half of the rows end after a few tokens and leave the batch; each has to equal its own decoding alone."""
+    rng = torch.Generator().manual_seed(11)
+    tokens, before = torch.randint(1024, (8, 5), generator=rng), torch.randint(1024, (8, 6), generator=rng)
+    past = tiny.prefill(before[:1] if shared else before)
+    alone = [[tuple(p if shared else p[i : i + 1] for p in pair) for pair in past] for i in range(8)]
+    free = [tiny.generate(tokens[i : i + 1], 12, alone[i])[0].tolist() for i in range(8)]
+    ends = [1, 9, 2, 11, 1, 3, 10, 2]
+    together = tiny.generate(tokens, 12, past, torch.tensor([row[end] for row, end in zip(free, ends)])).tolist()
+    for row, want, end in zip(together, free, ends):
+        end = want.index(want[end])  # it may have said the same before
+        assert row[: end + 1] == want[: end + 1]
+        assert set(row[end:]) == {want[end]}
 
 
 def test_generation_stops_early_when_every_row_has(tiny):

@@ -102,6 +102,52 @@ def test_saved_and_loaded_it_is_the_same(tiny, tokenizer, tmp_path, mlp, method)
     assert os.listdir(tmp_path) == ["p.safetensors"]
 
 
+def by_hand(model, tokens, cache, start):
+    """Logits of one text (T) that begins at position `start`, each layer behind its own past: a head at a time."""
+    x = model.wte.weight[tokens] + model.wpe.weight[start : start + len(tokens)]  # (T, C)
+    norm = lambda x, ln: F.layer_norm(x, x.shape[-1:], ln.weight, ln.bias)  # noqa: E731
+    for block, (past_k, past_v) in zip(model.h, cache):
+        q, k, v = (norm(x, block.ln_1) @ block.attn.c_attn.weight.T + block.attn.c_attn.bias).chunk(3, -1)
+        heads, D = past_k.size(1), past_k.size(3)
+        y = torch.zeros_like(x)
+        for h in range(heads):
+            own = slice(h * D, (h + 1) * D)
+            for t in range(len(tokens)):
+                keys = torch.cat([past_k[0, h], k[: t + 1, own]])
+                values = torch.cat([past_v[0, h], v[: t + 1, own]])
+                y[t, own] = (keys @ q[t, own] / D**0.5).softmax(0) @ values
+        x = x + y @ block.attn.c_proj.weight.T + block.attn.c_proj.bias
+        hidden = F.gelu(norm(x, block.ln_2) @ block.mlp.c_fc.weight.T + block.mlp.c_fc.bias, approximate="tanh")
+        x = x + hidden @ block.mlp.c_proj.weight.T + block.mlp.c_proj.bias
+    return norm(x, model.ln_f) @ model.wte.weight.T
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_keys_and_values_in_the_top_layers(tiny, tokenizer, tmp_path, layers):
+    """Against attention by hand, text written included; the layers below stay out of the backward pass."""
+    prompt = prefix.DeepPrefix(tiny, 3, [5], layers=layers)
+    prefix.save(prompt, tmp_path / "p.safetensors", tiny, tokenizer)
+    prompt, _ = prefix.load(tmp_path / "p.safetensors", tiny, tokenizer)
+    assert prompt.rows.shape == (4, layers * 2 * 16)
+    cache = prompt(tiny)
+    tokens = torch.randint(1024, (2, 9), generator=torch.Generator().manual_seed(1))
+    got = tiny.logits(tiny(tokens, cache))
+    for row, text in zip(got, tokens):
+        torch.testing.assert_close(row, by_hand(tiny, text, cache, 4), atol=1e-4, rtol=1e-4)
+    text = tokens[0]
+    for _ in range(8):
+        text = torch.cat([text, by_hand(tiny, text, cache, 4)[-1:].argmax(-1)])
+    assert tiny.generate(tokens[:1], 8, cache)[0].tolist() == text[9:].tolist()
+    hidden = []
+    tiny.h[2 - layers].register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+    tiny(tokens, cache)
+    assert not hidden[0].requires_grad and prompt.rows.requires_grad
+    if layers == 1:
+        with pytest.raises(ValueError, match="top 1 of 2 layers"):
+            prefix.export_peft(prompt, tiny, tmp_path / "adapter")
+        assert not (tmp_path / "adapter").exists()
+
+
 def test_another_base_tokenizer_or_file_is_refused(tiny, tokenizer, tmp_path):
     path = tmp_path / "p.safetensors"
     prefix.save(prefix.HybridPrefix(tiny, 2), path, tiny, tokenizer, "addition", "")

@@ -15,17 +15,18 @@ from sample import decode
 
 
 def test_rows_behind_other_prefixes_equal_decoding_one_at_a_time(tiny, tokenizer):
-    """Prompts of four kinds and lengths, questions of any length, in one batch against a batch of one."""
+    """Prompts of five kinds and lengths, questions of any length, in one batch against a batch of one."""
     prompts = [
         prefix.HybridPrefix(tiny, 7, [1, 2]),
         prefix.DeepPrefix(tiny, 3, [5]),
+        prefix.DeepPrefix(tiny, 9, layers=1),
         prefix.TextPrompt(tokenizer.encode("Say it again:")),
     ]
     rng = random.Random(0)
     rows = []
-    for i in range(12):
+    for i in range(15):
         question = [rng.randrange(1024) for _ in range(rng.randint(1, 20))]
-        rows.append(([*prompts, None][i % 4], question, rng.randrange(1024)))
+        rows.append(([*prompts, None][i % 5], question, rng.randrange(1024)))
     with torch.no_grad():
         rows = [(prompt(tiny) if prompt else None, question, stop) for prompt, question, stop in rows]
     together = decode(tiny, rows, 40)

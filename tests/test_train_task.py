@@ -69,7 +69,7 @@ def test_raw_bpe_runs_too(run, tmp_path):
     assert one["accuracy"]["hybrid"] == two["accuracy"]["hybrid"]
 
 
-@pytest.mark.parametrize("more", [["--mlp"], ["--dtype", "bfloat16"]])
+@pytest.mark.parametrize("more", [["--mlp"], ["--dtype", "bfloat16"], ["--layers", 1]])
 def test_keys_and_values_in_every_layer_are_tuned_saved_and_loaded(run, tmp_path, more):
     done = run("--method", "prefix", "--n-random", 3, "--out", tmp_path / "one", *more)
     assert done.code == 0, done.err
