@@ -223,8 +223,8 @@ def main():
     tests = {name: task.examples(args.test_examples, name) for name in task.ranges}
     examples = task.examples(args.examples, split="train", seed=args.seed)
     encoded = encode(tokenizer, examples)
-    every = [encoded, *(encode(tokenizer, questions) for questions in tests.values())]
-    longest = max(sum(map(len, pair)) for group in every for pair in group)
+    asked = {name: encode(tokenizer, questions) for name, questions in tests.items()}
+    longest = max(sum(map(len, pair)) for group in (encoded, *asked.values()) for pair in group)
     room = block_size - longest
     if P > room:
         raise ValueError(f"{P} prompt rows and {longest} tokens of text exceed block_size {block_size}: use fewer rows")
@@ -271,13 +271,15 @@ def main():
         "seconds": {},
     }
 
-    def measure(method, model, past, tokenizer):
+    def measure(method, model, past, tokenizer, asked):
         start = time.time()
         results["accuracy"][method] = {}
         for name, questions in tqdm(tests.items(), desc=f"measuring {method}", unit=" ranges"):
-            results["accuracy"][method][name] = score(task, questions, answers(model, past, tokenizer, task, questions))
+            results["accuracy"][method][name] = score(
+                task, questions, answers(model, past, tokenizer, task, asked[name])
+            )
             if task.classes:
-                chosen = likeliest(model, past, tokenizer, task, questions)
+                chosen = likeliest(model, past, tokenizer, task, asked[name])
                 results["classes"][method] = classification(task, questions, chosen)
         results["seconds"][f"measuring {method}"] = time.time() - start
 
@@ -290,11 +292,11 @@ def main():
         questions = tests[IN_DISTRIBUTION]
         always = [task.worked(task.majority)] * len(questions)
         results["accuracy"]["majority"] = {IN_DISTRIBUTION: score(task, questions, always)}
-    measure("zero-shot", model, None, tokenizer)
+    measure("zero-shot", model, None, tokenizer, asked)
     if texts:
         with torch.no_grad():
             context = texts.to(args.device)(model)
-        measure("few-shot", model, context, tokenizer)
+        measure("few-shot", model, context, tokenizer, asked)
     else:
         print(f"not one worked example fits into {room} tokens: no few-shot", file=sys.stderr)
 
@@ -304,14 +306,14 @@ def main():
         prefix.save(prompt, out / "prefix.safetensors", model, tokenizer, task.name, trigger, task.form, task.stop)
     with torch.no_grad():
         past = prompt(model)
-    measure(prompt.method, model, past, tokenizer)
+    measure(prompt.method, model, past, tokenizer, asked)
     results["neighbours"] = nearest(model, tokenizer, prompt) if prompt.method == "hybrid" else []
 
     if args.finetune_epochs and not args.load:
         tuned = copy.deepcopy(model).float().requires_grad_(True)
         optimizers = [torch.optim.AdamW(tuned.parameters(), args.finetune_lr, weight_decay=0)]
         learn("finetune", "fine-tuning", tuned, None, encoded, args.finetune_epochs, args.batch_size, optimizers)
-        measure("finetune", tuned, None, tokenizer)
+        measure("finetune", tuned, None, tokenizer, asked)
 
     if args.scratch_epochs and not args.load:
         longest_text = max(
@@ -330,7 +332,8 @@ def main():
             32,
             optimizers,
         )
-        measure("scratch", baseline, None, letters)
+        spelled = {name: encode(letters, questions) for name, questions in tests.items()}
+        measure("scratch", baseline, None, letters, spelled)
 
     print("\n" + (report.class_table if task.classes else report.table)(results))
     if results["neighbours"]:

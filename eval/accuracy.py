@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from data.batches import encode, question_batches
+from data.batches import question_batches
 
 
 def wilson(correct, n, z=1.959964):
@@ -16,15 +16,15 @@ def wilson(correct, n, z=1.959964):
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
-def answers(model, past, tokenizer, task, examples, batch_size=250):
+def answers(model, past, tokenizer, task, encoded, batch_size=250):
     """What the model writes after each question, greedily, up to the task's stop: [text].
 
-    `past` is a prompt's cache or None. The budget is the longest true answer, for every question.
+    `past` is a prompt's cache or None, `encoded` what data.batches.encode makes of examples. The budget is
+    the longest true answer, for every question.
     """
-    encoded = encode(tokenizer, examples)
     longest = max((len(worked) for _, worked in encoded), default=0)
     stop = tokenizer.spell(task.stop)[-1]
-    texts = [""] * len(examples)
+    texts = [""] * len(encoded)
     for rows, tokens in question_batches(encoded, batch_size):
         new = model.generate(tokens.to(model.wte.weight.device), longest, past, stop)  # (B, at most longest)
         for i, row in zip(rows, new.tolist()):
@@ -52,11 +52,10 @@ def score(task, examples, texts):
 
 
 @torch.no_grad()
-def likeliest(model, past, tokenizer, task, examples, batch_size=250):
+def likeliest(model, past, tokenizer, task, encoded, batch_size=250):
     """For each question the index of the one of task.classes that is likeliest as its whole answer."""
-    encoded = encode(tokenizer, examples)
     labels = [tokenizer.spell(task.worked(answer)) for answer in task.classes]
-    chosen = [0] * len(examples)
+    chosen = [0] * len(encoded)
     for rows, tokens in question_batches(encoded, batch_size):
         tokens = tokens.to(model.wte.weight.device)
         cache = model.prefill(tokens[:, :-1], past)  # the question once, whatever the number of classes

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tasks
+from data.batches import encode
 from eval import report
 from eval.accuracy import answers, classification, likeliest, score, wilson
 from eval.baselines import few_shot, scratch
@@ -36,7 +37,7 @@ def test_answers_equal_decoding_one_question_at_a_time_without_a_cache(tiny, tok
     task = tasks.load("addition")
     examples = task.examples(12)
     before = tokenizer.spell("Add: ")
-    got = answers(tiny, TextPrompt(before)(tiny), tokenizer, task, examples, batch_size=3)
+    got = answers(tiny, TextPrompt(before)(tiny), tokenizer, task, encode(tokenizer, examples), batch_size=3)
     longest = max(len(e.worked) for e in examples)
     stop = tokenizer.spell("$")[0]
     for e, text in zip(examples, got):
@@ -154,7 +155,7 @@ def test_the_likeliest_answer_by_brute_force(tiny, tokenizer, tmp_path):
     tiny.h[0].attn.c_attn.weight.data *= 10
     examples = task.examples(None, split="train")
     before = tokenizer.encode("Say so: ")
-    got = likeliest(tiny, TextPrompt(before)(tiny), tokenizer, task, examples, batch_size=4)
+    got = likeliest(tiny, TextPrompt(before)(tiny), tokenizer, task, encode(tokenizer, examples), batch_size=4)
     for e, chosen in zip(examples, got):
         totals = []
         for answer in task.classes:

@@ -191,7 +191,7 @@ def test_training_learns_what_it_is_shown():
     curve = train(model, None, encode(letters, examples), 60, 4, muon.optimizers(model, 2e-2, 2e-3), 0, "test")
     assert curve["loss"][0] > 4 > 0.05 > curve["loss"][-1]
     assert curve["examples"][-1] == 60 * 12
-    assert score(task, examples, answers(model, None, letters, task, examples))["worked_correct"] == 12
+    assert score(task, examples, answers(model, None, letters, task, encode(letters, examples)))["worked_correct"] == 12
 
 
 def test_a_prefix_steers_nano(tokenizer):
