@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
+import peft_io
 import prefix
 from cli import Parser, run
 from eval.report import finish
@@ -69,7 +70,7 @@ def ours(w):
     dtype = getattr(torch, w["dtype"])
     model = GPT.load(w["folder"], w["device"], dtype if w["job"] != "finetune" else torch.float32).freeze()
     tokens, Q = some_text(w), w["question"]
-    prompt = prefix.import_peft(Path(w["folder"]) / w["adapter"], model) if w["job"] != "finetune" else None
+    prompt = peft_io.import_peft(Path(w["folder"]) / w["adapter"], model) if w["job"] != "finetune" else None
     if w["job"] == "decode":
         with torch.no_grad():
             past = prompt(model)
@@ -135,7 +136,7 @@ def without_a_cache(w):
     """Greedy decoding as nanoGPT does it: the whole text again for every token."""
     model = GPT.load(w["folder"], w["device"], getattr(torch, w["dtype"])).freeze()
     tokens, Q = some_text(w), w["question"]
-    prompt = prefix.import_peft(Path(w["folder"]) / w["adapter"], model)
+    prompt = peft_io.import_peft(Path(w["folder"]) / w["adapter"], model)
 
     def decode():
         with torch.no_grad():
@@ -260,7 +261,7 @@ def main():
             deep = job == "prefix"
             adapter = f"{'prefix' if deep else 'prompt'}-{rows}"
             prompt = (prefix.DeepPrefix if deep else prefix.HybridPrefix)(model, rows)
-            prefix.export_peft(prompt, model, Path(folder) / adapter)
+            peft_io.export_peft(prompt, model, Path(folder) / adapter)
             w = vars(args) | {"folder": folder, "adapter": adapter, "job": job, "dtype": dtype, "rows": rows}
             w |= {"batch_size": batch, "worker": None}
             sides = ["ours", "products alone"] + ["PEFT"] * peers + ["no cache"] * (job == "decode")

@@ -1,39 +1,112 @@
-"""Soft prompts: whatever makes the keys and values that stand before a question.
+"""Everything that can be learned to steer a frozen GPT-2.
 
-Each is a module whose forward takes the frozen model and returns a KV cache of batch 1
-(model.py's `prefill`), which the model broadcasts over the batch. Trained ones travel to PEFT and back:
-
-    python prefix.py export out/addition-nano DIR     a run's prefix as a PEFT adapter
-    python prefix.py import DIR prefix.safetensors    a PEFT adapter as a prefix, for sample.py and train_task.py --load
+Most methods are soft prompts: modules whose forward takes the frozen model and returns a KV cache of batch 1
+(model.py's `prefill`), which the model broadcasts over the batch. The others, with which prompts are compared,
+return a network of their own, which shares the frozen weights, or put rows elsewhere than before the question.
 """
 
+import copy
 import json
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from cli import Parser, run
-from data.tokenizer import Tokenizer
-from model import GPT, HUB, write_json, write_tensors
+from model import GPT, write_tensors
 
 
-class TextPrompt(nn.Module):
-    """Words instead of vectors: an instruction or worked examples in the context. Nothing to train.
+class Method(nn.Module):
+    """What the training loop asks of every method. `made_with` are the arguments that make the same one again.
 
-    tokens: a list of P token numbers.
+    Constructors take the frozen model; n_random, the number of rows that begin at random; trigger, the token
+    numbers that the rows behind those begin as; seed; and options of their own.
     """
 
-    def __init__(self, tokens):
+    options = ()  # its own arguments, train_task.py's flags of the same names
+    lr = 1e-2  # peak learning rate by default
+
+    def __init__(self, **made_with):
         super().__init__()
-        self.register_buffer("tokens", torch.tensor(tokens))  # (P)
+        self.made_with, self.n_random = made_with, made_with.get("n_random", 0)
+        if "trigger" in made_with and self.n_random + len(made_with["trigger"]) == 0:
+            raise ValueError("a prefix of no rows: raise --n-random or give a --trigger")
+
+    def forward(self, model):
+        """The KV cache that stands before the question, or None."""
+
+    def network(self, model):
+        """The network that reads the question: the frozen model itself, or one that shares its weights."""
+        return model
+
+    def template(self, question):
+        """The question's tokens, a list, with the method's own among them: numbers past the vocabulary."""
+        return question
+
+    def n_positions(self):
+        """How many positions of the model it takes up."""
+        return 0
+
+
+# ---------------------------------------------------------------- caches made of words
+
+
+class TextPrompt(Method):
+    """Words instead of vectors: an instruction or worked examples in the context. Nothing to train.
+
+    trigger: a list of P token numbers.
+    """
+
+    method, title = "instruct", "an instruction"
+
+    def __init__(self, model, trigger=(), n_random=0, seed=0):
+        super().__init__(trigger=list(trigger))
+        self.register_buffer("tokens", torch.tensor(trigger))  # (P)
 
     def forward(self, model):
         return model.prefill(self.tokens[None])
 
+    def n_positions(self):
+        return len(self.tokens)
 
-class HybridPrefix(nn.Module):
+
+class HardPrompt(TextPrompt):
+    """P words of the base's own vocabulary, found by gradient: Shin et al. (2020), "AutoPrompt", section 2.2.
+
+    Begins as n_random words drawn from the vocabulary and those of the trigger.
+    """
+
+    method, title = "hard", "hard prompt"
+    candidates = 8  # words that each step tries
+
+    def __init__(self, model, trigger=(), n_random=0, seed=0):
+        rng = torch.Generator().manual_seed(seed)
+        words = torch.randint(model.config.vocab_size, (n_random,), generator=rng).tolist()
+        super().__init__(model, [*words, *trigger])
+        self.rng = rng
+
+    def forward(self, model):
+        self.rows = model.wte.weight[self.tokens].detach().requires_grad_(True)  # (P, C): improve reads its gradient
+        return model.prefill(self.rows[None])
+
+    @torch.no_grad()
+    def improve(self, model, tokens, targets, answer, loss):
+        """After loss.backward() on a batch, (B, T) each: change one word, drawn at random, if that lowers the loss."""
+        i = torch.randint(len(self.rows), (), generator=self.rng).item()
+        rise = model.wte.weight @ self.rows.grad[i]  # (vocab_size): of the loss with that word there, were it linear
+        for word in rise.topk(self.candidates, largest=False).indices:
+            words = self.tokens.clone()
+            words[i] = word
+            other = model.loss(model(tokens, model.prefill(words[None]))[answer], targets[answer])
+            if other < loss:
+                loss, self.tokens = other, words
+
+
+# ---------------------------------------------------------------- caches made of vectors
+
+
+class HybridPrefix(Method):
     """P rows at the input: n_random random ones, then one for each token of the trigger.
 
     rows (P, C) stand where token embeddings would: Lester et al. (2021), "The Power of Scale for
@@ -41,23 +114,18 @@ class HybridPrefix(nn.Module):
     Li & Liang (2021), "Prefix-Tuning", section 7.4. With `mlp` the model sees rows + MLP(rows),
     the reparameterisation of Li & Liang (section 4.3) as a residual, which starts at zero so that
     trigger rows start as words: Razdaibiedina et al. (2023), "Residual Prompt Tuning".
-
-    trigger: a list of token numbers, empty for random rows only. n_random = 0 is trigger only.
     Random rows are drawn with the embedding table's own standard deviation.
     """
 
-    method = "hybrid"
+    method, title, options = "hybrid", "hybrid prefix", ("mlp",)
 
     def __init__(self, model, n_random, trigger=(), mlp=False, seed=0):
-        super().__init__()
-        table = model.wte.weight.detach().float().cpu()  # (vocab_size, C)
-        if n_random + len(trigger) == 0:
-            raise ValueError("a prefix of no rows: raise --n-random or give a --trigger")
+        super().__init__(n_random=n_random, trigger=list(trigger), mlp=mlp)
         rng = torch.Generator().manual_seed(seed)
+        table = model.wte.weight.detach().float().cpu()  # (vocab_size, C)
         C = table.size(1)
         random_rows = torch.randn(n_random, C, generator=rng) * table.std()  # (n_random, C)
         rows = torch.cat([random_rows, table[torch.tensor(trigger, dtype=torch.long)]])  # (P, C)
-        self.n_random = n_random
         self.rows = nn.Parameter(rows)
         self.register_buffer("start", rows.clone())  # to see later how far each row went
         self.mlp = zero_mlp(C, C, rng) if mlp else None
@@ -69,25 +137,126 @@ class HybridPrefix(nn.Module):
     def forward(self, model):
         return model.prefill(self.embeddings()[None].to(model.wte.weight.dtype))
 
+    def n_positions(self):
+        return len(self.rows)
 
-class DeepPrefix(nn.Module):
-    """P keys and values in every layer, and nothing at the input: Li & Liang (2021), "Prefix-Tuning",
-    section 4.2; without `mlp` P-tuning v2, Liu et al. (2022), "P-Tuning v2", section 3.
+
+class PromptTuning(HybridPrefix):
+    """P rows at the input: Lester et al. (2021), section 2, whose ways to begin (section 3.2) are `init`:
+
+    uniform     each number from [-0.5, 0.5]
+    vocabulary  the embeddings of tokens drawn from the 5,000 most frequent, which byte-level BPE numbers first
+    labels      the labels' embeddings, the mean where one has several tokens; from the vocabulary beyond them
+    trigger     the trigger's words, repeated or cut off
+    labels: a list of token lists.
+    """
+
+    method, title, options = "prompt", "prompt tuning", ("init", "labels")
+
+    def __init__(self, model, n_random, trigger=(), seed=0, init="vocabulary", labels=()):
+        if init == "trigger" and not trigger or init == "labels" and not labels:
+            raise ValueError(f"--init {init}: there is no {init} to begin as")
+        super().__init__(model, n_random or len(trigger), seed=seed)
+        self.made_with = {"n_random": len(self.rows), "trigger": list(trigger), "init": init, "labels": list(labels)}
+        rng, P = torch.Generator().manual_seed(seed), len(self.rows)
+        table = model.wte.weight.detach().float().cpu()  # (vocab_size, C)
+        rows = table[torch.randint(min(5000, len(table)), (P,), generator=rng)]  # (P, C)
+        if init == "uniform":
+            rows = torch.rand(rows.shape, generator=rng) - 0.5
+        elif init == "labels":
+            begin = torch.stack([table[torch.tensor(label)].mean(0) for label in labels[:P]])
+            rows[: len(begin)] = begin
+        elif init == "trigger":
+            rows = table[torch.tensor((list(trigger) * P)[:P])]
+        self.rows.data.copy_(rows)
+        self.start.copy_(rows)
+
+
+class PTuning(HybridPrefix):
+    """P rows that a bidirectional LSTM and an MLP make of P learned ones, which ties them to one another:
+    Liu et al. (2021), "GPT Understands, Too", section 3.2; PEFT's PromptEncoder has the same layers.
+
+    `place` puts them before the question, inside it, at its middle, or after it (section 3.1, the template).
+    """
+
+    method, title, options = "ptuning", "P-tuning", ("place",)
+
+    def __init__(self, model, n_random, trigger=(), seed=0, place="before"):
+        super().__init__(model, n_random, trigger, seed=seed)
+        self.made_with = {"n_random": n_random, "trigger": list(trigger), "place": place}
+        C = model.config.n_embd
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.lstm = nn.LSTM(C, C, num_layers=2, bidirectional=True, batch_first=True)
+            self.head = nn.Sequential(nn.Linear(2 * C, 2 * C), nn.ReLU(), nn.Linear(2 * C, C))
+        self.place, self.first = place, model.config.vocab_size
+        self.start.copy_(self.embeddings().detach())
+
+    def embeddings(self):
+        return self.head(self.lstm(self.rows[None])[0])[0]  # (P, C)
+
+    def forward(self, model):
+        return super().forward(model) if self.place == "before" else None
+
+    def network(self, model):
+        if self.place == "before":
+            return model
+        twin = twin_of(model, WithRows)
+        twin.prompt = [self]  # in a list: not a part of the network
+        return twin
+
+    def template(self, question):
+        middle = {"before": 0, "inside": len(question) // 2, "after": len(question)}[self.place]
+        rows = list(range(self.first, self.first + len(self.rows))) if self.place != "before" else []
+        return question[:middle] + rows + question[middle:]
+
+
+class WithRows(GPT):
+    """A GPT for which token numbers past its vocabulary are a prompt's rows."""
+
+    def run(self, x, *args, **more):
+        if not x.is_floating_point() and (own := x >= self.config.vocab_size).any():  # (B, T)
+            rows = self.prompt[0].embeddings().to(self.wte.weight.dtype)  # (P, C)
+            words = self.wte(x.masked_fill(own, 0))  # (B, T, C)
+            x = torch.where(own[..., None], rows[(x - self.config.vocab_size).clamp_min(0)], words)
+        return super().run(x, *args, **more)
+
+
+class SoftWords(HybridPrefix):
+    """P rows at the input, and a learned shift of each at the input of every layer, all zero at first:
+    Qin & Eisner (2021), "Learning How to Ask", section 3.3, "Deeply perturbing"."""
+
+    method, title, options = "softwords", "soft words", ()
+
+    def __init__(self, model, n_random, trigger=(), seed=0):
+        super().__init__(model, n_random, trigger, seed=seed)
+        self.made_with = {"n_random": n_random, "trigger": list(trigger)}
+        self.shifts = nn.Parameter(torch.zeros(model.config.n_layer, *self.rows.shape))  # (n_layer, P, C)
+
+    def forward(self, model):
+        x, P = self.rows + model.wpe.weight[: len(self.rows)], len(self.rows)  # (P, C)
+        x, cache = x[None].to(model.wte.weight.dtype), []
+        mask = x.new_full((P, P), -torch.inf).triu(1)
+        for block, shift in zip(model.h, self.shifts):
+            x, own = block(x + shift.to(x.dtype), mask)  # (1, P, C)
+            cache.append(own)
+        return cache
+
+
+class DeepPrefix(Method):
+    """P keys and values in every layer, and nothing at the input: Liu et al. (2022), "P-Tuning v2", section 3.
 
     With `layers` only the top ones have them, and those below run as without a prefix, and without gradients.
     rows (P, layers * 2 * C), per layer its keys, then its values: PEFT's layout. They begin as what the
-    base computes of the trigger's words (Li & Liang, section 7.4), behind n_random rows drawn with
-    the spread of those. With `mlp` an MLP of a code (P, C), which starts at zero, is added to them
-    (Li & Liang, section 4.3, as a residual). Arguments as for HybridPrefix.
+    base computes of the trigger's words (Li & Liang 2021, section 7.4), behind n_random rows drawn with the spread
+    of those.
     """
 
-    method = "prefix"
+    method, title, options = "ptuning2", "P-tuning v2", ("layers",)
 
-    def __init__(self, model, n_random, trigger=(), mlp=False, seed=0, layers=None):
-        super().__init__()
+    def __init__(self, model, n_random, trigger=(), seed=0, layers=None):
+        super().__init__(n_random=n_random, trigger=list(trigger), layers=layers)
         c = model.config
-        if n_random + len(trigger) == 0:
-            raise ValueError("a prefix of no rows: raise --n-random or give a --trigger")
         if layers is not None and not 1 <= layers <= c.n_layer:
             raise ValueError(f"--layers {layers}: {model.name} has 1 to {c.n_layer}")
         self.layers = layers or c.n_layer
@@ -100,16 +269,11 @@ class DeepPrefix(nn.Module):
         rows = rows[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1).float().cpu()  # (P, layers * 2 * C)
         if n_random:
             rows[:n_random] = torch.randn(n_random, rows.size(1), generator=rng) * rows.std()
-        self.n_random = n_random
         self.rows = nn.Parameter(rows)
-        self.mlp = None
-        if mlp:
-            self.code = nn.Parameter(torch.randn(len(rows), c.n_embd, generator=rng))  # (P, C)
-            self.mlp = zero_mlp(c.n_embd, rows.size(1), rng)
 
     def embeddings(self):
         """(P, layers * 2 * C): all keys and values of each row."""
-        return self.rows if self.mlp is None else self.rows + self.mlp(self.code)
+        return self.rows
 
     def forward(self, model):
         c = model.config
@@ -118,6 +282,25 @@ class DeepPrefix(nn.Module):
         nothing = rows.new_zeros(2, 1, c.n_head, 0, top.size(-1))
         # per layer keys and values, (1, n_head, P, D) each, with P = 0 in the lower ones
         return [tuple(pair) for pair in (*[nothing] * (c.n_layer - self.layers), *top)]
+
+    def n_positions(self):
+        return len(self.rows)
+
+
+class PrefixTuning(DeepPrefix):
+    """The same behind a reparameterisation: to the rows is added what an MLP makes of a code (P, C), at first
+    nothing. Li & Liang (2021), "Prefix-Tuning", sections 4.2 and 4.3, as a residual."""
+
+    method, title = "prefix", "prefix-tuning"
+
+    def __init__(self, model, n_random, trigger=(), seed=0, layers=None):
+        super().__init__(model, n_random, trigger, seed, layers)
+        rng = torch.Generator().manual_seed(seed)
+        self.code = nn.Parameter(torch.randn(len(self.rows), model.config.n_embd, generator=rng))  # (P, C)
+        self.mlp = zero_mlp(model.config.n_embd, self.rows.size(1), rng)
+
+    def embeddings(self):
+        return self.rows + self.mlp(self.code)
 
 
 def zero_mlp(n_in, n_out, rng):
@@ -129,15 +312,166 @@ def zero_mlp(n_in, n_out, rng):
     return mlp
 
 
-METHODS = {"hybrid": HybridPrefix, "prefix": DeepPrefix}
+# ---------------------------------------------------------------- networks of their own
 
 
-def save(prefix, path, model, tokenizer, task="", trigger="", form="{}", stop=""):
-    """Write a trained prefix. The header says which base, tokenizer, task and trigger it belongs to, how
+def twin_of(model, kind=GPT):
+    """Another GPT of the same weights, not copied: its parts can be exchanged and the model stays as it is."""
+    with torch.device("meta"):
+        twin = kind(model.config)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    twin.name = model.name
+    return twin.freeze()
+
+
+class Warp(HybridPrefix):
+    """P rows at the input, and learned output rows for the tokens that answers are made of, which begin as the
+    base's own: Hambardzumyan et al. (2021), "WARP: Word-level Adversarial ReProgramming", section 3.
+
+    labels: a list of token lists, whose tokens get output rows.
+    """
+
+    method, title, options = "warp", "WARP", ("labels",)
+
+    def __init__(self, model, n_random, trigger=(), seed=0, labels=()):
+        super().__init__(model, n_random, trigger, seed=seed)
+        self.made_with = {"n_random": n_random, "trigger": list(trigger), "labels": list(labels)}
+        self.register_buffer("label_tokens", torch.tensor(sorted({t for label in labels for t in label})))  # (K)
+        self.label_rows = nn.Parameter(model.wte.weight.detach()[self.label_tokens].float().cpu())  # (K, C)
+
+    def network(self, model):
+        twin = twin_of(model, WithLabels)
+        twin.prompt = [self]
+        return twin
+
+
+class WithLabels(GPT):
+    """A GPT with output rows of a prompt's own for some tokens."""
+
+    def logits(self, hidden):
+        prompt = self.prompt[0]
+        own = hidden @ prompt.label_rows.to(hidden.dtype).T  # (..., K)
+        return super().logits(hidden).index_copy(-1, prompt.label_tokens, own)
+
+    def loss(self, hidden, targets):
+        return F.cross_entropy(self.logits(hidden).float(), targets)
+
+
+class AdapterPrefix(Method):
+    """P rows in each of the top `layers` (default: half of them), of which the layer's own weights make keys and
+    values; they have a softmax of their own, weighted by a gate a head that starts at zero, so that nothing
+    changes at first: Zhang et al. (2023), "LLaMA-Adapter", section 3.
+
+    y = softmax(q K') V + tanh(gate) softmax(q K(rows)') V(rows)
+    """
+
+    method, title, options = "adapter-prefix", "LLaMA-Adapter", ("layers",)
+
+    def __init__(self, model, n_random, trigger=(), seed=0, layers=None):
+        super().__init__(n_random=n_random, trigger=list(trigger), layers=layers)
+        c = model.config
+        layers = layers or c.n_layer // 2 or 1
+        if not 1 <= layers <= c.n_layer:
+            raise ValueError(f"--layers {layers}: {model.name} has 1 to {c.n_layer}")
+        rows = HybridPrefix(model, n_random, trigger, seed=seed).start  # (P, C)
+        self.rows = nn.Parameter(rows.repeat(layers, 1, 1))  # (layers, P, C)
+        self.gate = nn.Parameter(torch.zeros(layers, c.n_head))
+
+    def network(self, model):
+        twin = twin_of(model)
+        for i, block in enumerate(twin.h[-len(self.rows) :]):
+            block.attn = GatedAttention(block.attn, self, i)
+        return twin
+
+
+class GatedAttention(nn.Module):
+    def __init__(self, attention, prompt, layer):
+        super().__init__()
+        self.attention, self.prompt, self.layer = attention, [prompt], layer
+
+    def forward(self, x, *args):
+        y, own = self.attention(x, *args)
+        B, T, C = x.shape
+        n_head, w, b = self.attention.n_head, self.attention.c_attn.weight, self.attention.c_attn.bias
+        rows = self.prompt[0].rows[self.layer].to(x.dtype)  # (P, C)
+        gate = self.prompt[0].gate[self.layer].to(x.dtype).tanh()[:, None, None]  # (n_head, 1, 1)
+        q = F.linear(x, w[:C], b[:C]).view(B, T, n_head, -1).transpose(1, 2)  # (B, n_head, T, D)
+        k, v = F.linear(rows, w[C:], b[C:]).view(len(rows), 2, n_head, -1).permute(1, 2, 0, 3)  # (n_head, P, D) each
+        ours = gate * ((q @ k.mT / q.size(-1) ** 0.5).softmax(-1) @ v)  # (B, n_head, T, D)
+        return y + F.linear(ours.transpose(1, 2).reshape(B, T, C), self.attention.c_proj.weight), own
+
+
+class Adapter(Method):
+    """A bottleneck after each block: y + W_up gelu(W_down y), with W_up zero at first. Houlsby et al. (2019),
+    "Parameter-Efficient Transfer Learning for NLP", section 2.1, who have two in each; one does as well
+    according to Pfeiffer et al. (2021), "AdapterFusion", section 3.2."""
+
+    method, title, options, lr = "adapter", "adapter", ("bottleneck",), 1e-3
+
+    def __init__(self, model, n_random=0, trigger=(), seed=0, bottleneck=16):
+        super().__init__(bottleneck=bottleneck)
+        c, rng = model.config, torch.Generator().manual_seed(seed)
+        self.down = nn.Parameter(torch.randn(c.n_layer, bottleneck, c.n_embd, generator=rng) * c.n_embd**-0.5)
+        self.up = nn.Parameter(torch.zeros(c.n_layer, c.n_embd, bottleneck))
+
+    def network(self, model):
+        twin = twin_of(model)
+        twin.h = nn.ModuleList(AdaptedBlock(block, self, i) for i, block in enumerate(twin.h))
+        return twin
+
+
+class AdaptedBlock(nn.Module):
+    def __init__(self, block, adapter, layer):
+        super().__init__()
+        self.block, self.adapter, self.layer = block, [adapter], layer
+
+    def forward(self, x, *args):
+        x, own = self.block(x, *args)
+        down, up = (w[self.layer].to(x.dtype) for w in (self.adapter[0].down, self.adapter[0].up))
+        return x + F.linear(F.gelu(F.linear(x, down)), up), own
+
+
+class Finetune(Method):
+    """All weights of a copy, in float32, or those of its top blocks."""
+
+    method, title, lr = "finetune", "fine-tuned", 3e-4
+    top = None
+
+    def __init__(self, model, n_random=0, trigger=(), seed=0):
+        super().__init__()
+        self.copy = copy.deepcopy(model).float().requires_grad_(True)
+        if self.top:
+            self.copy.requires_grad_(False).h[-self.top :].requires_grad_(True)
+
+    def network(self, model):
+        return self.copy
+
+
+class FinetuneTop2(Finetune):
+    """The top two blocks alone: Li & Liang (2021), table 1, "FT-top2"."""
+
+    method, title, top = "finetune-top2", "top 2 blocks", 2
+
+
+METHODS = {
+    kind.method: kind
+    for kind in (
+        *(HybridPrefix, PromptTuning, PTuning, PrefixTuning, DeepPrefix, AdapterPrefix, Warp, SoftWords),
+        *(HardPrompt, TextPrompt, Adapter, Finetune, FinetuneTop2),
+    )
+}
+
+
+# ---------------------------------------------------------------- files
+
+
+def save(prompt, path, model, tokenizer, task="", trigger="", form="{}", stop=""):
+    """Write what was trained. The header says which base, tokenizer, task and trigger it belongs to, how
     a question is put (`form`, with {} for it) and what ends its answer ('': the end-of-text token)."""
     header = {
         "format": "nanoprompt prefix",
-        "method": prefix.method,
+        "method": prompt.method,
+        "made_with": json.dumps(prompt.made_with),
         "base": model.name,
         "base_fingerprint": model.fingerprint(),
         "tokenizer": tokenizer.name,
@@ -146,35 +480,32 @@ def save(prefix, path, model, tokenizer, task="", trigger="", form="{}", stop=""
         "trigger": trigger,
         "form": form,
         "stop": stop,
-        "n_random": str(prefix.n_random),
-        "n_rows": str(len(prefix.rows)),
-        "mlp": str(prefix.mlp is not None).lower(),
     }
-    if prefix.method == "prefix":
-        header["layers"] = str(prefix.layers)
-    write_tensors(path, prefix.state_dict(), header)
+    frozen = {name for name, p in prompt.named_parameters() if not p.requires_grad}
+    write_tensors(path, {n: t for n, t in prompt.state_dict().items() if n not in frozen}, header)
 
 
 def load(path, model, tokenizer):
-    """(prefix, header) from a file. Raises ValueError where it is broken or for another base or tokenizer.
+    """(prompt, header) from a file. Raises ValueError where it is broken or for another base or tokenizer.
 
     Whether the text of its task is spelled or BPE, header["tokenise"], is for the caller to follow.
     """
     if not Path(path).is_file():
         raise ValueError(f"no prefix file {path}: train_task.py writes prefix.safetensors into its run's folder")
     header, tensors = read(path)
-    if header.get("format") != "nanoprompt prefix":
+    if header.get("format") != "nanoprompt prefix" or "made_with" not in header:
         raise ValueError(f"{path} is no prefix: name the prefix.safetensors of a run")
     if header["base_fingerprint"] != model.fingerprint():
         tuned_on = f"{header['base']!r} ({header['base_fingerprint']})"
         raise ValueError(f"{path} was tuned on the base {tuned_on}, not on {model.name!r} ({model.fingerprint()})")
     if header["tokenizer"] != tokenizer.name:
         raise ValueError(f"{path} was tuned with the tokenizer {header['tokenizer']}, not with {tokenizer.name}")
-    n_rows, n_random = int(header["n_rows"]), int(header["n_random"])
-    layers = {"layers": int(header["layers"])} if "layers" in header else {}
-    prefix = METHODS[header["method"]](model, n_random, [0] * (n_rows - n_random), header["mlp"] == "true", **layers)
-    prefix.load_state_dict(tensors)
-    return prefix.to(model.wte.weight.device), header
+    prompt = METHODS[header["method"]](model, **json.loads(header["made_with"]))
+    missing, unknown = prompt.load_state_dict(tensors, strict=False)
+    trained = {name for name, p in prompt.named_parameters() if p.requires_grad}
+    if unknown or trained & set(missing):
+        raise ValueError(f"{path} is no complete {header['method']}: train it again")
+    return prompt.to(model.wte.weight.device), header
 
 
 def read(path):
@@ -184,94 +515,3 @@ def read(path):
             return file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read ({error}): it is no safetensors file, or it was cut off") from None
-
-
-# ---------------------------------------------------------------- PEFT
-
-
-@torch.no_grad()
-def export_peft(prefix, model, folder):
-    """Write adapter_config.json and adapter_model.safetensors, which PeftModel.from_pretrained takes:
-    PROMPT_TUNING for rows at the input, PREFIX_TUNING for keys and values, an MLP folded into either."""
-    folder, c, rows = Path(folder), model.config, prefix.embeddings()
-    deep = isinstance(prefix, DeepPrefix)
-    if deep and prefix.layers < c.n_layer:
-        raise ValueError(f"a prefix in the top {prefix.layers} of {c.n_layer} layers: PEFT knows none but in all")
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "peft_type": "PREFIX_TUNING" if deep else "PROMPT_TUNING",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": HUB[model.name][0] if model.name in HUB else model.name,
-        "inference_mode": True,
-        "num_virtual_tokens": len(rows),
-        "num_transformer_submodules": 1,
-        "num_layers": c.n_layer,
-        "num_attention_heads": c.n_head,
-        "token_dim": c.n_embd,
-    }
-    config |= {"prefix_projection": False} if deep else {"prompt_tuning_init": "RANDOM"}
-    write_tensors(folder / "adapter_model.safetensors", {"prompt_embeddings": rows}, {"format": "pt"})
-    write_json(folder / "adapter_config.json", config)
-
-
-def import_peft(folder, model):
-    """The prefix in a PEFT adapter of type PROMPT_TUNING, P_TUNING, PREFIX_TUNING or CARTRIDGE. PEFT
-    writes an encoder's output, not the encoder, so that all of them are rows. Raises ValueError."""
-    config, weights = Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors"
-    for file in (config, weights):
-        if not file.is_file():
-            raise ValueError(f"no {file.name} in {folder}: name a folder that PEFT's save_pretrained wrote")
-    try:
-        kind = json.loads(config.read_text())["peft_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{config} is no PEFT configuration ({error!r})") from None
-    kinds = {
-        "PROMPT_TUNING": HybridPrefix,
-        "P_TUNING": HybridPrefix,
-        "PREFIX_TUNING": DeepPrefix,
-        "CARTRIDGE": DeepPrefix,
-    }
-    if kind not in kinds:
-        raise ValueError(f"{folder} is a {kind} adapter: only {', '.join(kinds)} are soft prompts")
-    _, tensors = read(weights)
-    if list(tensors) != ["prompt_embeddings"]:
-        extra = next((name for name in tensors if name != "prompt_embeddings"), "nothing")
-        raise ValueError(
-            f"{weights} holds {extra!r}, not prompt_embeddings alone: only causal language models' prompts"
-        )
-    rows, c = tensors["prompt_embeddings"].float(), model.config
-    width = c.n_embd * (2 * c.n_layer if kinds[kind] is DeepPrefix else 1)
-    if rows.dim() != 2 or rows.size(1) != width:
-        raise ValueError(
-            f"{weights}: prompt_embeddings is {tuple(rows.shape)}, a {kind} prompt for {model.name} is {width} wide: "
-            "give the --model it was tuned on"
-        )
-    prefix = kinds[kind](model, len(rows))
-    prefix.load_state_dict({name: rows for name in prefix.state_dict()})  # rows, and where they began
-    return prefix.to(model.wte.weight.device)
-
-
-def main():
-    p = Parser(__doc__)
-    p.add_argument("what", choices=["export", "import"])
-    p.add_argument("source", help="export: a run's folder or its prefix.safetensors; import: a PEFT adapter's folder")
-    p.add_argument("target", help="export: the adapter's folder; import: the prefix file. Must not exist yet")
-    p.add_base()
-    args = p.parse_args()
-    if Path(args.target).exists():
-        raise ValueError(f"{args.target} exists already: name another, or remove it")
-    model = GPT.load(args.model).freeze()
-    tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
-    if args.what == "export":
-        source = Path(args.source)
-        prefix, _ = load(source / "prefix.safetensors" if source.is_dir() else source, model, tokenizer)
-        export_peft(prefix, model, args.target)
-    else:
-        prefix = import_peft(args.source, model)
-        tokenizer.letters = False  # PEFT knows no other text than BPE
-        save(prefix, args.target, model, tokenizer)
-    print(f"wrote {len(prefix.rows)} rows to {args.target}")
-
-
-if __name__ == "__main__":
-    run(main, "prefix.py")

@@ -67,33 +67,38 @@ def main():
     args = read_args()
     model = GPT.load(args.model, args.device, args.dtype).freeze()
     base = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenise == "letters")
-    voices = []  # (name, cache, tokenizer, form, stop)
+    voices = []  # (name, network, method, cache, tokenizer, form, stop)
     for path in args.prefix:
         prompt, header = prefix.load(path, model, base)
         with torch.no_grad():
             cache = prompt(model)
         name = Path(path).resolve().parent.name if Path(path).name == "prefix.safetensors" else Path(path).stem
         tokenizer = Tokenizer(base.encoding, header["tokenise"] == "letters")
-        voices.append((name, cache, tokenizer, header["form"], header["stop"]))
+        voices.append((name, prompt.network(model), prompt, cache, tokenizer, header["form"], header["stop"]))
         if args.compare:
-            voices.append((f"{name}, base alone", None, *voices[-1][2:]))
+            voices.append((f"{name}, base alone", model, prefix.Method(), None, *voices[-1][4:]))
     if not voices:
-        voices = [(model.name, None, base, "{}", "")]
+        voices = [(model.name, model, prefix.Method(), None, base, "{}", "")]
 
     def answer(question):
-        rows = []
-        for name, cache, tokenizer, form, stop in voices:
-            tokens = tokenizer.spell(form.replace("{}", question))
-            used = (cache[0][0].size(2) if cache else 0) + len(tokens)
+        rows = {}  # {network: [(voice, (cache, tokens, stop))]}: those of one network are one batch
+        for i, (name, network, prompt, cache, tokenizer, form, stop) in enumerate(voices):
+            tokens = prompt.template(tokenizer.spell(form.replace("{}", question)))
+            used = (cache[-1][0].size(2) if cache else 0) + len(tokens)
             if used + args.max_new_tokens > model.config.block_size:
                 raise ValueError(
                     f"{name}: {used} tokens of prefix and prompt and --max-new-tokens {args.max_new_tokens} exceed "
                     f"block_size {model.config.block_size}: shorten one"
                 )
-            rows.append((cache, tokens, tokenizer.spell(stop)[-1] if stop else tokenizer.eot))
-        new = decode(model, rows, args.max_new_tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed)
-        for (name, _, tokenizer, _, _), tokens in zip(voices, new):
-            print(f"{name}: {tokenizer.decode(tokens)}" if len(voices) > 1 else tokenizer.decode(tokens), flush=True)
+            row = cache, tokens, tokenizer.spell(stop)[-1] if stop else tokenizer.eot
+            rows.setdefault(network, []).append((i, row))
+        new = {}
+        how = {"temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}
+        for network, some in rows.items():
+            texts = decode(network, [row for _, row in some], args.max_new_tokens, **how)
+            new |= {i: text for (i, _), text in zip(some, texts)}
+        for i, (name, _, _, _, tokenizer, _, _) in enumerate(voices):
+            print(f"{name}: {tokenizer.decode(new[i])}" if len(voices) > 1 else tokenizer.decode(new[i]), flush=True)
 
     if args.prompt is not None:
         questions = [args.prompt]

@@ -9,7 +9,6 @@ from scratch on the same examples (scratch); on your own data also what tuning a
 learns (finetune). Everything goes to out/<run>/.
 """
 
-import copy
 import math
 import random
 import sys
@@ -57,11 +56,11 @@ def read_args():
     g = p.add_argument_group("the prefix")
     g.add_argument(
         "--method",
-        choices=list(prefix.METHODS),
+        choices=[*prefix.METHODS, "few-shot", "zero-shot", "scratch"],
         default="hybrid",
-        help="rows at the input, or keys and values in every layer (default %(default)s)",
+        help="python train_task.py --methods says what each is (default %(default)s)",
     )
-    g.add_argument("--layers", type=int, help="with --method prefix: in the top ones only (default: in every layer)")
+    g.add_argument("--methods", action="store_true", help="list the methods and stop")
     g.add_argument("--n-random", type=int, default=24, help="rows that begin at random (default %(default)s)")
     g.add_argument(
         "--trigger",
@@ -70,14 +69,25 @@ def read_args():
     )
     g.add_argument("--trigger-words", action="store_true", help="as the words in which the task is asked for instead")
     g.add_argument("--no-trigger", action="store_true", help="no rows from words")
-    g.add_argument("--mlp", action="store_true", help="pass the rows through an MLP while tuning")
+    g.add_argument("--mlp", action="store_true", default=None, help="hybrid: pass the rows through an MLP while tuning")
+    g.add_argument("--layers", type=int, help="prefix, ptuning2, adapter-prefix: in the top ones only")
+    g.add_argument(
+        "--init",
+        choices=["uniform", "vocabulary", "labels", "trigger"],
+        help="prompt: what its --n-random rows begin as (default vocabulary)",
+    )
+    g.add_argument("--place", choices=["before", "inside", "after"], help="ptuning: where in the question (before)")
+    g.add_argument("--bottleneck", type=int, help="adapter: its width (default 16)")
+    g.add_argument(
+        "--shots", type=int, default=0, help="worked examples between any of these and the question (default 0)"
+    )
     g.add_argument("--load", metavar="FILE", help="measure this saved prefix instead of tuning one")
 
     g = p.add_argument_group("tuning")
     g.add_argument("--examples", type=int, help="for all that learns alike (default 20000; your own data: all)")
     g.add_argument("--epochs", type=int, help="passes of the prefix over them (default 1; your own data: 5)")
     g.add_argument("--batch-size", type=int, default=32, help="examples per step (default %(default)s)")
-    g.add_argument("--lr", type=float, default=1e-2, help="peak learning rate of the prefix (default %(default)s)")
+    g.add_argument("--lr", type=float, help="its peak learning rate (default: 0.01; adapters 1e-3; fine-tuning 3e-4)")
     g.add_argument(
         "--scratch-epochs", type=int, default=5, help="passes of the baseline (default %(default)s; 0: none)"
     )
@@ -91,7 +101,8 @@ def read_args():
 
     g = p.add_argument_group("measuring")
     g.add_argument("--test-examples", type=int, help="questions per range (default 1000; your own data: all)")
-    g.add_argument("--shots", type=int, default=8, help="worked examples in the few-shot context (default %(default)s)")
+    g.add_argument("--few-shots", type=int, default=8, help="worked examples of the few-shot baseline (%(default)s)")
+    g.add_argument("--no-baselines", action="store_true", help="the method alone")
 
     args = p.parse_args()
     own = Path(args.task).suffix in tasks.FILES
@@ -114,18 +125,22 @@ def read_args():
             ("test_examples", 100),
         ):
             setattr(args, name, min(getattr(args, name) or most, most))
-    may_be_0 = ("n_random", "scratch_epochs", "finetune_epochs")
-    for name in ("examples", "epochs", "batch_size", "test_examples", "shots", *may_be_0):
+    may_be_0 = ("n_random", "scratch_epochs", "finetune_epochs", "shots")
+    for name in ("examples", "epochs", "batch_size", "test_examples", "few_shots", "layers", "bottleneck", *may_be_0):
         least = int(name not in may_be_0)
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least {least}")
     for name in ("lr", "finetune_lr"):
-        if not 0 < getattr(args, name) < math.inf:
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a learning rate above 0")
     if args.trigger is not None and not args.trigger.strip():
         raise ValueError("--trigger is empty: write some words, or --no-trigger for random rows only")
-    if args.layers is not None and args.method != "prefix":
-        raise ValueError("--layers is for --method prefix: rows at the input have no layers")
+    kind = prefix.METHODS.get(args.method)
+    for name in ("mlp", "layers", "init", "place", "bottleneck"):
+        if getattr(args, name) is not None and name not in getattr(kind, "options", ()):
+            takes = ", ".join(m for m, k in prefix.METHODS.items() if name in k.options)
+            raise ValueError(f"--{name} is not for --method {args.method}: {takes} take it")
+    args.lr = args.lr or getattr(kind, "lr", None)
     if args.no_trigger and (args.trigger or args.trigger_words):
         raise ValueError("--no-trigger contradicts --trigger and --trigger-words: leave one out")
     return args
@@ -145,13 +160,21 @@ def output_folder(args, task, model):
     return out
 
 
-def train(model, prompt, encoded, epochs, batch_size, optimizers, seed, name, dtype=torch.float32):
+def context(prompt, model, network, shots=None):
+    """What stands before a question: the method's KV cache, then worked examples (1, S); None where nothing does."""
+    past = prompt(model) if prompt else None
+    return past if shots is None else network.prefill(shots, past)
+
+
+def train(model, prompt, encoded, epochs, batch_size, optimizers, seed, name, dtype=torch.float32, shots=None):
     """Minimise the loss on the worked answers over `encoded`; the rates warm up, then fall as a cosine.
 
-    What learns is what the optimizers hold: the prompt before a frozen model, or with None the model itself,
-    whose float32 weights are multiplied in `dtype`.
+    What learns is what the optimizers hold: a method of prefix.py beside a frozen model, or with None the model
+    itself. Networks of float32 weights are multiplied in `dtype`. `shots` are tokens of worked examples (1, S).
     Returns the loss of each step, in nats per answer token, beside the examples seen by then.
     """
+    network = prompt.network(model) if prompt else model
+    encoded = [(prompt.template(question), worked) for question, worked in encoded] if prompt else encoded
     device = model.wte.weight.device
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     steps, step = epochs * -(-len(encoded) // batch_size), 0
@@ -162,14 +185,15 @@ def train(model, prompt, encoded, epochs, batch_size, optimizers, seed, name, dt
     for _ in range(epochs):
         for tokens, targets, answer in training_batches(encoded, batch_size, rng):
             tokens, targets, answer = tokens.to(device), targets.to(device), answer.to(device)  # (B, T) each
-            with torch.autocast(device.type, dtype, enabled=prompt is None and dtype != torch.float32):
-                past = prompt(model) if prompt else None  # run once, whatever the batch size
-                hidden = model(tokens, past)  # (B, T, C)
-                loss = model.loss(hidden[answer], targets[answer])  # over answer positions only
+            with torch.autocast(device.type, dtype, enabled=network.wte.weight.dtype == torch.float32 != dtype):
+                past = context(prompt, model, network, shots)  # run once, whatever the batch size
+                hidden = network(tokens, past)  # (B, T, C)
+                loss = network.loss(hidden[answer], targets[answer])  # over answer positions only
             if not loss.isfinite():
                 bar.close()
+                rates = ", ".join(f"{peak:g}" for peak in peaks)
                 raise ValueError(
-                    f"the loss of {name} became {loss.item()} after {bar.n} examples: lower --lr ({peaks[0]:g})"
+                    f"the loss of {name} became {loss.item()} after {bar.n} examples: lower --lr ({rates})"
                 )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -178,6 +202,8 @@ def train(model, prompt, encoded, epochs, batch_size, optimizers, seed, name, dt
                 optimizer.param_groups[0]["lr"] = peak * factor
                 optimizer.step()
                 optimizer.zero_grad()
+            if isinstance(prompt, prefix.HardPrompt):
+                prompt.improve(model, tokens, targets, answer, loss)
             step += 1
             bar.update(len(tokens))
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
@@ -189,63 +215,76 @@ def train(model, prompt, encoded, epochs, batch_size, optimizers, seed, name, dt
 
 def main():
     args = read_args()
+    if args.methods:
+        for name, kind in prefix.METHODS.items():
+            print(f"{name:<16}{' '.join(kind.__doc__.split(':')[0].split())}")
+        return
     files = {"test": args.test, "prompt": args.prompt_column, "answer": args.answer_column}
     task = tasks.load(args.task, **files)
     model = GPT.load(args.model, args.device, args.dtype).freeze()
     block_size = model.config.block_size
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
 
-    # the prefix: random rows, then the trigger's
+    # the method: random rows, then the trigger's
+    prompt, trigger, kind = None, "", prefix.METHODS.get(args.method)
     if args.load:
         prompt, header = prefix.load(args.load, model, tokenizer)
-        trigger = header["trigger"]
+        trigger, args.method = header["trigger"], prompt.method
         args.tokenise = header["tokenise"]
     args.tokenise = args.tokenise or task.tokenise
     tokenizer.letters = args.tokenise == "letters"
-    if not args.load:
-        trigger, rows = "", []
-        if args.trigger or args.trigger_words or (task.classes and not args.no_trigger):
+    examples = task.examples(args.examples, split="train", seed=args.seed)
+    if kind and not prompt:
+        rows = []
+        if args.trigger or args.trigger_words or kind is prefix.TextPrompt or (task.classes and not args.no_trigger):
             trigger = args.trigger or task.trigger
             rows = tokenizer.encode(trigger + "\n")
         elif not args.no_trigger:  # the longest of the training examples shows most
-            e = max(task.examples(args.examples, split="train", seed=args.seed), key=lambda e: e.length)
+            e = max(examples, key=lambda e: e.length)
             trigger = f"{e.question}{e.worked}".rstrip("\n") + "\n"
             rows = tokenizer.spell(trigger)
-        layers = {"layers": args.layers} if args.method == "prefix" else {}
-        prompt = prefix.METHODS[args.method](model, args.n_random, rows, args.mlp, args.seed, **layers)
-        prompt.to(args.device)
-    P = len(prompt.rows)
+        own = {name: getattr(args, name, None) for name in kind.options}
+        if "labels" in own:
+            some = map(task.worked, task.classes) if task.classes else sorted({c for e in examples for c in e.worked})
+            own["labels"] = [tokenizer.spell(label) for label in some]
+        own = {name: value for name, value in own.items() if value is not None}
+        prompt = kind(model, n_random=args.n_random, trigger=rows, seed=args.seed, **own).to(args.device)
+    P = prompt.n_positions() if prompt else 0
 
-    if own := isinstance(task, YourData):
+    if own_data := isinstance(task, YourData):
         task.leave_out(lambda e: P + len(tokenizer.spell(e.question + e.worked)) > block_size)
         for note in task.notes:
             print(note, file=sys.stderr)
+        examples = task.examples(args.examples, split="train", seed=args.seed)
     tests = {name: task.examples(args.test_examples, name) for name in task.ranges}
-    examples = task.examples(args.examples, split="train", seed=args.seed)
     encoded = encode(tokenizer, examples)
     asked = {name: encode(tokenizer, questions) for name, questions in tests.items()}
     longest = max(sum(map(len, pair)) for group in (encoded, *asked.values()) for pair in group)
     room = block_size - longest
     if P > room:
         raise ValueError(f"{P} prompt rows and {longest} tokens of text exceed block_size {block_size}: use fewer rows")
+    text, n_shots = few_shot(tokenizer, task, args.few_shots, room, args.seed)
+    shots, between = few_shot(tokenizer, task, args.shots, room - P, args.seed)
+    if between < args.shots:
+        raise ValueError(f"--shots {args.shots}: only {between} worked examples fit into {room - P} positions")
+    shots = torch.tensor([shots], device=args.device) if between else None  # (1, S)
     out = output_folder(args, task, model)
 
-    trainable, base_size = sum(p.numel() for p in prompt.parameters()), sum(p.numel() for p in model.parameters())
-    print(f"{task.name} on {model.name}: {base_size:,} frozen parameters", end=", ")
-    print(f"{trainable:,} trainable ({100 * trainable / base_size:.2f}%)", end=", ")
-    print(f"{P} rows: {prompt.n_random} random, {P - prompt.n_random} from the trigger")
-    print(f"an example: {examples[0].question}{examples[0].worked.rstrip()}\ntrigger: {trigger!r}")
+    base_size = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in prompt.parameters() if p.requires_grad) if prompt else 0
+    print(f"{task.name} on {model.name}: {base_size:,} frozen parameters", end="")
+    if prompt:
+        print(f", {trainable:,} trainable ({100 * trainable / base_size:.2f}%), {prompt.title}, {P} rows", end="")
+    print(f"\nan example: {examples[0].question}{examples[0].worked.rstrip()}\ntrigger: {trigger!r}")
 
-    texts, n_shots = few_shot(tokenizer, task, args.shots, room, args.seed)
-    labels = {
+    labels = {name: method.title for name, method in prefix.METHODS.items()} | {
         "majority": f"always {task.majority!r}" if task.classes else "",
         "zero-shot": "zero-shot",
         "few-shot": f"few-shot ({n_shots})",
-        "hybrid": "hybrid prefix",
-        "prefix": "prefix in every layer",
-        "finetune": "fine-tuned",
         "scratch": "from scratch",
     }
+    if prompt and between:
+        labels[args.method] += f", {between} shots"
     results = {
         "task": task.name,
         "unit": task.unit,
@@ -255,18 +294,18 @@ def main():
         "base": {"name": model.name, "fingerprint": model.fingerprint(), "parameters": base_size},
         "prefix": {
             "rows": P,
-            "random": prompt.n_random,
+            "random": prompt.n_random if prompt else 0,
             "trigger": trigger,
-            "mlp": prompt.mlp is not None,
             "trainable": trainable,
             "share": trainable / base_size,
         },
         "args": {k: v for k, v in vars(args).items() if k not in ("out", "overwrite", "load")}
         | {"dtype": str(args.dtype).removeprefix("torch.")},
-        "shots": n_shots,
+        "few_shots": n_shots,
         "labels": labels,
         "accuracy": {},
         "classes": {},
+        "neighbours": [],
         "loss": {},
         "seconds": {},
     }
@@ -285,53 +324,54 @@ def main():
 
     def learn(method, name, *what):
         start = time.time()
-        results["loss"][method] = train(*what, args.seed, name, args.dtype)
+        results["loss"][method] = train(*what, args.seed, name, args.dtype, shots if method == args.method else None)
         results["seconds"][name] = time.time() - start
 
-    if task.classes:
+    def tune(prompt, lr, epochs):
+        """Train a method, unless there is nothing to train, and measure it."""
+        parameters = [p for p in prompt.parameters() if p.requires_grad]
+        optimizers = [torch.optim.AdamW(parameters, lr, weight_decay=0)] if parameters else []
+        if (parameters or isinstance(prompt, prefix.HardPrompt)) and not args.load:
+            learn(prompt.method, prompt.title, model, prompt, encoded, epochs, args.batch_size, optimizers)
+        network = prompt.network(model)
+        with torch.no_grad():
+            past = context(prompt, model, network, shots if prompt.method == args.method else None)
+        placed = {name: [(prompt.template(q), worked) for q, worked in some] for name, some in asked.items()}
+        measure(prompt.method, network, past, tokenizer, placed)
+
+    def wanted(method):
+        return method == args.method or not args.no_baselines
+
+    if task.classes and not args.no_baselines:
         questions = tests[IN_DISTRIBUTION]
         always = [task.worked(task.majority)] * len(questions)
         results["accuracy"]["majority"] = {IN_DISTRIBUTION: score(task, questions, always)}
-    measure("zero-shot", model, None, tokenizer, asked)
-    if texts:
-        with torch.no_grad():
-            context = texts.to(args.device)(model)
-        measure("few-shot", model, context, tokenizer, asked)
-    else:
-        print(f"not one worked example fits into {room} tokens: no few-shot", file=sys.stderr)
-
-    if not args.load:
-        optimizers = [torch.optim.AdamW(prompt.parameters(), args.lr, weight_decay=0)]
-        learn(prompt.method, "tuning the prefix", model, prompt, encoded, args.epochs, args.batch_size, optimizers)
-        prefix.save(prompt, out / "prefix.safetensors", model, tokenizer, task.name, trigger, task.form, task.stop)
-    with torch.no_grad():
-        past = prompt(model)
-    measure(prompt.method, model, past, tokenizer, asked)
-    results["neighbours"] = nearest(model, tokenizer, prompt) if prompt.method == "hybrid" else []
-
-    if args.finetune_epochs and not args.load:
-        tuned = copy.deepcopy(model).float().requires_grad_(True)
-        optimizers = [torch.optim.AdamW(tuned.parameters(), args.finetune_lr, weight_decay=0)]
-        learn("finetune", "fine-tuning", tuned, None, encoded, args.finetune_epochs, args.batch_size, optimizers)
-        measure("finetune", tuned, None, tokenizer, asked)
-
-    if args.scratch_epochs and not args.load:
+    if wanted("zero-shot"):
+        measure("zero-shot", model, None, tokenizer, asked)
+    if wanted("few-shot"):
+        if text:
+            with torch.no_grad():
+                past = model.prefill(torch.tensor([text], device=args.device))
+            measure("few-shot", model, past, tokenizer, asked)
+        else:
+            print(f"not one worked example fits into {room} tokens: no few-shot", file=sys.stderr)
+    if prompt:
+        tune(prompt, args.lr, args.epochs)
+        if not args.load:
+            prefix.save(prompt, out / "prefix.safetensors", model, tokenizer, task.name, trigger, task.form, task.stop)
+        if isinstance(prompt, prefix.HybridPrefix):  # rows at the input
+            results["neighbours"] = nearest(model, tokenizer, prompt)
+    if args.finetune_epochs and not args.load and not args.no_baselines and args.method != "finetune":
+        tune(prefix.Finetune(model), args.finetune_lr, args.finetune_epochs)
+    if args.scratch_epochs and not args.load and wanted("scratch"):
         longest_text = max(
             len((e.question + e.worked).encode()) for group in (examples, *tests.values()) for e in group
         )
         baseline, letters = scratch(args.seed, longest_text)
         baseline.to(args.device)
         optimizers = muon.optimizers(baseline, 2e-2, 2e-3, args.dtype)
-        learn(
-            "scratch",
-            "training from scratch",
-            baseline,
-            None,
-            encode(letters, examples),
-            args.scratch_epochs,
-            32,
-            optimizers,
-        )
+        spelled = encode(letters, examples)
+        learn("scratch", "training from scratch", baseline, None, spelled, args.scratch_epochs, 32, optimizers)
         spelled = {name: encode(letters, questions) for name, questions in tests.items()}
         measure("scratch", baseline, None, letters, spelled)
 
@@ -341,8 +381,8 @@ def main():
     if results["loss"]:
         report.plot_loss(results, out / "loss.png")
     if task.classes:
-        report.plot_confusion(results, prompt.method, out / "confusion.png")
-    elif not own:
+        report.plot_confusion(results, args.method, out / "confusion.png")
+    elif not own_data:
         report.plot_lengths(results, out / "accuracy_by_length.png")
     write_json(out / "results.json", results)
     print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}")

@@ -5,13 +5,12 @@ import torch
 
 from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig
-from prefix import TextPrompt
 
 
 def few_shot(tokenizer, task, shots, room, seed=0):
-    """A TextPrompt of worked examples from the training split, one per line, and how many fit.
+    """Worked examples from the training split, one per line, as a list of tokens, and how many they are.
 
-    At most `shots` of them and at most `room` tokens; (None, 0) where not one fits.
+    At most `shots` of them and at most `room` tokens.
     """
     tokens, n = [], 0
     for e in task.examples(shots, split="train", seed=seed):
@@ -19,7 +18,7 @@ def few_shot(tokenizer, task, shots, room, seed=0):
         if len(tokens) + len(line) > room:
             break
         tokens, n = tokens + line, n + 1
-    return (TextPrompt(tokens) if n else None), n
+    return tokens, n
 
 
 def scratch(seed, block_size):

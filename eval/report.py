@@ -10,9 +10,8 @@ import matplotlib.pyplot as plt
 
 from eval.accuracy import wilson
 
+RED = "#c1272d"  # of whatever was tuned
 COLOURS = {
-    "hybrid": "#c1272d",
-    "prefix": "#c1272d",
     "finetune": "#b8860b",
     "scratch": "#1f5fa8",
     "few-shot": "#4c9a4c",
@@ -92,7 +91,9 @@ def plot_loss(results, path):
     for method, curve in results["loss"].items():
         n = min(20, len(curve["loss"]))
         smooth = [sum(curve["loss"][i : i + n]) / n for i in range(len(curve["loss"]) - n + 1)]
-        axis.plot(curve["examples"][n - 1 :], smooth, label=results["labels"][method], color=COLOURS[method], lw=1.5)
+        axis.plot(
+            curve["examples"][n - 1 :], smooth, label=results["labels"][method], color=COLOURS.get(method, RED), lw=1.5
+        )
     axis.set(xlabel="examples seen", ylabel="loss (nats per answer token)", yscale="log", title=results["task"])
     finish(fig, axis, path)
 
@@ -115,7 +116,15 @@ def plot_lengths(results, path):
             [max(0, 100 * b[1] - v) for v, b in zip(y, bounds)],
         ]
         axis.errorbar(
-            x, y, errors, label=results["labels"][method], color=COLOURS[method], marker="o", ms=4, lw=1.5, capsize=2
+            x,
+            y,
+            errors,
+            label=results["labels"][method],
+            color=COLOURS.get(method, RED),
+            marker="o",
+            ms=4,
+            lw=1.5,
+            capsize=2,
         )
         axis.set_xticks(x)
     axis.set(xlabel=results["unit"], ylabel="final answer right (%)", ylim=(-4, 104), title=results["task"])

@@ -20,7 +20,7 @@ def test_rows_behind_other_prefixes_equal_decoding_one_at_a_time(tiny, tokenizer
         prefix.HybridPrefix(tiny, 7, [1, 2]),
         prefix.DeepPrefix(tiny, 3, [5]),
         prefix.DeepPrefix(tiny, 9, layers=1),
-        prefix.TextPrompt(tokenizer.encode("Say it again:")),
+        prefix.TextPrompt(tiny, tokenizer.encode("Say it again:")),
     ]
     rng = random.Random(0)
     rows = []
@@ -33,6 +33,25 @@ def test_rows_behind_other_prefixes_equal_decoding_one_at_a_time(tiny, tokenizer
     for (past, question, stop), got in zip(rows, together):
         alone = tiny.generate(torch.tensor([question]), 40, past)[0].tolist()
         assert got == (alone[: alone.index(stop)] if stop in alone else alone)
+
+
+@pytest.mark.parametrize(
+    "method, own", [("adapter", {}), ("warp", {"labels": [[3, 4]]}), ("ptuning", {"place": "after"})]
+)
+def test_methods_with_a_network_of_their_own_answer_beside_the_others(base, command, method, own):
+    model, tokenizer = GPT.load(base), Tokenizer.load(base, 1024)
+    prompt = prefix.METHODS[method](model, n_random=3, **own)
+    for p in prompt.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    path = base / f"{method}.safetensors"
+    prefix.save(prompt, path, model, tokenizer, "addition", stop="$")
+    args = "--model", base, "--prompt", "12+3=", "--max-new-tokens", 20
+    done = command("sample.py", *args, "--prefix", base / "asking.safetensors", path, "--dtype", "float32")
+    assert done.code == 0, done.err
+    question = torch.tensor([prompt.template(tokenizer.spell("12+3="))])
+    with torch.no_grad():
+        new = prompt.network(model).generate(question, 20, prompt(model), tokenizer.spell("$")[0])[0].tolist()
+    assert f"{method}: {tokenizer.decode(new).partition('$')[0]}" in done.out
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import muon
+import prefix
 import tasks
 from data.batches import encode
 from eval.accuracy import answers, score
@@ -31,7 +32,9 @@ def run(command, base):
     """Call train_task.py as a command: exit code, stdout, stderr."""
 
     def run(*args, small=True):
-        few = ["--examples", "64", "--test-examples", "12", "--scratch-epochs", "1", "--shots", "2"] if small else []
+        few = (
+            ["--examples", "64", "--test-examples", "12", "--scratch-epochs", "1", "--few-shots", "2"] if small else []
+        )
         return command("train_task.py", "--model", base, *few, *args)
 
     return run
@@ -69,18 +72,71 @@ def test_raw_bpe_runs_too(run, tmp_path):
     assert one["accuracy"]["hybrid"] == two["accuracy"]["hybrid"]
 
 
-@pytest.mark.parametrize("more", [["--mlp"], ["--dtype", "bfloat16"], ["--layers", 1]])
-def test_keys_and_values_in_every_layer_are_tuned_saved_and_loaded(run, tmp_path, more):
-    done = run("--method", "prefix", "--n-random", 3, "--out", tmp_path / "one", *more)
+@pytest.mark.parametrize(
+    "args",
+    [
+        *([method] for method in prefix.METHODS),
+        ["prompt", "--init", "uniform"],
+        ["prompt", "--init", "labels"],
+        ["prompt", "--init", "trigger", "--n-random", 9],
+        ["ptuning", "--place", "inside"],
+        ["ptuning", "--place", "after"],
+        ["ptuning2", "--layers", 1],
+        ["hybrid", "--dtype", "bfloat16", "--shots", 1],
+        ["adapter", "--bottleneck", 3, "--shots", 1],
+        ["finetune", "--dtype", "bfloat16"],
+    ],
+    ids=lambda args: " ".join(map(str, args)),
+)
+def test_every_method_is_tuned_saved_and_loaded(run, tmp_path, args):
+    method, *more = args
+    done = run("--method", *args, "--no-baselines", "--out", tmp_path / "one")
     assert done.code == 0, done.err
-    loss = without_timings(tmp_path / "one")["loss"]["prefix"]["loss"]
-    assert len(loss) == 2 and loss[0] != loss[1]
-    done = run(
-        "--method", "prefix", "--load", tmp_path / "one" / "prefix.safetensors", "--out", tmp_path / "two", *more
+    one = without_timings(tmp_path / "one")
+    assert list(one["accuracy"]) == [method]
+    assert prefix.METHODS[method].title in done.out
+    if method == "instruct":
+        assert one["loss"] == {} and one["prefix"]["trainable"] == 0
+    else:
+        first, second = one["loss"][method]["loss"]
+        assert first != second
+        assert (one["prefix"]["trainable"] == 0) == (method == "hard")
+    same = (
+        more[more.index("--dtype") :]
+        if "--dtype" in more
+        else more[more.index("--shots") :]
+        if "--shots" in more
+        else []
     )
+    done = run("--no-baselines", "--load", tmp_path / "one" / "prefix.safetensors", "--out", tmp_path / "two", *same)
     assert done.code == 0, done.err
-    one, two = without_timings(tmp_path / "one"), without_timings(tmp_path / "two")
-    assert one["accuracy"]["prefix"] == two["accuracy"]["prefix"]
+    assert without_timings(tmp_path / "two")["accuracy"] == one["accuracy"]
+
+
+@pytest.mark.parametrize("method", ["zero-shot", "few-shot", "scratch"])
+def test_a_baseline_alone(run, tmp_path, method):
+    done = run("--method", method, "--no-baselines", "--out", tmp_path / "one")
+    assert done.code == 0, done.err
+    assert list(without_timings(tmp_path / "one")["accuracy"]) == [method]
+
+
+def test_options_of_another_method_are_refused(run, tmp_path):
+    for args, why in (
+        (("--layers", 1), "--layers is not for --method hybrid: prefix, ptuning2, adapter-prefix take it"),
+        (("--method", "prompt", "--mlp"), "--mlp is not for --method prompt: hybrid take it"),
+        (("--method", "adapter", "--bottleneck", 0), "--bottleneck 0: give at least 1"),
+        (("--shots", 50), "--shots 50: only"),
+    ):
+        done = run(*args, "--out", tmp_path / "out")
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert why in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_methods_are_listed(run):
+    done = run("--methods")
+    assert done.code == 0
+    assert [line.split()[0] for line in done.out.splitlines()] == list(prefix.METHODS)
 
 
 def some_questions(path, n, answers=("red", "green", "blue")):
@@ -281,7 +337,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_loses_nothing(run, tmp_pat
     (tmp_path / "out" / "results.json").write_text("precious")
     done = run("--model", folder, "--out", tmp_path / "out", "--overwrite")
     assert done.code == 2
-    assert "the loss of tuning the prefix became nan after 0 examples: lower --lr" in done.err
+    assert "the loss of hybrid prefix became nan after 0 examples: lower --lr (0.01)" in done.err
     assert (tmp_path / "out" / "results.json").read_text() == "precious"
 
 

@@ -1,0 +1,141 @@
+"""peft_io.py: adapters that peft reads, and adapters that peft wrote."""
+
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+
+import peft_io
+import prefix
+from model import GPT
+
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+PEFT = {
+    "PROMPT_TUNING": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6),
+    "P_TUNING": lambda: peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=6, encoder_hidden_size=12, encoder_reparameterization_type="LSTM"
+    ),
+    "PREFIX_TUNING": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6),
+    "PREFIX_TUNING with its MLP": lambda: peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=6, prefix_projection=True, encoder_hidden_size=12
+    ),
+    "CARTRIDGE": lambda: peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=6, num_frozen_tokens=2),
+}
+
+
+def greedy(theirs, tokens, n):
+    return theirs.generate(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=n,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )[:, -n:].tolist()
+
+
+def in_transformers(tiny, folder):
+    tiny.save(folder)
+    return transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+
+
+@pytest.mark.parametrize("kind", PEFT)
+def test_an_adapter_that_peft_trained_gives_its_logits_here(tiny, tmp_path, kind):
+    torch.manual_seed(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.get_peft_model(in_transformers(tiny, tmp_path / "base"), PEFT[kind]())
+    tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(1))
+    ones = torch.ones_like(tokens)
+    optimizer = torch.optim.Adam([p for p in theirs.parameters() if p.requires_grad], 0.1)
+    for _ in range(4):
+        theirs(input_ids=tokens, attention_mask=ones, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    theirs.eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    prompt = peft_io.import_peft(tmp_path / "adapter", tiny)
+    with torch.no_grad():
+        want = theirs(input_ids=tokens, attention_mask=ones).logits[:, -20:]
+        past = prompt(tiny)
+        torch.testing.assert_close(tiny.logits(tiny(tokens, past)), want, atol=1e-4, rtol=1e-4)
+    assert tiny.generate(tokens, 50, past).tolist() == greedy(theirs, tokens, 50)
+
+
+EXPORTED = {
+    "hybrid": {},
+    "hybrid with its MLP": {"mlp": True},
+    "prompt": {"init": "uniform"},
+    "ptuning": {},
+    "prefix": {},
+    "ptuning2": {},
+}
+
+
+@pytest.mark.parametrize("kind", EXPORTED)
+def test_our_export_gives_our_logits_in_peft(tiny, tmp_path, kind):
+    prompt = prefix.METHODS[kind.split()[0]](tiny, n_random=4, trigger=[7, 8], seed=3, **EXPORTED[kind])
+    for p in prompt.parameters():  # as if tuned
+        torch.nn.init.normal_(p, std=0.3)
+    peft_io.export_peft(prompt, tiny, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(in_transformers(tiny, tmp_path / "base"), tmp_path / "adapter").eval()
+    tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        past = prompt(tiny)
+        want = theirs(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[:, -20:]
+        torch.testing.assert_close(tiny.logits(tiny(tokens, past)), want, atol=1e-4, rtol=1e-4)
+    assert tiny.generate(tokens, 50, past).tolist() == greedy(theirs, tokens, 50)
+
+
+@pytest.mark.parametrize(
+    "method, own, why",
+    [
+        ("adapter", {}, "no adapter for adapter"),
+        ("softwords", {}, "no adapter for softwords"),
+        ("ptuning", {"place": "after"}, "rows after the question"),
+        ("ptuning2", {"layers": 1}, "top 1 of 2 layers"),
+    ],
+)
+def test_what_peft_cannot_hold_is_not_exported(tiny, tmp_path, method, own, why):
+    prompt = prefix.METHODS[method](tiny, n_random=3, trigger=[5], **own)
+    with pytest.raises(ValueError, match=why):
+        peft_io.export_peft(prompt, tiny, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_adapters_that_are_no_soft_prompt_for_this_base_are_refused(tiny, tmp_path):
+    peft_io.export_peft(prefix.HybridPrefix(tiny, 4), tiny, tmp_path)
+    other = GPT(type(tiny.config)(1024, 96, 2, 2, 20))
+    with pytest.raises(ValueError, match=r"prompt_embeddings is \(4, 16\), a PROMPT_TUNING prompt .* is 20 wide"):
+        peft_io.import_peft(tmp_path, other)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "LORA"}))
+    with pytest.raises(ValueError, match="is a LORA adapter: only PROMPT_TUNING"):
+        peft_io.import_peft(tmp_path, tiny)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="no adapter_model.safetensors"):
+        peft_io.import_peft(tmp_path, tiny)
+
+
+def test_export_and_import_from_the_command_line(tiny, tokenizer, tmp_path, command):
+    tiny.save(tmp_path / "base")
+    shutil.copy("data/nano/encoding.json", tmp_path / "base")
+    base = GPT.load(tmp_path / "base")
+    prompt = prefix.DeepPrefix(base, 4, [7])
+    (tmp_path / "run").mkdir()
+    prefix.save(prompt, tmp_path / "run" / "prefix.safetensors", base, tokenizer, "addition")
+    model = "--model", tmp_path / "base"
+    done = command("peft_io.py", "export", tmp_path / "run", tmp_path / "adapter", *model)
+    assert (done.code, done.out) == (0, f"wrote 5 rows to {tmp_path / 'adapter'}\n")
+    assert command("peft_io.py", "import", tmp_path / "adapter", tmp_path / "again.safetensors", *model).code == 0
+    again, header = prefix.load(tmp_path / "again.safetensors", base, tokenizer)
+    assert torch.equal(again.rows, prompt.rows)
+    assert (header["tokenise"], header["stop"]) == ("bpe", "")
+    done = command("peft_io.py", "export", tmp_path / "run", tmp_path / "adapter", *model)
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert "exists already" in done.err
