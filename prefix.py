@@ -247,12 +247,12 @@ class DeepPrefix(Method):
     """P keys and values in every layer, and nothing at the input: Liu et al. (2022), "P-Tuning v2", section 3.
 
     With `layers` only the top ones have them, and those below run as without a prefix, and without gradients.
-    rows (P, layers * 2 * C), per layer its keys, then its values: PEFT's layout. They begin as what the
-    base computes of the trigger's words (Li & Liang 2021, section 7.4), behind n_random rows drawn with the spread
-    of those.
+    rows (P, layers * 2 * C), per layer its keys, then its values: PEFT's layout. They begin as what the base
+    computes of n_random words of its vocabulary, drawn at random, and the trigger (Li & Liang 2021, section 7.4).
+    Numbers drawn with one spread for all layers learn nothing here: activations differ too much from layer to layer.
     """
 
-    method, title, options = "ptuning2", "P-tuning v2", ("layers",)
+    method, title, options, lr = "ptuning2", "P-tuning v2", ("layers",), 2e-2
 
     def __init__(self, model, n_random, trigger=(), seed=0, layers=None):
         super().__init__(n_random=n_random, trigger=list(trigger), layers=layers)
@@ -267,8 +267,6 @@ class DeepPrefix(Method):
             cache = model.prefill(words.to(model.wte.weight.device))[-self.layers :]
         rows = torch.stack([torch.stack(pair) for pair in cache])  # (layers, 2, 1, n_head, P, D)
         rows = rows[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1).float().cpu()  # (P, layers * 2 * C)
-        if n_random:
-            rows[:n_random] = torch.randn(n_random, rows.size(1), generator=rng) * rows.std()
         self.rows = nn.Parameter(rows)
 
     def embeddings(self):
@@ -291,7 +289,7 @@ class PrefixTuning(DeepPrefix):
     """The same behind a reparameterisation: to the rows is added what an MLP makes of a code (P, C), at first
     nothing. Li & Liang (2021), "Prefix-Tuning", sections 4.2 and 4.3, as a residual."""
 
-    method, title = "prefix", "prefix-tuning"
+    method, title, lr = "prefix", "prefix-tuning", 3e-3
 
     def __init__(self, model, n_random, trigger=(), seed=0, layers=None):
         super().__init__(model, n_random, trigger, seed, layers)

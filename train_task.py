@@ -87,7 +87,7 @@ def read_args():
     g.add_argument("--examples", type=int, help="for all that learns alike (default 20000; your own data: all)")
     g.add_argument("--epochs", type=int, help="passes of the prefix over them (default 1; your own data: 5)")
     g.add_argument("--batch-size", type=int, default=32, help="examples per step (default %(default)s)")
-    g.add_argument("--lr", type=float, help="its peak learning rate (default: 0.01; adapters 1e-3; fine-tuning 3e-4)")
+    g.add_argument("--lr", type=float, help="its peak learning rate (default: 0.01 for rows at the input)")
     g.add_argument(
         "--scratch-epochs", type=int, default=5, help="passes of the baseline (default %(default)s; 0: none)"
     )
