@@ -296,9 +296,8 @@ def main():
             "rows": P,
             "random": prompt.n_random if prompt else 0,
             "trigger": trigger,
-            "trainable": trainable,
-            "share": trainable / base_size,
         },
+        "trainable": {},
         "args": {k: v for k, v in vars(args).items() if k not in ("out", "overwrite", "load")}
         | {"dtype": str(args.dtype).removeprefix("torch.")},
         "few_shots": n_shots,
@@ -330,6 +329,7 @@ def main():
     def tune(prompt, lr, epochs):
         """Train a method, unless there is nothing to train, and measure it."""
         parameters = [p for p in prompt.parameters() if p.requires_grad]
+        results["trainable"][prompt.method] = sum(p.numel() for p in parameters)
         optimizers = [torch.optim.AdamW(parameters, lr, weight_decay=0)] if parameters else []
         if (parameters or isinstance(prompt, prefix.HardPrompt)) and not args.load:
             learn(prompt.method, prompt.title, model, prompt, encoded, epochs, args.batch_size, optimizers)
@@ -369,6 +369,7 @@ def main():
         )
         baseline, letters = scratch(args.seed, longest_text)
         baseline.to(args.device)
+        results["trainable"]["scratch"] = sum(p.numel() for p in baseline.parameters())
         optimizers = muon.optimizers(baseline, 2e-2, 2e-3, args.dtype)
         spelled = encode(letters, examples)
         learn("scratch", "training from scratch", baseline, None, spelled, args.scratch_epochs, 32, optimizers)

@@ -183,6 +183,7 @@ HELD_OUT = {
     "addition:symbolic": r"[0-9]+\+[0-9]+;([0-9]{4};)+00[01]=[0-9]",
     "last_letter": r"last\([a-z]+(,[a-z]+)+\)=[a-z]",
     "multiplication": r"[0-9]+\*[0-9]=([0-9]{4};)+00[0-9]=[0-9]",
+    "next_letter": r"next\([a-z]+\)=[a-z]",
     "symbolic_sum": r"x1=[0-9]+, x2=[0-9]+[^?\n]* sum\?[0-9]",
     "symbolic_sum:sequence": r"x2=[0-9]+, \.\.\., ",
     "word_reversal": r"reverse\([a-z]+\)=[a-z]",

@@ -88,6 +88,16 @@ def test_word_reversal(range_name):
         assert e.worked[-1] == "$"
 
 
+@pytest.mark.parametrize("range_name", tasks.load("next_letter").ranges)
+def test_next_letter(range_name):
+    alphabet = "abcdefghijklmnopqrstuvwxyza"
+    for e in tasks.load("next_letter").examples(300, range_name):
+        word = re.fullmatch(r"next\((\w+)\)=", e.question)[1]
+        assert len(word) == e.length
+        assert [alphabet[alphabet.index(c) + 1] for c in word] == list(e.worked[:-1])
+        assert e.worked[-1] == "$"
+
+
 @pytest.mark.parametrize("range_name", tasks.load("last_letter").ranges)
 def test_last_letter(range_name):
     for e in tasks.load("last_letter").examples(300, range_name):
@@ -120,7 +130,11 @@ def test_ranges_in_distribution_first_then_longer_by_one_and_by_two(name):
 def test_enough_questions_to_measure_on():
     """1,000 in every range but those that the word list or the sequences cannot fill."""
     short = {(name, r): n for name, r in ranges(*ALL) if (n := len(tasks.load(name).examples(1000, r))) < 1000}
-    assert set(short) <= {("word_reversal", "10 letters"), *ranges("symbolic_sum:sequence")}
+    assert set(short) <= {
+        ("word_reversal", "10 letters"),
+        ("next_letter", "10 letters"),
+        *ranges("symbolic_sum:sequence"),
+    }
     assert min(short.values(), default=1000) >= 150
 
 
@@ -132,7 +146,7 @@ def test_new_words_are_new():
             for w in re.findall(r"[a-z]{3,}", e.question.split("(")[1])
         }
 
-    for name in ("word_reversal", "last_letter"):
+    for name in ("word_reversal", "last_letter", "next_letter"):
         assert not used(name, split="train") & used(name, range_name="new words")
 
 

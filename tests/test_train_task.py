@@ -96,11 +96,11 @@ def test_every_method_is_tuned_saved_and_loaded(run, tmp_path, args):
     assert list(one["accuracy"]) == [method]
     assert prefix.METHODS[method].title in done.out
     if method == "instruct":
-        assert one["loss"] == {} and one["prefix"]["trainable"] == 0
+        assert one["loss"] == {} and one["trainable"][method] == 0
     else:
         first, second = one["loss"][method]["loss"]
         assert first != second
-        assert (one["prefix"]["trainable"] == 0) == (method == "hard")
+        assert (one["trainable"][method] == 0) == (method == "hard")
     same = (
         more[more.index("--dtype") :]
         if "--dtype" in more

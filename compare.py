@@ -1,0 +1,328 @@
+"""Studies that redraw what the literature claims: the same base, questions and budget for every method.
+
+    python compare.py methods             every method on every task, about an hour on two cores
+    python compare.py length init data    more of them; --list says what each asks
+    python compare.py methods --full      the larger grid, for a GPU or a night
+
+A study is a grid of runs of train_task.py, a few at once, each in a folder of its own. A finished one is
+never run again, so that a stopped study carries on where it was. Then a table and a figure each.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from tqdm import tqdm
+
+import prefix
+from cli import Parser, run
+from eval.report import write
+from model import write_json
+
+TASKS = ["addition", "multiplication", "symbolic_sum", "word_reversal", "last_letter"]
+TWO = ["addition", "word_reversal"]  # one of numbers, one of letters, for studies with a second axis
+BUDGET = {  # of each run: what it learns from, what it is tested on, with how many seeds
+    False: {"examples": 4000, "questions": 200, "seeds": 3},
+    True: {"examples": 20000, "questions": 1000, "seeds": 5},
+}
+
+
+def read_args():
+    p = Parser(__doc__)
+    p.add_argument("studies", nargs="*", help=", ".join(STUDIES))
+    p.add_argument("--list", action="store_true", help="what each study asks")
+    p.add_argument("--full", action="store_true", help="more examples, questions and seeds")
+    p.add_argument("--model", default="nano", help="the base; of the study of sizes the first (default %(default)s)")
+    p.add_argument("--sizes", nargs="+", default=[], metavar="MODEL", help="size: the other bases")
+    p.add_argument("--tasks", nargs="+", help="instead of the study's own")
+    p.add_argument("--seeds", type=int, help="(default 3; --full: 5)")
+    p.add_argument("--examples", type=int, help="to tune on (default 4000; --full: 20000)")
+    p.add_argument("--questions", type=int, help="per range (default 200; --full: 1000)")
+    p.add_argument("--jobs", type=int, help="runs at once (default: as many as there are cores, one on a GPU)")
+    p.add_argument("--out", default="out/compare", help="(default %(default)s)")
+    args = p.parse_args()
+    for name in args.studies:
+        if name not in STUDIES:
+            raise ValueError(f"no study {name!r}: choose from {', '.join(STUDIES)}")
+    if not args.studies and not args.list:
+        raise ValueError(f"name a study: {', '.join(STUDIES)}")
+    for name, value in BUDGET[args.full].items():
+        given = getattr(args, name)
+        if given is not None and given < 1:
+            raise ValueError(f"--{name} {given}: give at least 1")
+        setattr(args, name, given or value)
+    args.jobs = args.jobs or (1 if args.device == "cuda" else os.cpu_count())
+    return args
+
+
+# ---------------------------------------------------------------- the studies
+
+
+def cell(args, task, series, x=None, *more, model=None, then=()):
+    """One run for each seed: what it is called in the table, where it stands on the axis, and its command line;
+    `then` are tasks on which what it learned is measured as well."""
+    given = ["--task", task, "--model", model or args.model, "--no-baselines", "--test-examples", args.questions]
+    if "--examples" not in more:
+        given += ["--examples", args.examples]
+    return {"task": task, "series": series, "x": x, "args": [str(a) for a in (*given, *more)], "then": then}
+
+
+def methods(args):
+    """Every method on every task: what it reaches in distribution and out of it, with how many parameters."""
+    names = ["zero-shot", "instruct", "few-shot", *(m for m in prefix.METHODS if m != "instruct"), "scratch"]
+    return [cell(args, task, name, None, "--method", name) for task in args.tasks or TASKS for name in names]
+
+
+def length(args):
+    """How many rows a prompt needs: 1 to 100 (Lester et al. 2021, figure 3a; Li & Liang 2021, figure 4)."""
+    return [
+        cell(args, task, method, n, "--method", method, "--n-random", n, "--no-trigger")
+        for task in args.tasks or TWO
+        for method in ("prompt", "ptuning2")
+        for n in (1, 5, 10, 20, 50, 100)
+    ]
+
+
+def init(args):
+    """How a prompt should begin (Lester et al. 2021, figure 3b), and the hybrid's parts with and without its MLP."""
+    cells = []
+    for task in args.tasks or TASKS:
+        for how in ("uniform", "vocabulary", "labels", "trigger"):
+            cells.append(
+                cell(args, task, f"prompt: {how}", None, "--method", "prompt", "--n-random", 48, "--init", how)
+            )
+        for name, rows in (
+            ("random only", ["--n-random", 48, "--no-trigger"]),
+            ("words only", ["--n-random", 0, "--trigger-words"]),
+            ("random and words", ["--n-random", 24, "--trigger-words"]),
+            ("example only", ["--n-random", 0]),
+            ("random and example", ["--n-random", 24]),
+        ):
+            for mlp in ([], ["--mlp", "--lr", 0.003]):
+                cells.append(cell(args, task, f"hybrid: {name}{', MLP' * bool(mlp)}", None, *rows, *mlp))
+    return cells
+
+
+def data(args):
+    """Prompt, fine-tuning and a transformer from scratch on 16 to 20,000 examples, each seen as often."""
+    cells = []
+    for task in args.tasks or TWO:
+        for n in (16, 64, 256, 1000, 5000, 20000):
+            epochs = max(1, args.examples // n)
+            for method in ("hybrid", "finetune", "scratch"):
+                often = ["--scratch-epochs" if method == "scratch" else "--epochs", epochs]
+                cells.append(cell(args, task, method, n, "--method", method, "--examples", n, *often))
+    return cells
+
+
+def size(args):
+    """Whether the gap between prompts and fine-tuning closes as the base grows (Lester et al. 2021, figure 1)."""
+    if not args.sizes:
+        raise ValueError("size: name bases of other sizes with --sizes, as pretrain.py --n-embd makes them")
+    return [
+        cell(args, task, method, sum_of(model), "--method", method, model=model)
+        for task in args.tasks or TASKS
+        for model in (args.model, *args.sizes)
+        for method in ("hybrid", "ptuning2", "finetune")
+    ]
+
+
+def sum_of(model):
+    """Parameters of a base."""
+    from model import GPT
+
+    return sum(p.numel() for p in GPT.load(model).parameters())
+
+
+def transfer(args):
+    """Tuned on one format, asked in another, and on longer and new words (Lester et al. 2021, section 5)."""
+    others = {
+        "addition": ("addition:symbolic", "addition:plain"),
+        "addition:symbolic": ("addition", "addition:plain"),
+        "symbolic_sum": ("symbolic_sum:sequence",),
+        "word_reversal": (),
+        "last_letter": (),
+    }
+    return [
+        cell(args, task, method, None, "--method", method, then=others.get(task, ()))
+        for task in args.tasks or others
+        for method in ("hybrid", "ptuning2", "adapter", "finetune-top2", "finetune")
+    ]
+
+
+def limits(args):
+    """Skills that the base has shown in other formats, and one that it never saw (Petrov et al. 2023)."""
+    return [
+        cell(args, task, method, None, "--method", method)
+        for task in args.tasks or ("word_reversal", "addition", "next_letter")
+        for method in ("hybrid", "ptuning2", "adapter", "finetune", "scratch")
+    ]
+
+
+STUDIES = {f.__name__: f for f in (methods, length, init, data, size, transfer, limits)}
+
+# ---------------------------------------------------------------- running them
+
+
+def run_all(cells, args, folder):
+    """Run what is not finished, and return each cell's results, a list over the seeds. Raises ValueError with the last
+    line of the first run that failed; those that did not fail are kept."""
+    first, second = {}, {}  # folder of a run: its command line; the second load what the first learned
+    for c in cells:
+        c["runs"] = []
+        for seed in range(args.seeds):
+            line = [*c["args"], "--seed", str(seed), "--device", args.device]
+            name = "_".join(a.removeprefix("--").replace("/", "-") for a in line if a != "--no-baselines")
+            out = folder / name
+            first[out] = line
+            c["runs"].append([out])
+            for other in c["then"]:
+                load = [*line, "--load", str(out / "prefix.safetensors"), "--task", other]
+                c["runs"][-1].append(out.with_name(f"{name}_on_{other.replace(':', '-')}"))
+                second[c["runs"][-1][-1]] = load
+    threads = str(max(1, os.cpu_count() // args.jobs))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    program = Path(__file__).with_name("train_task.py")
+    running, failed = set(), []
+
+    def one(out, line):
+        command = [sys.executable, str(program), *line, "--out", str(out), "--overwrite"]
+        work = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+        running.add(work)
+        _, error = work.communicate()
+        running.discard(work)
+        if work.returncode:
+            failed.append(f"{out.name}: {error.strip().splitlines()[-1] if error.strip() else work.returncode}")
+
+    every = first | second
+    waiting = {out: line for out, line in every.items() if not (out / "results.json").exists()}
+    bar = tqdm(total=len(every), initial=len(every) - len(waiting), desc=folder.name, unit=" runs", smoothing=0.05)
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
+        for wave in (first, second):
+            for done in as_completed([pool.submit(one, out, waiting[out]) for out in wave if out in waiting]):
+                done.result()
+                bar.update()
+    finally:  # also of an interrupt: what is finished is kept
+        pool.shutdown(wait=False, cancel_futures=True)
+        for work in running.copy():
+            work.terminate()
+        bar.close()
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(every)} runs failed; {failed[0]}")
+    return [[[json.loads((out / "results.json").read_text()) for out in outs] for outs in c["runs"]] for c in cells]
+
+
+def summary(cells, results):
+    """A row for each cell: accuracy by range, over the seeds its mean, lowest and highest in %, with what it cost."""
+    rows = []
+    for c, runs in zip(cells, results):
+        accuracy = {}
+        for first, *others in runs:
+            (by_range,) = first["accuracy"].values()
+            for r in others:  # of another task its first range
+                (there,) = r["accuracy"].values()
+                by_range[f"on {r['task']}"] = next(iter(there.values()))
+            for name, a in by_range.items():
+                accuracy.setdefault(name, []).append(100 * a["correct"] / a["n"])
+        rows.append(
+            {
+                "task": c["task"],
+                "series": c["series"],
+                "x": c["x"],
+                "accuracy": {name: [statistics.mean(v), min(v), max(v)] for name, v in accuracy.items()},
+                "trainable": sum(runs[0][0]["trainable"].values()),
+                "seconds": statistics.mean(sum(first["seconds"].values()) for first, *_ in runs),
+            }
+        )
+    return rows
+
+
+def table(rows, args):
+    """Markdown, a table for each task."""
+    lines = [
+        f"Final answer right, %: mean of {args.seeds} seeds [lowest, highest]; {args.examples:,} examples to tune on, "
+        f"{args.questions} questions a range; base {args.model}; seconds of tuning and measuring, {args.jobs} at once."
+    ]
+    for task in dict.fromkeys(r["task"] for r in rows):
+        some = [r for r in rows if r["task"] == task]
+        ranges = list(some[0]["accuracy"])
+        axis = [""] if any(r["x"] is not None for r in some) else []
+        head = ["", *axis, *ranges, "trainable", "seconds"]
+        lines += ["", f"**{task}**", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+        for r in some:
+            cells = [r["series"], *([f"{r['x']:,}"] if axis else [])]
+            cells += ["{:.1f} [{:.1f}, {:.1f}]".format(*r["accuracy"][name]) for name in ranges]
+            lines.append(f"| {' | '.join(cells)} | {r['trainable']:,} | {r['seconds']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows, path):
+    """A panel for each task. With an axis: accuracy along it, whole lines in distribution, dashed out of it (the
+    nearest range); without: every method's ranges as dots."""
+    names = list(dict.fromkeys(r["task"] for r in rows))
+    series = list(dict.fromkeys(r["series"] for r in rows))
+    along = any(r["x"] is not None for r in rows)
+    width, height = (4.2, 3.4) if along else (2.6, 0.26 * len(series) + 1.2)
+    fig, axes = plt.subplots(
+        1, len(names), figsize=(width * len(names) + 1.4, height), constrained_layout=True, sharey=True, squeeze=False
+    )
+    for panel, task in zip(axes[0], names):
+        some = [r for r in rows if r["task"] == task]
+        ranges = list(some[0]["accuracy"])
+        if along:
+            for i, s in enumerate(series):
+                line = sorted((r["x"], r["accuracy"]) for r in some if r["series"] == s)
+                for name, style in zip(ranges[:2], ("-", "--")):
+                    x = [v for v, _ in line]
+                    mean, low, high = zip(*(a[name] for _, a in line))
+                    panel.plot(x, mean, style, color=plt.cm.tab10(i), marker="o", ms=3.5, label=f"{s}, {name}")
+                    panel.fill_between(x, low, high, color=plt.cm.tab10(i), alpha=0.12, lw=0)
+            panel.set(xscale="log", title=task)
+            if panel is axes[0][0]:
+                panel.set_ylabel("final answer right (%)")
+            panel.legend(fontsize=7, frameon=False)
+            panel.set_ylim(-4, 104)
+        else:
+            for i, name in enumerate(ranges):
+                mean = [r["accuracy"][name][0] for r in some]
+                y = [-series.index(r["series"]) for r in some]
+                shade = plt.cm.viridis(i / max(1, len(ranges) - 0.6))
+                panel.plot(mean, y, "o", ms=5, color=shade, label=name, alpha=0.9)
+            panel.set_yticks([-i for i in range(len(series))], series, fontsize=8)
+            panel.set(xlim=(-4, 104), xlabel="right (%)", title=task)
+            panel.legend(fontsize=6.5, frameon=True, framealpha=0.7, edgecolor="none")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25)
+    write(fig, path)
+
+
+def main():
+    args = read_args()
+    if args.list:
+        for name, study in STUDIES.items():
+            print(f"{name:<10}{' '.join(study.__doc__.split())}")
+        return
+    for name in args.studies:
+        folder = Path(args.out) / (f"{name}-full" if args.full else name)
+        cells = STUDIES[name](args)
+        folder.mkdir(parents=True, exist_ok=True)
+        started = time.time()
+        rows = summary(cells, run_all(cells, args, folder))
+        text = table(rows, args)
+        print(f"\n{text}")
+        (folder / "table.tmp").write_text(text)
+        os.replace(folder / "table.tmp", folder / "table.md")
+        write_json(folder / "study.json", rows)
+        plot(rows, folder / "figure.png")
+        print(f"wrote table.md, study.json and figure.png to {folder} after {(time.time() - started) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    run(main, "compare.py")
