@@ -25,7 +25,7 @@ from cli import Parser, run
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval import report
-from eval.accuracy import answers, classification, likeliest, score
+from eval.accuracy import answers, classification, likeliest, score, vote
 from eval.baselines import few_shot, scratch
 from eval.neighbours import nearest
 from model import GPT, write_json
@@ -81,7 +81,9 @@ def read_args():
     g.add_argument(
         "--shots", type=int, default=0, help="worked examples between any of these and the question (default 0)"
     )
-    g.add_argument("--load", metavar="FILE", help="measure this saved prefix instead of tuning one")
+    g.add_argument(
+        "--load", nargs="+", metavar="FILE", help="measure what this file holds instead of tuning; several prompts vote"
+    )
 
     g = p.add_argument_group("tuning")
     g.add_argument("--examples", type=int, help="for all that learns alike (default 20000; your own data: all)")
@@ -227,10 +229,15 @@ def main():
 
     # the method: random rows, then the trigger's
     prompt, trigger, kind = None, "", prefix.METHODS.get(args.method)
-    if args.load:
-        prompt, header = prefix.load(args.load, model, tokenizer)
-        trigger, args.method = header["trigger"], prompt.method
-        args.tokenise = header["tokenise"]
+    loaded = [prefix.load(path, model, tokenizer) for path in args.load or []]
+    for path, (other, header) in zip(args.load or [], loaded):
+        same = header["tokenise"] == loaded[0][1]["tokenise"]
+        if len(loaded) > 1 and (not same or other.network(model) is not model or other.template([])):
+            raise ValueError(f"{path} cannot vote: it is {other.title}, or was tuned with other tokens than the first")
+    if loaded:
+        prompt, header = loaded[0]
+        args.method, trigger, args.tokenise = prompt.method, header["trigger"], header["tokenise"]
+    others = [other for other, _ in loaded[1:]]  # they vote with the first
     args.tokenise = args.tokenise or task.tokenise
     tokenizer.letters = args.tokenise == "letters"
     examples = task.examples(args.examples, split="train", seed=args.seed)
@@ -249,7 +256,7 @@ def main():
             own["labels"] = [tokenizer.spell(label) for label in some]
         own = {name: value for name, value in own.items() if value is not None}
         prompt = kind(model, n_random=args.n_random, trigger=rows, seed=args.seed, **own).to(args.device)
-    P = prompt.n_positions() if prompt else 0
+    P = max((p.n_positions() for p in (prompt, *others) if p), default=0)
 
     if own_data := isinstance(task, YourData):
         task.leave_out(lambda e: P + len(tokenizer.spell(e.question + e.worked)) > block_size)
@@ -282,6 +289,7 @@ def main():
         "zero-shot": "zero-shot",
         "few-shot": f"few-shot ({n_shots})",
         "scratch": "from scratch",
+        "ensemble": f"vote of {1 + len(others)}",
     }
     if prompt and between:
         labels[args.method] += f", {between} shots"
@@ -309,14 +317,12 @@ def main():
         "seconds": {},
     }
 
-    def measure(method, model, past, tokenizer, asked):
+    def measure(method, model, past, tokenizer, asked, how=answers):
         start = time.time()
         results["accuracy"][method] = {}
         for name, questions in tqdm(tests.items(), desc=f"measuring {method}", unit=" ranges"):
-            results["accuracy"][method][name] = score(
-                task, questions, answers(model, past, tokenizer, task, asked[name])
-            )
-            if task.classes:
+            results["accuracy"][method][name] = score(task, questions, how(model, past, tokenizer, task, asked[name]))
+            if task.classes and how is answers:
                 chosen = likeliest(model, past, tokenizer, task, asked[name])
                 results["classes"][method] = classification(task, questions, chosen)
         results["seconds"][f"measuring {method}"] = time.time() - start
@@ -359,6 +365,13 @@ def main():
         tune(prompt, args.lr, args.epochs)
         if not args.load:
             prefix.save(prompt, out / "prefix.safetensors", model, tokenizer, task.name, trigger, task.form, task.stop)
+        if others:
+            with torch.no_grad():
+                pasts = [context(p, model, model, shots) for p in (prompt, *others)]
+            for i, past in enumerate(pasts[1:], 2):
+                labels[f"prompt {i}"] = f"{others[i - 2].title}, file {i}"
+                measure(f"prompt {i}", model, past, tokenizer, asked)
+            measure("ensemble", model, pasts, tokenizer, asked, vote)
         if isinstance(prompt, prefix.HybridPrefix):  # rows at the input
             results["neighbours"] = nearest(model, tokenizer, prompt)
     if args.finetune_epochs and not args.load and not args.no_baselines and args.method != "finetune":

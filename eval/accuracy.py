@@ -5,6 +5,7 @@ import math
 import torch
 
 from data.batches import question_batches
+from model import stack
 
 
 def wilson(correct, n, z=1.959964):
@@ -30,6 +31,28 @@ def answers(model, past, tokenizer, task, encoded, batch_size=250):
         for i, row in zip(rows, new.tolist()):
             text, end, _ = tokenizer.decode(row).partition(task.stop)
             texts[i] = text + end
+    return texts
+
+
+def vote(model, pasts, tokenizer, task, encoded, batch_size=250):
+    """What most of several prompts write, by the final answer: [text]; of a tie, the first prompt's among the most.
+
+    All caches stand in one batch, each before every question: Lester et al. (2021), section 6, prompt ensembling.
+    """
+    longest = max((len(worked) for _, worked in encoded), default=0)
+    stop, n, texts = tokenizer.spell(task.stop)[-1], len(pasts), [""] * len(encoded)
+    cache, pad = stack(pasts)  # (n, n_head, P, D) a layer, (n_layer, n)
+    for rows, tokens in question_batches(encoded, max(1, batch_size // n)):
+        B = len(rows)
+        many = [tuple(x.repeat(B, 1, 1, 1) for x in pair) for pair in cache]  # (B * n, n_head, P, D)
+        asked = tokens.to(model.wte.weight.device).repeat_interleave(n, 0)  # (B * n, T)
+        new = [
+            tokenizer.decode(row) for row in model.generate(asked, longest, many, stop, pad=pad.repeat(1, B)).tolist()
+        ]
+        for i, row in enumerate(rows):
+            written = ["".join(t.partition(task.stop)[:2]) for t in new[i * n : (i + 1) * n]]
+            finals = [task.final(text) for text in written]
+            texts[row] = written[max(range(n), key=lambda j: (finals.count(finals[j]), -j))]  # noqa: B023
     return texts
 
 

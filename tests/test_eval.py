@@ -11,7 +11,7 @@ import torch
 import tasks
 from data.batches import encode
 from eval import report
-from eval.accuracy import answers, classification, likeliest, score, wilson
+from eval.accuracy import answers, classification, likeliest, score, vote, wilson
 from eval.baselines import few_shot, scratch
 from eval.neighbours import nearest
 from prefix import HybridPrefix, TextPrompt
@@ -59,6 +59,29 @@ def test_score_counts_by_hand():
     assert (got["correct"], got["n"], got["worked_correct"]) == (2, 3, 1)
     assert got["by_length"] == {"1": {"correct": 2, "n": 2}, "2": {"correct": 0, "n": 1}}
     assert got["low"] < 2 / 3 < got["high"]
+
+
+def test_most_prompts_win_a_vote_and_the_first_a_tie(tiny, tokenizer):
+    """Three prompts of other lengths in one batch, against each decoded alone and counted."""
+
+    class Short(tasks.Task):
+        stop = "e"
+
+        def final(self, worked):
+            return worked[:1]
+
+    examples = [tasks.Example(q, "abcde" * 2, 1) for q in ("1+2=", "33+4=", "x", "12", "(", "7*7=", "no", "yes")]
+    encoded, task = encode(tokenizer, examples), Short()
+    prompts = [HybridPrefix(tiny, n, seed=seed) for n, seed in ((3, 1), (8, 2), (5, 3))]
+    with torch.no_grad():
+        pasts = [prompt(tiny) for prompt in prompts]
+    alone = [answers(tiny, past, tokenizer, task, encoded) for past in pasts]
+    got = vote(tiny, pasts, tokenizer, task, encoded, batch_size=7)
+    for texts, text in zip(zip(*alone), got):
+        finals = [task.final(t) for t in texts]
+        counts = [finals.count(f) for f in finals]
+        assert text == texts[counts.index(max(counts))]
+    assert vote(tiny, [pasts[0]] * 3, tokenizer, task, encoded) == alone[0]
 
 
 def test_few_shot_is_as_many_examples_of_the_training_split_as_fit(tokenizer):

@@ -113,6 +113,21 @@ def test_every_method_is_tuned_saved_and_loaded(run, tmp_path, args):
     assert without_timings(tmp_path / "two")["accuracy"] == one["accuracy"]
 
 
+def test_several_prompts_vote(run, tmp_path):
+    for seed, method in enumerate(("hybrid", "ptuning2", "prompt", "adapter")):
+        assert run("--method", method, "--seed", seed, "--no-baselines", "--out", tmp_path / method).code == 0
+    files = [tmp_path / m / "prefix.safetensors" for m in ("hybrid", "ptuning2", "prompt", "adapter")]
+    done = run("--no-baselines", "--load", *files[:3], "--out", tmp_path / "vote")
+    assert done.code == 0, done.err
+    results = without_timings(tmp_path / "vote")
+    assert list(results["accuracy"]) == ["hybrid", "prompt 2", "prompt 3", "ensemble"]
+    assert "vote of 3" in done.out and "P-tuning v2, file 2" in done.out
+    for some in (files, files[::-1]):
+        done = run("--load", *some, "--out", tmp_path / "no")
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "adapter/prefix.safetensors cannot vote" in done.err
+
+
 @pytest.mark.parametrize("method", ["zero-shot", "few-shot", "scratch"])
 def test_a_baseline_alone(run, tmp_path, method):
     done = run("--method", method, "--no-baselines", "--out", tmp_path / "one")
