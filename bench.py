@@ -185,14 +185,23 @@ SIDES = {"ours": ours, "PEFT": theirs, "no cache": without_a_cache, "products al
 
 
 def work(w):
-    """Answer every line on stdin with one turn: seconds, what came out, peak memory in GB."""
+    """Answer every line on stdin with one turn: seconds, what came out, peak memory in GB; null if memory ran out."""
     turn = SIDES[w["side"]](w)
+    if w["device"] == "cpu":  # or the system would end some process of its choice
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_DATA, (int(0.9 * free), resource.RLIM_INFINITY))
     print("ready", flush=True)
     for _ in sys.stdin:
         if w["device"] == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
-        out = turn()
+        try:
+            out = turn()
+        except (RuntimeError, MemoryError) as error:
+            if "memory" not in str(error):
+                raise
+            print("null", flush=True)
+            continue
         if w["device"] == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
@@ -206,7 +215,8 @@ def work(w):
 
 
 def measure(w, sides, repeat, bar):
-    """{side: {"seconds": median, "gb": peak, "out": what came out first}} of sides that take turns."""
+    """{side: {"seconds": median, "gb": peak, "out": what came out first}} of sides that take turns; a side
+    that the machine's memory does not hold is left out."""
     workers = {}
     try:
         for side in sides:
@@ -217,13 +227,20 @@ def measure(w, sides, repeat, bar):
         turns = {side: [] for side in sides}
         for _ in range(repeat + 1):  # the first is to warm up
             for side, worker in workers.items():
+                if turns[side] is None:
+                    continue
                 worker.stdin.write("go\n")
                 worker.stdin.flush()
                 line = worker.stdout.readline()
                 if not line:
                     raise ValueError(f"{side} broke off: its own message is above")
-                turns[side].append(json.loads(line))
-                bar.set_postfix_str(f"{w['job']} {w['dtype']} {side} {turns[side][-1][0]:.2f} s")
+                if (turn := json.loads(line)) is None:
+                    turns[side] = None
+                    worker.kill()
+                    bar.write(f"{w['job']}, {w['rows']} rows, batch {w['batch_size']}: {side} ran out of memory")
+                    continue
+                turns[side].append(turn)
+                bar.set_postfix_str(f"{w['job']} {w['dtype']} {side} {turn[0]:.2f} s")
     finally:
         for worker in workers.values():
             worker.kill()
@@ -231,6 +248,7 @@ def measure(w, sides, repeat, bar):
     return {
         side: {"seconds": statistics.median(t[0] for t in some[1:]), "gb": some[-1][2], "out": some[0][1]}
         for side, some in turns.items()
+        if some
     }
 
 
@@ -250,6 +268,7 @@ def main():
     if args.sweep:
         points += [("prompt", dtypes[-1], rows, args.batch_size) for rows in (10, 50, 100, 200)]
         points += [("prompt", dtypes[-1], args.rows, batch) for batch in (1, 8, 32, 128)]
+        points = list(dict.fromkeys(points))
     results, bar = [], tqdm(total=len(points), unit=" measurements")
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
@@ -266,8 +285,10 @@ def main():
             w |= {"batch_size": batch, "worker": None}
             sides = ["ours", "products alone"] + ["PEFT"] * peers + ["no cache"] * (job == "decode")
             r = measure(w, sides, args.repeat, bar)
+            if "ours" not in r:
+                continue
             ours_out, peft_out = r["ours"].pop("out"), r.get("PEFT", {}).pop("out", None)
-            if peers and dtype == "float32":
+            if peft_out is not None and dtype == "float32":
                 same = ours_out == peft_out if job == "decode" else abs(ours_out / peft_out - 1) < 1e-3
                 if not same:
                     raise ValueError(f"{job}: ours gives {ours_out}, PEFT {peft_out}: they do not do the same work")
@@ -275,10 +296,10 @@ def main():
                 side.pop("out", None)
             results.append({"job": job, "dtype": dtype, "rows": rows, "batch": batch, "sides": r})
             bar.update()
+            if args.json:
+                write_json(args.json, results)
     bar.close()
     print(table(results, args))
-    if args.json:
-        write_json(args.json, results)
     if args.plot:
         plot(results, args)
 
@@ -304,6 +325,19 @@ def table(results, args):
             f"{cells.get('PEFT', ''):>20}{ratio:>8}{cells.get('no cache', '').rsplit(' ', 2)[0]:>12}"
             f"{100 * times['products alone'] / times['ours']:>6.0f}%"
         )
+    if peers := [
+        r for r in results if "PEFT" in r["sides"] and (r["rows"], r["batch"]) == (args.rows, args.batch_size)
+    ]:
+        lines += [
+            "",
+            f"ours in {results[-1]['dtype']} against{'':<8}PEFT in float32   PEFT in bfloat16   memory of the first",
+        ]
+    for job in dict.fromkeys(r["job"] for r in peers):
+        sides = {r["dtype"]: r["sides"] for r in peers if r["job"] == job}
+        best = sides[max(sides, key=lambda d: d == results[-1]["dtype"])]["ours"]
+        ratios = [f"{s['PEFT']['seconds'] / best['seconds']:.1f}x" for s in sides.values()]
+        share = best["gb"] / next(iter(sides.values()))["PEFT"]["gb"]
+        lines.append(f"{JOBS[job]:<30}{ratios[0]:>16}{ratios[1] if len(ratios) > 1 else '':>19}{100 * share:>21.0f}%")
     return "\n".join(lines)
 
 

@@ -91,14 +91,19 @@ class HardPrompt(TextPrompt):
         return model.prefill(self.rows[None])
 
     @torch.no_grad()
-    def improve(self, model, tokens, targets, answer, loss):
-        """After loss.backward() on a batch, (B, T) each: change one word, drawn at random, if that lowers the loss."""
+    def improve(self, model, tokens, targets, answer, loss, shots=None):
+        """After loss.backward() on a batch, (B, T) each: change one word, drawn at random, if that lowers the loss.
+
+        `shots` (1, S) are worked examples that stand between the words and the question.
+        """
         i = torch.randint(len(self.rows), (), generator=self.rng).item()
         rise = model.wte.weight @ self.rows.grad[i]  # (vocab_size): of the loss with that word there, were it linear
         for word in rise.topk(self.candidates, largest=False).indices:
             words = self.tokens.clone()
             words[i] = word
-            other = model.loss(model(tokens, model.prefill(words[None]))[answer], targets[answer])
+            past = model.prefill(words[None])
+            past = past if shots is None else model.prefill(shots, past)
+            other = model.loss(model(tokens, past)[answer], targets[answer])
             if other < loss:
                 loss, self.tokens = other, words
 

@@ -142,6 +142,8 @@ def read_args():
         if getattr(args, name) is not None and name not in getattr(kind, "options", ()):
             takes = ", ".join(m for m, k in prefix.METHODS.items() if name in k.options)
             raise ValueError(f"--{name} is not for --method {args.method}: {takes} take it")
+    if args.method == "scratch" and not args.scratch_epochs:
+        raise ValueError("--method scratch contradicts --scratch-epochs 0")
     args.lr = args.lr or getattr(kind, "lr", None)
     if args.no_trigger and (args.trigger or args.trigger_words):
         raise ValueError("--no-trigger contradicts --trigger and --trigger-words: leave one out")
@@ -205,7 +207,7 @@ def train(model, prompt, encoded, epochs, batch_size, optimizers, seed, name, dt
                 optimizer.step()
                 optimizer.zero_grad()
             if isinstance(prompt, prefix.HardPrompt):
-                prompt.improve(model, tokens, targets, answer, loss)
+                prompt.improve(model, tokens, targets, answer, loss, shots)
             step += 1
             bar.update(len(tokens))
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
@@ -272,6 +274,8 @@ def main():
         raise ValueError(f"{P} prompt rows and {longest} tokens of text exceed block_size {block_size}: use fewer rows")
     text, n_shots = few_shot(tokenizer, task, args.few_shots, room, args.seed)
     shots, between = few_shot(tokenizer, task, args.shots, room - P, args.seed)
+    if args.method == "few-shot" and not text:
+        raise ValueError(f"--method few-shot: not one worked example fits into {room} tokens")
     if between < args.shots:
         raise ValueError(f"--shots {args.shots}: only {between} worked examples fit into {room - P} positions")
     shots = torch.tensor([shots], device=args.device) if between else None  # (1, S)
