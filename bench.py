@@ -142,7 +142,7 @@ def without_a_cache(w):
         with torch.no_grad():
             past, text = prompt(model), tokens[:, :Q]
             for _ in range(w["answer"]):
-                text = torch.cat([text, model.logits(model(text, past)[:, -1:]).argmax(-1)], dim=1)
+                text = torch.cat([text, model.logits(model(text, past)[:, -1]).argmax(-1, keepdim=True)], dim=1)
         return text[:, Q:].tolist()
 
     return decode

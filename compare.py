@@ -68,8 +68,7 @@ def cell(args, task, series, x=None, *more, model=None, then=()):
     """One run for each seed: what it is called in the table, where it stands on the axis, and its command line;
     `then` are tasks on which what it learned is measured as well."""
     given = ["--task", task, "--model", model or args.model, "--no-baselines", "--test-examples", args.questions]
-    if "--examples" not in more:
-        given += ["--examples", args.examples]
+    given += [] if "--examples" in more else ["--examples", args.examples]
     return {"task": task, "series": series, "x": x, "args": [str(a) for a in (*given, *more)], "then": then}
 
 
@@ -165,7 +164,34 @@ def limits(args):
     ]
 
 
-STUDIES = {f.__name__: f for f in (methods, length, init, data, size, transfer, limits)}
+def reach(args):
+    """What keeps a prompt right beyond the lengths it was tuned on: from the default, one thing changed at a time."""
+    changes = [
+        ("default: 24 random + example", []),
+        *((f"{n} random + example", ["--n-random", n]) for n in (0, 8, 96)),
+        ("65 random", ["--n-random", 65, "--no-trigger"]),
+        ("24 random + words", ["--trigger-words"]),
+        ("default, MLP", ["--mlp", "--lr", 0.003]),
+        *((f"lr {lr}", ["--lr", lr]) for lr in (0.001, 0.003, 0.03)),
+        *((f"{n} examples", ["--examples", n]) for n in (1000, 20000)),
+        *((f"pull {w}", ["--pull", w]) for w in (1, 10, 100)),
+        *((f"{n} shots behind it", ["--shots", n]) for n in (1, 2)),
+        ("float32", ["--dtype", "float32"]),
+        ("soft words", ["--method", "softwords"]),
+        ("keys, values: example", ["--method", "ptuning2", "--n-random", 0]),
+        ("keys, values: 24 random + example", ["--method", "ptuning2"]),
+        ("keys, values: 65 random", ["--method", "ptuning2", "--n-random", 65, "--no-trigger"]),
+        *((f"keys, values: top {n} layers", ["--method", "ptuning2", "--layers", n]) for n in (1, 3)),
+        ("adapter", ["--method", "adapter"]),
+        ("fine-tuned", ["--method", "finetune"]),
+        ("fine-tuned, lr 1e-4", ["--method", "finetune", "--lr", 1e-4]),
+        ("from scratch", ["--method", "scratch"]),
+        ("few-shot", ["--method", "few-shot"]),
+    ]
+    return [cell(args, task, name, None, *more) for task in args.tasks or ["addition"] for name, more in changes]
+
+
+STUDIES = {f.__name__: f for f in (methods, length, init, data, size, transfer, limits, reach)}
 
 # ---------------------------------------------------------------- running them
 

@@ -48,6 +48,10 @@ class Method(nn.Module):
         """How many positions of the model it takes up."""
         return 0
 
+    def distance(self):
+        """Mean square of how far its rows are from where they began, (): what --pull holds small."""
+        return (self.embeddings() - self.start).square().mean()
+
 
 # ---------------------------------------------------------------- caches made of words
 
@@ -273,6 +277,7 @@ class DeepPrefix(Method):
         rows = torch.stack([torch.stack(pair) for pair in cache])  # (layers, 2, 1, n_head, P, D)
         rows = rows[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1).float().cpu()  # (P, layers * 2 * C)
         self.rows = nn.Parameter(rows)
+        self.register_buffer("start", rows.clone())
 
     def embeddings(self):
         """(P, layers * 2 * C): all keys and values of each row."""

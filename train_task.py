@@ -90,6 +90,7 @@ def read_args():
     g.add_argument("--epochs", type=int, help="passes of the prefix over them (default 1; your own data: 5)")
     g.add_argument("--batch-size", type=int, default=32, help="examples per step (default %(default)s)")
     g.add_argument("--lr", type=float, help="its peak learning rate (default: 0.01 for rows at the input)")
+    g.add_argument("--pull", type=float, default=0.0, help="weight of the rows' mean squared distance from their start")
     g.add_argument(
         "--scratch-epochs", type=int, default=5, help="passes of the baseline (default %(default)s; 0: none)"
     )
@@ -135,6 +136,8 @@ def read_args():
     for name in ("lr", "finetune_lr"):
         if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a learning rate above 0")
+    if not 0 <= args.pull < math.inf:
+        raise ValueError(f"--pull {args.pull}: give 0 or more")
     if args.trigger is not None and not args.trigger.strip():
         raise ValueError("--trigger is empty: write some words, or --no-trigger for random rows only")
     kind = prefix.METHODS.get(args.method)
@@ -144,6 +147,8 @@ def read_args():
             raise ValueError(f"--{name} is not for --method {args.method}: {takes} take it")
     if args.method == "scratch" and not args.scratch_epochs:
         raise ValueError("--method scratch contradicts --scratch-epochs 0")
+    if args.pull and not issubclass(kind or object, prefix.HybridPrefix | prefix.DeepPrefix):
+        raise ValueError(f"--pull is not for --method {args.method}: it has no rows that began as something")
     args.lr = args.lr or getattr(kind, "lr", None)
     if args.no_trigger and (args.trigger or args.trigger_words):
         raise ValueError("--no-trigger contradicts --trigger and --trigger-words: leave one out")
@@ -170,11 +175,14 @@ def context(prompt, model, network, shots=None):
     return past if shots is None else network.prefill(shots, past)
 
 
-def train(model, prompt, encoded, epochs, batch_size, optimizers, seed, name, dtype=torch.float32, shots=None):
+def train(
+    model, prompt, encoded, epochs, batch_size, optimizers, seed, name, dtype=torch.float32, shots=None, pull=0.0
+):
     """Minimise the loss on the worked answers over `encoded`; the rates warm up, then fall as a cosine.
 
     What learns is what the optimizers hold: a method of prefix.py beside a frozen model, or with None the model
-    itself. Networks of float32 weights are multiplied in `dtype`. `shots` are tokens of worked examples (1, S).
+    itself. Networks of float32 weights are multiplied in `dtype`. `shots` are tokens of worked examples (1, S);
+    `pull` weighs the rows' distance from where they began.
     Returns the loss of each step, in nats per answer token, beside the examples seen by then.
     """
     network = prompt.network(model) if prompt else model
@@ -199,7 +207,7 @@ def train(model, prompt, encoded, epochs, batch_size, optimizers, seed, name, dt
                 raise ValueError(
                     f"the loss of {name} became {loss.item()} after {bar.n} examples: lower --lr ({rates})"
                 )
-            loss.backward()
+            (loss + pull * prompt.distance() if pull else loss).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             factor = min(1, (step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps))
             for optimizer, peak in zip(optimizers, peaks):
@@ -333,7 +341,8 @@ def main():
 
     def learn(method, name, *what):
         start = time.time()
-        results["loss"][method] = train(*what, args.seed, name, args.dtype, shots if method == args.method else None)
+        more = (shots, args.pull) if method == args.method else ()
+        results["loss"][method] = train(*what, args.seed, name, args.dtype, *more)
         results["seconds"][name] = time.time() - start
 
     def tune(prompt, lr, epochs):

@@ -12,7 +12,7 @@ from tasks import IN_DISTRIBUTION, Task
 class Addition(Task):
     trigger = "Add the two numbers digit by digit from the right, carry the one, then write the sum."
     unit = "digits"
-    ranges = {IN_DISTRIBUTION: (1, 4), "5 digits": (5, 5), "6 digits": (6, 6)}
+    ranges = {IN_DISTRIBUTION: (1, 4), "5 digits": (5, 5), "6 digits": (6, 6), "7 digits": (7, 7)}
 
     def __init__(self, steps=True, sign="="):
         self.steps = steps

@@ -113,6 +113,19 @@ def test_every_method_is_tuned_saved_and_loaded(run, tmp_path, args):
     assert without_timings(tmp_path / "two")["accuracy"] == one["accuracy"]
 
 
+def test_a_pull_keeps_rows_near_their_start(run, tmp_path):
+    moved = []
+    for pull in (0, 1e6):
+        out = tmp_path / str(pull)
+        done = run("--pull", pull, "--lr", 0.1, "--epochs", 10, "--no-baselines", "--out", out)
+        assert done.code == 0, done.err
+        _, tensors = prefix.read(out / "prefix.safetensors")
+        moved.append((tensors["rows"] - tensors["start"]).norm().item())
+    assert 0 < moved[1] < 0.7 * moved[0]
+    done = run("--method", "adapter", "--pull", 1, "--out", tmp_path / "no")
+    assert (done.code, done.err.count("\n")) == (2, 1) and "--pull is not for --method adapter" in done.err
+
+
 def test_several_prompts_vote(run, tmp_path):
     for seed, method in enumerate(("hybrid", "ptuning2", "prompt", "adapter")):
         assert run("--method", method, "--seed", seed, "--no-baselines", "--out", tmp_path / method).code == 0
