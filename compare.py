@@ -39,7 +39,7 @@ def read_args():
     p.add_argument("--list", action="store_true", help="what each study asks")
     p.add_argument("--full", action="store_true", help="more examples, questions and seeds")
     p.add_argument("--model", default="nano", help="the base; of the study of sizes the first (default %(default)s)")
-    p.add_argument("--sizes", nargs="+", default=[], metavar="MODEL", help="size: the other bases")
+    p.add_argument("--sizes", nargs="+", default=["nano-1m"], metavar="MODEL", help="size: the others (%(default)s)")
     p.add_argument("--tasks", nargs="+", help="instead of the study's own")
     p.add_argument("--seeds", type=int, help="(default 3; --full: 5)")
     p.add_argument("--examples", type=int, help="to tune on (default 4000; --full: 20000)")
@@ -122,8 +122,6 @@ def data(args):
 
 def size(args):
     """Whether the gap between prompts and fine-tuning closes as the base grows (Lester et al. 2021, figure 1)."""
-    if not args.sizes:
-        raise ValueError("size: name bases of other sizes with --sizes, as pretrain.py --n-embd makes them")
     return [
         cell(args, task, method, sum_of(model), "--method", method, model=model)
         for task in args.tasks or TASKS

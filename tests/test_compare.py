@@ -99,7 +99,6 @@ def test_bad_input_is_one_line(command):
     for words, why in (
         ((), "name a study: methods"),
         (("nonsense",), "no study 'nonsense': choose from methods"),
-        (("size",), "name bases of other sizes with --sizes"),
         (("methods", "--seeds", 0), "--seeds 0: give at least 1"),
     ):
         done = command("compare.py", *words)
