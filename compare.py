@@ -23,7 +23,7 @@ from tqdm import tqdm
 import prefix
 from cli import Parser, run
 from eval.report import write
-from model import write_json
+from model import GPT, write_json
 
 TASKS = ["addition", "multiplication", "symbolic_sum", "word_reversal", "last_letter"]
 TWO = ["addition", "word_reversal"]  # one of numbers, one of letters, for studies with a second axis
@@ -122,19 +122,13 @@ def data(args):
 
 def size(args):
     """Whether the gap between prompts and fine-tuning closes as the base grows (Lester et al. 2021, figure 1)."""
+    parameters = {m: sum(p.numel() for p in GPT.load(m).parameters()) for m in (args.model, *args.sizes)}
     return [
-        cell(args, task, method, sum_of(model), "--method", method, model=model)
+        cell(args, task, method, n, "--method", method, model=model)
         for task in args.tasks or TASKS
-        for model in (args.model, *args.sizes)
+        for model, n in parameters.items()
         for method in ("hybrid", "ptuning2", "finetune")
     ]
-
-
-def sum_of(model):
-    """Parameters of a base."""
-    from model import GPT
-
-    return sum(p.numel() for p in GPT.load(model).parameters())
 
 
 def transfer(args):
