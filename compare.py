@@ -5,7 +5,8 @@
     python compare.py methods --full      the larger grid, for a GPU or a night
 
 A study is a grid of runs of train_task.py, a few at once, each in a folder of its own. A finished one is
-never run again, so that a stopped study carries on where it was. Then a table and a figure each.
+never run again, so that a stopped study carries on where it was, and studies that share runs share their
+time. Then a table and a figure each.
 """
 
 import json
@@ -27,6 +28,7 @@ from model import GPT, write_json
 
 TASKS = ["addition", "multiplication", "symbolic_sum", "word_reversal", "last_letter"]
 TWO = ["addition", "word_reversal"]  # one of numbers, one of letters, for studies with a second axis
+THREE = [*TWO, "symbolic_sum"]
 BUDGET = {  # of each run: what it learns from, what it is tested on, with how many seeds
     False: {"examples": 4000, "questions": 200, "seeds": 3},
     True: {"examples": 20000, "questions": 1000, "seeds": 5},
@@ -69,6 +71,7 @@ def cell(args, task, series, x=None, *more, model=None, then=()):
     `then` are tasks on which what it learned is measured as well."""
     given = ["--task", task, "--model", model or args.model, "--no-baselines", "--test-examples", args.questions]
     given += [] if "--examples" in more else ["--examples", args.examples]
+    given += [] if "--method" in more else ["--method", "hybrid"]
     return {"task": task, "series": series, "x": x, "args": [str(a) for a in (*given, *more)], "then": then}
 
 
@@ -91,7 +94,7 @@ def length(args):
 def init(args):
     """How a prompt should begin (Lester et al. 2021, figure 3b), and the hybrid's parts with and without its MLP."""
     cells = []
-    for task in args.tasks or TASKS:
+    for task in args.tasks or THREE:
         for how in ("uniform", "vocabulary", "labels", "trigger"):
             cells.append(
                 cell(args, task, f"prompt: {how}", None, "--method", "prompt", "--n-random", 48, "--init", how)
@@ -101,11 +104,20 @@ def init(args):
             ("words only", ["--n-random", 0, "--trigger-words"]),
             ("random and words", ["--n-random", 24, "--trigger-words"]),
             ("example only", ["--n-random", 0]),
-            ("random and example", ["--n-random", 24]),
+            ("random and example", []),
         ):
             for mlp in ([], ["--mlp", "--lr", 0.003]):
                 cells.append(cell(args, task, f"hybrid: {name}{', MLP' * bool(mlp)}", None, *rows, *mlp))
     return cells
+
+
+def place(args):
+    """Whether rows before, inside or after the question steer best (Liu et al. 2021, "GPT Understands, Too")."""
+    return [
+        cell(args, task, where, None, "--method", "ptuning", "--place", where)
+        for task in args.tasks or TWO
+        for where in ("before", "inside", "after")
+    ]
 
 
 def data(args):
@@ -125,7 +137,7 @@ def size(args):
     parameters = {m: sum(p.numel() for p in GPT.load(m).parameters()) for m in (args.model, *args.sizes)}
     return [
         cell(args, task, method, n, "--method", method, model=model)
-        for task in args.tasks or TASKS
+        for task in args.tasks or THREE
         for model, n in parameters.items()
         for method in ("hybrid", "ptuning2", "finetune")
     ]
@@ -183,7 +195,8 @@ def reach(args):
     return [cell(args, task, name, None, *more) for task in args.tasks or ["addition"] for name, more in changes]
 
 
-STUDIES = {f.__name__: f for f in (methods, length, init, data, size, transfer, limits, reach)}
+STUDIES = {f.__name__: f for f in (methods, length, init, place, data, size, transfer, limits, reach)}
+AXES = {"length": "rows", "data": "examples", "size": "parameters of the base"}
 
 # ---------------------------------------------------------------- running them
 
@@ -220,7 +233,7 @@ def run_all(cells, args, folder):
 
     every = first | second
     waiting = {out: line for out, line in every.items() if not (out / "results.json").exists()}
-    bar = tqdm(total=len(every), initial=len(every) - len(waiting), desc=folder.name, unit=" runs", smoothing=0.05)
+    bar = tqdm(total=len(every), initial=len(every) - len(waiting), desc="runs", unit=" runs", smoothing=0.05)
     pool = ThreadPoolExecutor(args.jobs)
     try:
         for wave in (first, second):
@@ -262,8 +275,8 @@ def summary(cells, results):
     return rows
 
 
-def table(rows, args):
-    """Markdown, a table for each task."""
+def table(rows, args, along=""):
+    """Markdown, a table for each task; `along` is what the cells' x is."""
     lines = [
         f"Final answer right, %: mean of {args.seeds} seeds [lowest, highest]; {args.examples:,} examples to tune on, "
         f"{args.questions} questions a range; base {args.model}; seconds of tuning and measuring, {args.jobs} at once."
@@ -271,22 +284,20 @@ def table(rows, args):
     for task in dict.fromkeys(r["task"] for r in rows):
         some = [r for r in rows if r["task"] == task]
         ranges = list(some[0]["accuracy"])
-        axis = [""] if any(r["x"] is not None for r in some) else []
-        head = ["", *axis, *ranges, "trainable", "seconds"]
+        head = ["", *([along] if along else []), *ranges, "trainable", "seconds"]
         lines += ["", f"**{task}**", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
         for r in some:
-            cells = [r["series"], *([f"{r['x']:,}"] if axis else [])]
+            cells = [r["series"], *([f"{r['x']:,}"] if along else [])]
             cells += ["{:.1f} [{:.1f}, {:.1f}]".format(*r["accuracy"][name]) for name in ranges]
             lines.append(f"| {' | '.join(cells)} | {r['trainable']:,} | {r['seconds']:.0f} |")
     return "\n".join(lines) + "\n"
 
 
-def plot(rows, path):
+def plot(rows, path, along=""):
     """A panel for each task. With an axis: accuracy along it, whole lines in distribution, dashed out of it (the
     nearest range); without: every method's ranges as dots."""
     names = list(dict.fromkeys(r["task"] for r in rows))
     series = list(dict.fromkeys(r["series"] for r in rows))
-    along = any(r["x"] is not None for r in rows)
     width, height = (4.2, 3.4) if along else (2.6, 0.26 * len(series) + 1.2)
     fig, axes = plt.subplots(
         1, len(names), figsize=(width * len(names) + 1.4, height), constrained_layout=True, sharey=True, squeeze=False
@@ -302,20 +313,20 @@ def plot(rows, path):
                     mean, low, high = zip(*(a[name] for _, a in line))
                     panel.plot(x, mean, style, color=plt.cm.tab10(i), marker="o", ms=3.5, label=f"{s}, {name}")
                     panel.fill_between(x, low, high, color=plt.cm.tab10(i), alpha=0.12, lw=0)
-            panel.set(xscale="log", title=task)
+            panel.set(xscale="log", xlabel=along, title=task, ylim=(-4, 104))
             if panel is axes[0][0]:
                 panel.set_ylabel("final answer right (%)")
-            panel.legend(fontsize=7, frameon=False)
-            panel.set_ylim(-4, 104)
         else:
             for i, name in enumerate(ranges):
-                mean = [r["accuracy"][name][0] for r in some]
+                mean, low, high = zip(*(r["accuracy"][name] for r in some))
                 y = [-series.index(r["series"]) for r in some]
                 shade = plt.cm.viridis(i / max(1, len(ranges) - 0.6))
+                panel.hlines(y, low, high, color=shade, lw=1, alpha=0.6)
                 panel.plot(mean, y, "o", ms=5, color=shade, label=name, alpha=0.9)
             panel.set_yticks([-i for i in range(len(series))], series, fontsize=8)
             panel.set(xlim=(-4, 104), xlabel="right (%)", title=task)
-            panel.legend(fontsize=6.5, frameon=True, framealpha=0.7, edgecolor="none")
+        # below the panel, where it hides nothing
+        panel.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.5 / height), ncol=2)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
     write(fig, path)
@@ -332,13 +343,14 @@ def main():
         cells = STUDIES[name](args)
         folder.mkdir(parents=True, exist_ok=True)
         started = time.time()
-        rows = summary(cells, run_all(cells, args, folder))
-        text = table(rows, args)
+        print(f"{name}: {' '.join(STUDIES[name].__doc__.split())}", flush=True)
+        rows = summary(cells, run_all(cells, args, Path(args.out) / "runs"))
+        text = table(rows, args, AXES.get(name, ""))
         print(f"\n{text}")
         (folder / "table.tmp").write_text(text)
         os.replace(folder / "table.tmp", folder / "table.md")
         write_json(folder / "study.json", rows)
-        plot(rows, folder / "figure.png")
+        plot(rows, folder / "figure.png", AXES.get(name, ""))
         print(f"wrote table.md, study.json and figure.png to {folder} after {(time.time() - started) / 60:.0f} minutes")
 
 

@@ -27,6 +27,8 @@ def export_peft(prefix, model, folder):
         raise ValueError(f"rows {prefix.place} the question: PEFT puts them before it")
     if deep and prefix.layers < c.n_layer:
         raise ValueError(f"a prefix in the top {prefix.layers} of {c.n_layer} layers: PEFT knows none but in all")
+    if "head" in prefix.made_with:
+        raise ValueError("a prefix with a classification head: PEFT's adapter would lose it")
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "peft_type": "PREFIX_TUNING" if deep else "PROMPT_TUNING",
@@ -90,7 +92,7 @@ def main():
     args = p.parse_args()
     if Path(args.target).exists():
         raise ValueError(f"{args.target} exists already: name another, or remove it")
-    model = GPT.load(args.model).freeze()
+    model = GPT.load(args.model, args.device, args.dtype).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
     if args.what == "export":
         source = Path(args.source)

@@ -259,12 +259,16 @@ class DeepPrefix(Method):
     rows (P, layers * 2 * C), per layer its keys, then its values: PEFT's layout. They begin as what the base
     computes of n_random words of its vocabulary, drawn at random, and the trigger (Li & Liang 2021, section 7.4).
     Numbers drawn with one spread for all layers learn nothing here: activations differ too much from layer to layer.
+
+    With `head` a linear layer scores the K tokens that the labels (token lists) are made of in place of the base's
+    output rows (section 3.2, "Classification Head"); it starts at zero, and no other token can be written.
     """
 
-    method, title, options, lr = "ptuning2", "P-tuning v2", ("layers",), 2e-2
+    method, title, options, lr = "ptuning2", "P-tuning v2", ("layers", "head", "labels"), 2e-2
 
-    def __init__(self, model, n_random, trigger=(), seed=0, layers=None):
-        super().__init__(n_random=n_random, trigger=list(trigger), layers=layers)
+    def __init__(self, model, n_random, trigger=(), seed=0, layers=None, head=False, labels=()):
+        with_head = {"head": True, "labels": list(labels)} if head else {}
+        super().__init__(n_random=n_random, trigger=list(trigger), layers=layers, **with_head)
         c = model.config
         if layers is not None and not 1 <= layers <= c.n_layer:
             raise ValueError(f"--layers {layers}: {model.name} has 1 to {c.n_layer}")
@@ -278,6 +282,18 @@ class DeepPrefix(Method):
         rows = rows[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1).float().cpu()  # (P, layers * 2 * C)
         self.rows = nn.Parameter(rows)
         self.register_buffer("start", rows.clone())
+        if head:
+            self.register_buffer("label_tokens", torch.tensor(sorted({t for label in labels for t in label})))  # (K)
+            self.head = nn.Linear(c.n_embd, len(self.label_tokens))
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    def network(self, model):
+        if "head" not in self.made_with:
+            return model
+        twin = twin_of(model, WithHead)
+        twin.prompt = [self]
+        return twin
 
     def embeddings(self):
         """(P, layers * 2 * C): all keys and values of each row."""
@@ -299,7 +315,7 @@ class PrefixTuning(DeepPrefix):
     """The same behind a reparameterisation: to the rows is added what an MLP makes of a code (P, C), at first
     nothing. Li & Liang (2021), "Prefix-Tuning", sections 4.2 and 4.3, as a residual."""
 
-    method, title, lr = "prefix", "prefix-tuning", 3e-3
+    method, title, options, lr = "prefix", "prefix-tuning", ("layers",), 3e-3
 
     def __init__(self, model, n_random, trigger=(), seed=0, layers=None):
         super().__init__(model, n_random, trigger, seed, layers)
@@ -363,6 +379,17 @@ class WithLabels(GPT):
 
     def loss(self, hidden, targets):
         return F.cross_entropy(self.logits(hidden).float(), targets)
+
+
+class WithHead(WithLabels):
+    """A GPT whose output is a prompt's head: of some tokens, with all others ruled out."""
+
+    def logits(self, hidden):
+        prompt = self.prompt[0]
+        weight, bias = (p.to(hidden.dtype) for p in prompt.head.parameters())
+        scores = F.linear(hidden, weight, bias)  # (..., K)
+        logits = scores.new_full((*hidden.shape[:-1], self.config.vocab_size), -torch.inf)
+        return logits.index_copy(-1, prompt.label_tokens, scores)
 
 
 class AdapterPrefix(Method):

@@ -77,6 +77,7 @@ def read_args():
         help="prompt: what its --n-random rows begin as (default vocabulary)",
     )
     g.add_argument("--place", choices=["before", "inside", "after"], help="ptuning: where in the question (before)")
+    g.add_argument("--head", action="store_true", default=None, help="ptuning2: a classification head for the answers")
     g.add_argument("--bottleneck", type=int, help="adapter: its width (default 16)")
     g.add_argument(
         "--shots", type=int, default=0, help="worked examples between any of these and the question (default 0)"
@@ -141,7 +142,7 @@ def read_args():
     if args.trigger is not None and not args.trigger.strip():
         raise ValueError("--trigger is empty: write some words, or --no-trigger for random rows only")
     kind = prefix.METHODS.get(args.method)
-    for name in ("mlp", "layers", "init", "place", "bottleneck"):
+    for name in ("mlp", "layers", "head", "init", "place", "bottleneck"):
         if getattr(args, name) is not None and name not in getattr(kind, "options", ()):
             takes = ", ".join(m for m, k in prefix.METHODS.items() if name in k.options)
             raise ValueError(f"--{name} is not for --method {args.method}: {takes} take it")
@@ -262,8 +263,10 @@ def main():
             rows = tokenizer.spell(trigger)
         own = {name: getattr(args, name, None) for name in kind.options}
         if "labels" in own:
-            some = map(task.worked, task.classes) if task.classes else sorted({c for e in examples for c in e.worked})
-            own["labels"] = [tokenizer.spell(label) for label in some]
+            if task.classes:
+                own["labels"] = [tokenizer.spell(task.worked(c)) for c in task.classes]
+            else:  # the tokens that answers are made of
+                own["labels"] = [[t] for t in sorted({t for e in examples for t in tokenizer.spell(e.worked)})]
         own = {name: value for name, value in own.items() if value is not None}
         prompt = kind(model, n_random=args.n_random, trigger=rows, seed=args.seed, **own).to(args.device)
     P = max((p.n_positions() for p in (prompt, *others) if p), default=0)

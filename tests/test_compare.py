@@ -44,10 +44,12 @@ def test_finished_runs_are_kept_and_the_rest_is_run(args, tmp_path):
     rows = compare.summary(cells, results)
     assert list(rows[1]["accuracy"]) == ["in-distribution", "9 letters", "10 letters", "new words", "on last_letter"]
     assert rows[1]["trainable"] == one[0]["prefix"]["rows"] * 32
-    text = compare.table(rows, args)
+    text = compare.table(rows, args, "rows")
     assert "mean of 2 seeds" in text and "| rows | 24 |" in text
-    compare.plot(rows, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 5000
+    for along in ("", "rows"):
+        compare.plot(rows, tmp_path / "figure.png", along)
+        assert (tmp_path / "figure.png").stat().st_size > 5000
+        (tmp_path / "figure.png").unlink()
 
 
 def test_mean_and_extremes_over_the_seeds_by_hand():
@@ -112,4 +114,5 @@ def test_json_of_a_study_is_what_its_table_says(args, tmp_path):
         {"task": "t", "series": "s", "x": 10, "accuracy": {"in": [1.0, 0.0, 2.0]}, "trainable": 1234, "seconds": 5.4}
     ]
     assert json.loads(json.dumps(rows)) == rows
-    assert "| s | 10 | 1.0 [0.0, 2.0] | 1,234 | 5 |" in compare.table(rows, args)
+    assert "| s | 10 | 1.0 [0.0, 2.0] | 1,234 | 5 |" in compare.table(rows, args, "rows")
+    assert "| s | 1.0 [0.0, 2.0] | 1,234 | 5 |" in compare.table(rows, args)

@@ -98,6 +98,7 @@ def test_our_export_gives_our_logits_in_peft(tiny, tmp_path, kind):
         ("softwords", {}, "no adapter for softwords"),
         ("ptuning", {"place": "after"}, "rows after the question"),
         ("ptuning2", {"layers": 1}, "top 1 of 2 layers"),
+        ("ptuning2", {"head": True, "labels": [[3]]}, "a classification head"),
     ],
 )
 def test_what_peft_cannot_hold_is_not_exported(tiny, tmp_path, method, own, why):

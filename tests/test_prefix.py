@@ -85,6 +85,7 @@ CASES = {method: {"labels": LABELS} if "labels" in kind.options else {} for meth
     "ptuning, inside": {"place": "inside"},
     "ptuning, after": {"place": "after"},
     "ptuning2, top layer": {"layers": 1},
+    "ptuning2, head": {"head": True, "labels": LABELS},
     "prefix, top layer": {"layers": 1},
     "adapter-prefix, all layers": {"layers": 2},
 }
@@ -132,6 +133,8 @@ def test_gradients_equal_finite_differences(tiny, case):
     model = tiny.double()
     prompt = make(case, model).double()
     targets = [torch.tensor(prompt.template(text)) % 1024 for text in TEXTS]
+    if "head" in case:  # all other tokens are ruled out
+        targets = [11 + t % 3 for t in targets]
 
     def loss():
         return sum(F.cross_entropy(x[0], y) for x, y in zip(logits_behind(prompt, model, TEXTS), targets))
@@ -218,6 +221,23 @@ def test_output_rows_of_warp_stand_in_for_the_labels_tokens_alone(tiny):
     torch.testing.assert_close(network.logits(network(tokens, past)), want)
     loss = network.loss(hidden[0], torch.tensor(TEXTS[0]))
     torch.testing.assert_close(loss, F.cross_entropy(want[0], torch.tensor(TEXTS[0])))
+
+
+def test_a_head_scores_the_labels_tokens_and_rules_out_all_others(tiny):
+    prompt = prefix.DeepPrefix(tiny, 3, [40], head=True, labels=LABELS)
+    torch.nn.init.normal_(prompt.head.weight)
+    torch.nn.init.normal_(prompt.head.bias)
+    network, past, tokens = prompt.network(tiny), prompt(tiny), torch.tensor(TEXTS[:1])
+    hidden = tiny(tokens, past)
+    got = network.logits(network(tokens, past))
+    for i, token in enumerate((11, 12, 13)):
+        torch.testing.assert_close(got[..., token], hidden @ prompt.head.weight[i] + prompt.head.bias[i])
+    assert got.isfinite().sum(-1).eq(3).all()
+    targets = torch.tensor([11, 13, 12, 11, 13, 12])[: len(TEXTS[0])]
+    loss = network.loss(hidden[0], targets)
+    want = -(got[0][..., [11, 12, 13]].log_softmax(-1)).gather(1, targets[:, None] - 11).mean()
+    torch.testing.assert_close(loss, want)
+    assert set(network.generate(tokens, 5, past=past)[0].tolist()) <= {11, 12, 13}
 
 
 @pytest.mark.parametrize("init", ["uniform", "vocabulary", "labels", "trigger"])

@@ -82,6 +82,7 @@ def test_raw_bpe_runs_too(run, tmp_path):
         ["ptuning", "--place", "inside"],
         ["ptuning", "--place", "after"],
         ["ptuning2", "--layers", 1],
+        ["ptuning2", "--head"],
         ["hybrid", "--dtype", "bfloat16", "--shots", 1],
         ["adapter", "--bottleneck", 3, "--shots", 1],
         ["finetune", "--dtype", "bfloat16"],
@@ -198,6 +199,16 @@ def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
     assert "macro-F1" in done.out and "always" in done.out
     assert (tmp_path / "run" / "confusion.png").read_bytes().startswith(b"\x89PNG")
     assert results["prefix"]["trigger"] == "Answer with one of: blue, green, red."
+
+
+def test_a_classification_head_learns_what_the_questions_say(run, tmp_path):
+    path = tmp_path / "own.jsonl"
+    rows = ((f"{colour} {i}", colour) for i in range(120) for colour in ("red", "green"))
+    path.write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows))
+    args = ("--task", path, "--method", "ptuning2", "--head", "--epochs", 20, "--no-baselines", "--model", "nano")
+    assert run(*args, "--out", tmp_path / "run", small=False).code == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["classes"]["ptuning2"]["correct"] == results["classes"]["ptuning2"]["n"] > 20
 
 
 def test_your_own_text_is_generated(run, tmp_path):
