@@ -22,9 +22,11 @@ import matplotlib.pyplot as plt
 from tqdm import tqdm
 
 import prefix
+import tasks
 from cli import Parser, run
 from eval.report import write
 from model import GPT, write_json
+from tasks import IN_DISTRIBUTION
 
 TASKS = ["addition", "multiplication", "symbolic_sum", "word_reversal", "last_letter"]
 TWO = ["addition", "word_reversal"]  # one of numbers, one of letters, for studies with a second axis
@@ -192,7 +194,14 @@ def reach(args):
         ("from scratch", ["--method", "scratch"]),
         ("few-shot", ["--method", "few-shot"]),
     ]
-    return [cell(args, task, name, None, *more) for task in args.tasks or ["addition"] for name, more in changes]
+    cells = []
+    for name in args.tasks or ["addition"]:
+        cells += [cell(args, name, series, None, *more) for series, more in changes]
+        task = tasks.load(name)
+        for beyond in [r for r in task.ranges if r not in (IN_DISTRIBUTION, *task.new_words)]:
+            (e,) = task.examples(1, beyond, seed=1)  # another draw than the test's
+            cells.append(cell(args, name, f"24 random + example of {beyond}", None, "--trigger", e.question + e.worked))
+    return cells
 
 
 STUDIES = {f.__name__: f for f in (methods, length, init, place, data, size, transfer, limits, reach)}

@@ -257,8 +257,9 @@ class DeepPrefix(Method):
 
     With `layers` only the top ones have them, and those below run as without a prefix, and without gradients.
     rows (P, layers * 2 * C), per layer its keys, then its values: PEFT's layout. They begin as what the base
-    computes of n_random words of its vocabulary, drawn at random, and the trigger (Li & Liang 2021, section 7.4).
+    computes of n_random words, drawn as it expects texts to begin, and the trigger (Li & Liang 2021, section 7.4).
     Numbers drawn with one spread for all layers learn nothing here: activations differ too much from layer to layer.
+    So do words drawn evenly from the vocabulary, where the base has never read most of it, as with plain bytes.
 
     With `head` a linear layer scores the K tokens that the labels (token lists) are made of in place of the base's
     output rows (section 3.2, "Classification Head"); it starts at zero, and no other token can be written.
@@ -274,10 +275,14 @@ class DeepPrefix(Method):
             raise ValueError(f"--layers {layers}: {model.name} has 1 to {c.n_layer}")
         self.layers = layers or c.n_layer
         rng = torch.Generator().manual_seed(seed)
-        any_words = torch.randint(c.vocab_size, (n_random,), generator=rng)
-        words = torch.cat([any_words, torch.tensor(trigger, dtype=torch.long)])[None]  # (1, P)
+        device = model.wte.weight.device
         with torch.no_grad():
-            cache = model.prefill(words.to(model.wte.weight.device))[-self.layers :]
+            end_of_text = torch.tensor([[c.vocab_size - 1]], device=device)  # the last token, GPT-2's and nano's alike
+            p = model.logits(model(end_of_text))[0, 0].float().softmax(-1).cpu()  # (vocab_size)
+            words = torch.tensor(trigger, dtype=torch.long)
+            if n_random:
+                words = torch.cat([torch.multinomial(p, n_random, replacement=True, generator=rng), words])
+            cache = model.prefill(words[None].to(device))[-self.layers :]  # of P words
         rows = torch.stack([torch.stack(pair) for pair in cache])  # (layers, 2, 1, n_head, P, D)
         rows = rows[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1).float().cpu()  # (P, layers * 2 * C)
         self.rows = nn.Parameter(rows)

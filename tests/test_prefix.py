@@ -223,6 +223,17 @@ def test_output_rows_of_warp_stand_in_for_the_labels_tokens_alone(tiny):
     torch.testing.assert_close(loss, F.cross_entropy(want[0], torch.tensor(TEXTS[0])))
 
 
+def test_keys_and_values_begin_as_words_that_the_base_expects(tiny):
+    """A base that expects one word only: the cache is what it computes of that, then of the trigger."""
+    tiny.ln_f.weight.data.zero_()
+    tiny.ln_f.bias.data.copy_(1000 * tiny.wte.weight[7])
+    (expected,) = (tiny.wte.weight @ tiny.wte.weight[7]).topk(1).indices.tolist()
+    for got, want in zip(
+        prefix.DeepPrefix(tiny, 3, [40, 41])(tiny), tiny.prefill(torch.tensor([[expected] * 3 + [40, 41]]))
+    ):
+        torch.testing.assert_close(got, want)
+
+
 def test_a_head_scores_the_labels_tokens_and_rules_out_all_others(tiny):
     prompt = prefix.DeepPrefix(tiny, 3, [40], head=True, labels=LABELS)
     torch.nn.init.normal_(prompt.head.weight)
