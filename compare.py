@@ -9,16 +9,20 @@ never run again, so that a stopped study carries on where it was, and studies th
 time. Then a table and a figure each.
 """
 
+import io
 import json
 import os
+import runpy
 import statistics
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing import get_context
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import torch
 from tqdm import tqdm
 
 import prefix
@@ -210,6 +214,19 @@ AXES = {"length": "rows", "data": "examples", "size": "parameters of the base"}
 # ---------------------------------------------------------------- running them
 
 
+def one(out, line):
+    """One run of train_task.py, in a process that imports torch once for many; returns [] or [why it failed]."""
+    sys.argv, error = ["train_task.py", *line, "--out", str(out), "--overwrite"], io.StringIO()
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(error):
+            runpy.run_path(str(Path(__file__).with_name("train_task.py")), run_name="__main__")
+    except SystemExit as end:
+        return [f"{out.name}: {error.getvalue().splitlines()[-1]}"] if end.code else []
+    except Exception as unforeseen:
+        return [f"{out.name}: {unforeseen!r}"]
+    return []
+
+
 def run_all(cells, args, folder):
     """Run what is not finished, and return each cell's results, a list over the seeds. Raises ValueError with the last
     line of the first run that failed; those that did not fail are kept."""
@@ -226,33 +243,18 @@ def run_all(cells, args, folder):
                 load = [*line, "--load", str(out / "prefix.safetensors"), "--task", other]
                 c["runs"][-1].append(out.with_name(f"{name}_on_{other.replace(':', '-')}"))
                 second[c["runs"][-1][-1]] = load
-    threads = str(max(1, os.cpu_count() // args.jobs))
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    program = Path(__file__).with_name("train_task.py")
-    running, failed = set(), []
-
-    def one(out, line):
-        command = [sys.executable, str(program), *line, "--out", str(out), "--overwrite"]
-        work = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
-        running.add(work)
-        _, error = work.communicate()
-        running.discard(work)
-        if work.returncode:
-            failed.append(f"{out.name}: {error.strip().splitlines()[-1] if error.strip() else work.returncode}")
-
-    every = first | second
+    every, failed = first | second, []
     waiting = {out: line for out, line in every.items() if not (out / "results.json").exists()}
     bar = tqdm(total=len(every), initial=len(every) - len(waiting), desc="runs", unit=" runs", smoothing=0.05)
-    pool = ThreadPoolExecutor(args.jobs)
+    threads = max(1, os.cpu_count() // args.jobs)
+    pool = ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (threads,))
     try:
         for wave in (first, second):
             for done in as_completed([pool.submit(one, out, waiting[out]) for out in wave if out in waiting]):
-                done.result()
+                failed += done.result()
                 bar.update()
     finally:  # also of an interrupt: what is finished is kept
         pool.shutdown(wait=False, cancel_futures=True)
-        for work in running.copy():
-            work.terminate()
         bar.close()
     if failed:
         raise ValueError(f"{len(failed)} of {len(every)} runs failed; {failed[0]}")

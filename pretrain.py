@@ -46,7 +46,7 @@ def read_args():
     p.add_argument(
         "--question-weight", type=float, default=0.2, help="weight of the loss on questions (default %(default)s)"
     )
-    p.add_argument("--vocab-size", type=int, default=1024)
+    p.add_argument("--vocab-size", type=int, default=257, help="257: plain bytes; more: byte-level BPE (%(default)s)")
     p.add_argument("--block-size", type=int, default=512)
     p.add_argument(
         "--short",
@@ -370,6 +370,11 @@ def write_card(args, out, model, last, seconds):
         f"- `{tasks.load(name).examples(1)[0].question}{tasks.load(name).examples(1)[0].worked}` ({name})"
         for name in tasks.names()
     )
+    tokens = "one token a byte, in prose and worked examples alike"
+    if c.vocab_size > 257:
+        tokens = (
+            "byte-level BPE trained on the prose, digits single; worked examples are spelled, one token a character"
+        )
     text = f"""# {out.name}: a small GPT-2 to steer
 
 Made by `pretrain.py`; loaded by `train_task.py` and by transformers' `GPT2LMHeadModel` alike.
@@ -377,7 +382,7 @@ Made by `pretrain.py`; loaded by `train_task.py` and by transformers' `GPT2LMHea
 | | |
 | --- | --- |
 | parameters | {sum(p.numel() for p in model.parameters()):,} ({c.n_layer} layers, {c.n_embd} wide, {c.n_head} heads, {c.block_size} positions) |
-| vocabulary | {c.vocab_size:,}: byte-level BPE trained on the prose, digits single; worked examples are spelled, one token a character |
+| vocabulary | {c.vocab_size:,}: {tokens} |
 | tokens seen | {last["tokens"]:,} in {int(args.tokens // args.batch_tokens):,} steps of {args.batch_tokens:,}; the first {100 * args.short:.0f}% in windows of {c.block_size // 2}, the rest of {c.block_size} |
 | mixture | {100 * args.prose:.0f}% prose (100 public-domain English novels, two of them held out), {100 - 100 * args.prose:.0f}% pages of worked examples |
 | optimizer | Muon {args.lr} for the matrices, AdamW {args.adam_lr} for the rest; constant, then to zero over the last {100 * args.decay:.0f}% |
