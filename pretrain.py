@@ -46,7 +46,7 @@ def read_args():
     p.add_argument(
         "--question-weight", type=float, default=0.2, help="weight of the loss on questions (default %(default)s)"
     )
-    p.add_argument("--vocab-size", type=int, default=257, help="257: plain bytes; more: byte-level BPE (%(default)s)")
+    p.add_argument("--vocab-size", type=int, default=1024, help="257: plain bytes; more: byte-level BPE (%(default)s)")
     p.add_argument("--block-size", type=int, default=512)
     p.add_argument(
         "--short",
