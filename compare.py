@@ -309,7 +309,7 @@ def plot(rows, path, along=""):
     nearest range); without: every method's ranges as dots."""
     names = list(dict.fromkeys(r["task"] for r in rows))
     series = list(dict.fromkeys(r["series"] for r in rows))
-    width, height = (4.2, 3.4) if along else (2.6, 0.26 * len(series) + 1.2)
+    width, height = (4.2, 3.4) if along else (2.6 if len(names) > 2 else 4.2, 0.26 * len(series) + 1.2)
     fig, axes = plt.subplots(
         1, len(names), figsize=(width * len(names) + 1.4, height), constrained_layout=True, sharey=True, squeeze=False
     )
@@ -335,7 +335,7 @@ def plot(rows, path, along=""):
                 panel.hlines(y, low, high, color=shade, lw=1, alpha=0.6)
                 panel.plot(mean, y, "o", ms=5, color=shade, label=name, alpha=0.9)
             panel.set_yticks([-i for i in range(len(series))], series, fontsize=8)
-            panel.set(xlim=(-4, 104), xlabel="right (%)", title=task)
+            panel.set(xlim=(-4, 104), ylim=(0.4 - len(series), 0.6), xlabel="right (%)", title=task)
         # below the panel, where it hides nothing
         panel.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.5 / height), ncol=2)
         panel.spines[["top", "right"]].set_visible(False)

@@ -12,11 +12,11 @@ from tasks import IN_DISTRIBUTION, Task
 class Addition(Task):
     trigger = "Add the two numbers digit by digit from the right, carry the one, then write the sum."
     unit = "digits"
-    ranges = {IN_DISTRIBUTION: (1, 4), "5 digits": (5, 5), "6 digits": (6, 6), "7 digits": (7, 7)}
 
-    def __init__(self, steps=True, sign="="):
+    def __init__(self, steps=True, sign="=", longest=4):
         self.steps = steps
         self.sign = sign
+        self.ranges = {IN_DISTRIBUTION: (1, longest)} | {f"{n} digits": (n, n) for n in range(longest + 1, 8)}
         self.pattern = rf"\d\+\d+{re.escape(sign)}" + (r"(\d{4};)+\d{1,3}=\d" if steps else r"\d+\$")
 
     def example(self, rng, length, new_words=False):
@@ -35,4 +35,9 @@ class Addition(Task):
         return text + f"00{carry}="
 
 
-variants = {"": Addition(), "plain": Addition(steps=False), "symbolic": Addition(sign=";")}
+variants = {
+    "": Addition(),
+    "plain": Addition(steps=False),
+    "symbolic": Addition(sign=";"),
+    "long": Addition(longest=6),  # all that nano has seen: what its prompts could reach at 5 and 6
+}

@@ -25,7 +25,7 @@ def test_the_study_s_own_example():
     assert task.work(0, 0) == "000="
 
 
-@pytest.mark.parametrize("name, range_name", ranges("addition", "addition:symbolic"))
+@pytest.mark.parametrize("name, range_name", ranges("addition", "addition:symbolic", "addition:long"))
 def test_addition(name, range_name):
     low, high = tasks.load(name).ranges[range_name]
     for e in tasks.load(name).examples(300, range_name):
