@@ -337,7 +337,7 @@ def plot(rows, path, along=""):
             panel.set_yticks([-i for i in range(len(series))], series, fontsize=8)
             panel.set(xlim=(-4, 104), ylim=(0.4 - len(series), 0.6), xlabel="right (%)", title=task)
         # below the panel, where it hides nothing
-        panel.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.5 / height), ncol=2)
+        panel.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, ncol=2)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
     write(fig, path)
