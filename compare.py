@@ -337,10 +337,18 @@ def plot(rows, path, along=""):
             panel.set_yticks([-i for i in range(len(series))], series, fontsize=8)
             panel.set(xlim=(-4, 104), ylim=(0.4 - len(series), 0.6), xlabel="right (%)", title=task)
         # below the panel, where it hides nothing
-        panel.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, ncol=2)
+        panel.legend(
+            fontsize=7,
+            frameon=False,
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),
+            borderaxespad=5,
+            ncol=2,
+            handlelength=3,
+        )
         if along:
             at = sorted({r["x"] for r in some})
-            panel.set_xticks(at, [f"{x:,}" for x in at])
+            panel.set_xticks(at, [f"{x:,}" if x < 1e6 else f"{x / 1e6:.1f}M" for x in at])
             panel.minorticks_off()
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
