@@ -16,7 +16,8 @@ class Addition(Task):
     def __init__(self, steps=True, sign="=", longest=4):
         self.steps = steps
         self.sign = sign
-        self.ranges = {IN_DISTRIBUTION: (1, longest)} | {f"{n} digits": (n, n) for n in range(longest + 1, 8)}
+        beyond = range(longest + 1, max(8, longest + 3))  # two lengths at least, and the 7 digits that are new to nano
+        self.ranges = {IN_DISTRIBUTION: (1, longest)} | {f"{n} digits": (n, n) for n in beyond}
         self.pattern = rf"\d\+\d+{re.escape(sign)}" + (r"(\d{4};)+\d{1,3}=\d" if steps else r"\d+\$")
 
     def example(self, rng, length, new_words=False):
