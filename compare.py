@@ -221,7 +221,8 @@ def one(out, line):
         with redirect_stdout(io.StringIO()), redirect_stderr(error):
             runpy.run_path(str(Path(__file__).with_name("train_task.py")), run_name="__main__")
     except SystemExit as end:
-        return [f"{out.name}: {error.getvalue().splitlines()[-1]}"] if end.code else []
+        why = error.getvalue().strip() or f"exit code {end.code}"  # an interrupt says nothing
+        return [f"{out.name}: {why.splitlines()[-1]}"] if end.code else []
     except Exception as unforeseen:
         return [f"{out.name}: {unforeseen!r}"]
     return []

@@ -210,9 +210,7 @@ class PTuning(HybridPrefix):
     def network(self, model):
         if self.place == "before":
             return model
-        twin = twin_of(model, WithRows)
-        twin.prompt = [self]  # in a list: not a part of the network
-        return twin
+        return twin_of(model, WithRows, self)
 
     def template(self, question):
         middle = {"before": 0, "inside": len(question) // 2, "after": len(question)}[self.place]
@@ -277,10 +275,10 @@ class DeepPrefix(Method):
         rng = torch.Generator().manual_seed(seed)
         device = model.wte.weight.device
         with torch.no_grad():
-            end_of_text = torch.tensor([[c.vocab_size - 1]], device=device)  # the last token, GPT-2's and nano's alike
-            p = model.logits(model(end_of_text))[0, 0].float().softmax(-1).cpu()  # (vocab_size)
             words = torch.tensor(trigger, dtype=torch.long)
             if n_random:
+                end_of_text = torch.tensor([[c.vocab_size - 1]], device=device)  # the last of GPT-2's tokens and nano's
+                p = model.logits(model(end_of_text))[0, 0].float().softmax(-1).cpu()  # (vocab_size)
                 words = torch.cat([torch.multinomial(p, n_random, replacement=True, generator=rng), words])
             cache = model.prefill(words[None].to(device))[-self.layers :]  # of P words
         rows = torch.stack([torch.stack(pair) for pair in cache])  # (layers, 2, 1, n_head, P, D)
@@ -296,9 +294,7 @@ class DeepPrefix(Method):
     def network(self, model):
         if "head" not in self.made_with:
             return model
-        twin = twin_of(model, WithHead)
-        twin.prompt = [self]
-        return twin
+        return twin_of(model, WithHead, self)
 
     def embeddings(self):
         """(P, layers * 2 * C): all keys and values of each row."""
@@ -344,12 +340,15 @@ def zero_mlp(n_in, n_out, rng):
 # ---------------------------------------------------------------- networks of their own
 
 
-def twin_of(model, kind=GPT):
-    """Another GPT of the same weights, not copied: its parts can be exchanged and the model stays as it is."""
+def twin_of(model, kind=GPT, prompt=None):
+    """Another GPT of the same weights, not copied: its parts can be exchanged and the model stays as it is.
+
+    A kind of its own finds the method in `prompt[0]`, in a list so that it is no part of the network.
+    """
     with torch.device("meta"):
         twin = kind(model.config)
     twin.load_state_dict(model.state_dict(), assign=True)
-    twin.name = model.name
+    twin.name, twin.prompt = model.name, [prompt]
     return twin.freeze()
 
 
@@ -369,9 +368,7 @@ class Warp(HybridPrefix):
         self.label_rows = nn.Parameter(model.wte.weight.detach()[self.label_tokens].float().cpu())  # (K, C)
 
     def network(self, model):
-        twin = twin_of(model, WithLabels)
-        twin.prompt = [self]
-        return twin
+        return twin_of(model, WithLabels, self)
 
 
 class WithLabels(GPT):
