@@ -47,7 +47,9 @@ def read_args():
     p.add_argument("--list", action="store_true", help="what each study asks")
     p.add_argument("--full", action="store_true", help="more examples, questions and seeds")
     p.add_argument("--model", default="nano", help="the base; of the study of sizes the first (default %(default)s)")
-    p.add_argument("--sizes", nargs="+", default=["nano-1m"], metavar="MODEL", help="size: the others (%(default)s)")
+    p.add_argument(
+        "--sizes", nargs="+", default=["nano-1m", "nano-11m"], metavar="MODEL", help="size: the others (%(default)s)"
+    )
     p.add_argument("--tasks", nargs="+", help="instead of the study's own")
     p.add_argument("--seeds", type=int, help="(default 3; --full: 5)")
     p.add_argument("--examples", type=int, help="to tune on (default 4000; --full: 20000)")
@@ -185,6 +187,7 @@ def reach(args):
         *((f"lr {lr}", ["--lr", lr]) for lr in (0.001, 0.003, 0.03)),
         *((f"{n} examples", ["--examples", n]) for n in (1000, 20000)),
         *((f"pull {w}", ["--pull", w]) for w in (1, 10, 100)),
+        ("20000 examples, pull 10", ["--examples", 20000, "--pull", 10]),
         *((f"{n} shots behind it", ["--shots", n]) for n in (1, 2)),
         ("float32", ["--dtype", "float32"]),
         ("soft words", ["--method", "softwords"]),

@@ -251,7 +251,7 @@ def truncate(path, share=0.5):
 def test_broken_checkpoints_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="no model.safetensors in .*: a model is a folder"):
         GPT.load(tmp_path)
-    with pytest.raises(ValueError, match="no model 'nanoo': give nano, nano-1m, gpt2"):
+    with pytest.raises(ValueError, match="no model 'nanoo': give nano, nano-1m, nano-11m, gpt2"):
         GPT.load("nanoo")
     with pytest.raises(ValueError, match=r"lacks 1 tensors, first 'h.1.ln_2.bias'"):
         GPT.load(broken(tmp_path, lambda t: t.pop("transformer.h.1.ln_2.bias")))
