@@ -415,6 +415,8 @@ Accuracy in % on new pages, each in a new format of the same family, after that 
 {shots}
 
 ![four-shot accuracy and validation loss against tokens](ladder.png)
+
+Losses are those of windows as long as training's were: they jump where these grow, to positions not yet learned.
 """  # noqa: E501
     (out / "README.md.tmp").write_text(text)
     os.replace(out / "README.md.tmp", out / "README.md")
