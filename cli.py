@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from model import HUB, SHIPPED, best_dtype
+from model import HUB, BUNDLED, best_dtype
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--model",
             default="nano",
-            help=f"{', '.join([*SHIPPED, *HUB])}, a checkpoint's folder or its .safetensors file (default %(default)s)",
+            help=f"{', '.join([*BUNDLED, *HUB])}, a checkpoint's folder or its .safetensors file (default %(default)s)",
         )
         self.add_argument(
             "--dtype", choices=["float32", "bfloat16"], help="of the base (default: what the device multiplies faster)"

@@ -207,7 +207,7 @@ def reach(args):
         task = tasks.load(name)
         for beyond in [r for r in task.ranges if r not in (IN_DISTRIBUTION, *task.new_words)]:
             (e,) = task.examples(1, beyond, seed=1)  # another draw than the test's
-            cells.append(cell(args, name, f"24 random + example of {beyond}", None, "--trigger", e.question + e.worked))
+            cells.append(cell(args, name, f"24 random + example of {beyond}", None, "--trigger", e.question + e.answer))
     return cells
 
 

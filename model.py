@@ -330,7 +330,7 @@ class GPT(nn.Module):
         return model
 
 
-SHIPPED = ("nano", "nano-1m", "nano-11m")  # in data/, each with its card
+BUNDLED = ("nano", "nano-1m", "nano-11m")  # in data/, each with its card
 HUB = {  # name -> repository and revision, so that the same name is the same weights tomorrow
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
     "gpt2-medium": ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),
@@ -343,7 +343,7 @@ HUB = {  # name -> repository and revision, so that the same name is the same we
 def find(source):
     """The config.json of a checkpoint, and {stored name: (file, shape)} over its weight files."""
     folder, name = Path(source), "model.safetensors"
-    if source in SHIPPED:
+    if source in BUNDLED:
         folder = Path(__file__).parent / "data" / source
     elif source in HUB and not folder.exists():
         repository, revision = HUB[source]
@@ -359,7 +359,7 @@ def find(source):
     elif folder.suffix == ".safetensors":
         folder, name = folder.parent, folder.name
     elif not folder.is_dir():
-        names = ", ".join([*SHIPPED, *HUB])
+        names = ", ".join([*BUNDLED, *HUB])
         raise ValueError(f"no model {str(source)!r}: give {names}, a checkpoint's folder or its .safetensors file")
     parts = [folder / name]
     shards = folder / "model.safetensors.index.json"
@@ -415,7 +415,7 @@ def read_config(path, index):
     return config
 
 
-def stack(caches):
+def stack_caches(caches):
     """Caches of batch 1 and different lengths -> one cache of their batch, and pad (n_layer, B), how many
     positions each leaves empty at its beginning, in each layer."""
     longest = max(keys.size(2) for cache in caches for keys, _ in cache)

@@ -27,7 +27,7 @@ def export_peft(prefix, model, folder):
         raise ValueError(f"rows {prefix.place} the question: PEFT puts them before it")
     if deep and prefix.layers < c.n_layer:
         raise ValueError(f"a prefix in the top {prefix.layers} of {c.n_layer} layers: PEFT knows none but in all")
-    if "head" in prefix.made_with:
+    if "head" in prefix.init_kwargs:
         raise ValueError("a prefix with a classification head: PEFT's adapter would lose it")
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -100,7 +100,7 @@ def main():
         export_peft(prefix, model, args.target)
     else:
         prefix = import_peft(args.source, model)
-        tokenizer.letters = False  # PEFT knows no other text than BPE
+        tokenizer.tokenize = "bpe"  # PEFT knows no other text than BPE
         save(prefix, args.target, model, tokenizer)
     print(f"wrote {len(prefix.rows)} rows to {args.target}")
 

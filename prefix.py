@@ -18,7 +18,7 @@ from model import GPT, write_tensors
 
 
 class Method(nn.Module):
-    """What the training loop asks of every method. `made_with` are the arguments that make the same one again.
+    """What the training loop asks of every method. `init_kwargs` are the arguments that make the same one again.
 
     Constructors take the frozen model; n_random, the number of rows that begin at random; trigger, the token
     numbers that the rows behind those begin as; seed; and options of their own.
@@ -27,10 +27,10 @@ class Method(nn.Module):
     options = ()  # its own arguments, train_task.py's flags of the same names
     lr = 1e-2  # peak learning rate by default
 
-    def __init__(self, **made_with):
+    def __init__(self, **init_kwargs):
         super().__init__()
-        self.made_with, self.n_random = made_with, made_with.get("n_random", 0)
-        if "trigger" in made_with and self.n_random + len(made_with["trigger"]) == 0:
+        self.init_kwargs, self.n_random = init_kwargs, init_kwargs.get("n_random", 0)
+        if "trigger" in init_kwargs and self.n_random + len(init_kwargs["trigger"]) == 0:
             raise ValueError("a prefix of no rows: raise --n-random or give a --trigger")
 
     def forward(self, model):
@@ -40,7 +40,7 @@ class Method(nn.Module):
         """The network that reads the question: the frozen model itself, or one that shares its weights."""
         return model
 
-    def template(self, question):
+    def insert_rows(self, question):
         """The question's tokens, a list, with the method's own among them: numbers past the vocabulary."""
         return question
 
@@ -166,7 +166,7 @@ class PromptTuning(HybridPrefix):
         if init == "trigger" and not trigger or init == "labels" and not labels:
             raise ValueError(f"--init {init}: there is no {init} to begin as")
         super().__init__(model, n_random or len(trigger), seed=seed)
-        self.made_with = {"n_random": len(self.rows), "trigger": list(trigger), "init": init, "labels": list(labels)}
+        self.init_kwargs = {"n_random": len(self.rows), "trigger": list(trigger), "init": init, "labels": list(labels)}
         rng, P = torch.Generator().manual_seed(seed), len(self.rows)
         table = model.wte.weight.detach().float().cpu()  # (vocab_size, C)
         rows = table[torch.randint(min(5000, len(table)), (P,), generator=rng)]  # (P, C)
@@ -192,7 +192,7 @@ class PTuning(HybridPrefix):
 
     def __init__(self, model, n_random, trigger=(), seed=0, place="before"):
         super().__init__(model, n_random, trigger, seed=seed)
-        self.made_with = {"n_random": n_random, "trigger": list(trigger), "place": place}
+        self.init_kwargs = {"n_random": n_random, "trigger": list(trigger), "place": place}
         C = model.config.n_embd
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -210,15 +210,15 @@ class PTuning(HybridPrefix):
     def network(self, model):
         if self.place == "before":
             return model
-        return twin_of(model, WithRows, self)
+        return share_weights(model, SoftTokenGPT, self)
 
-    def template(self, question):
+    def insert_rows(self, question):
         middle = {"before": 0, "inside": len(question) // 2, "after": len(question)}[self.place]
         rows = list(range(self.first, self.first + len(self.rows))) if self.place != "before" else []
         return question[:middle] + rows + question[middle:]
 
 
-class WithRows(GPT):
+class SoftTokenGPT(GPT):
     """A GPT for which token numbers past its vocabulary are a prompt's rows."""
 
     def run(self, x, *args, **more):
@@ -237,7 +237,7 @@ class SoftWords(HybridPrefix):
 
     def __init__(self, model, n_random, trigger=(), seed=0):
         super().__init__(model, n_random, trigger, seed=seed)
-        self.made_with = {"n_random": n_random, "trigger": list(trigger)}
+        self.init_kwargs = {"n_random": n_random, "trigger": list(trigger)}
         self.shifts = nn.Parameter(torch.zeros(model.config.n_layer, *self.rows.shape))  # (n_layer, P, C)
 
     def forward(self, model):
@@ -292,9 +292,9 @@ class DeepPrefix(Method):
             nn.init.zeros_(self.head.bias)
 
     def network(self, model):
-        if "head" not in self.made_with:
+        if "head" not in self.init_kwargs:
             return model
-        return twin_of(model, WithHead, self)
+        return share_weights(model, HeadGPT, self)
 
     def embeddings(self):
         """(P, layers * 2 * C): all keys and values of each row."""
@@ -340,7 +340,7 @@ def zero_mlp(n_in, n_out, rng):
 # ---------------------------------------------------------------- networks of their own
 
 
-def twin_of(model, kind=GPT, prompt=None):
+def share_weights(model, kind=GPT, prompt=None):
     """Another GPT of the same weights, not copied: its parts can be exchanged and the model stays as it is.
 
     A kind of its own finds the method in `prompt[0]`, in a list so that it is no part of the network.
@@ -363,15 +363,15 @@ class Warp(HybridPrefix):
 
     def __init__(self, model, n_random, trigger=(), seed=0, labels=()):
         super().__init__(model, n_random, trigger, seed=seed)
-        self.made_with = {"n_random": n_random, "trigger": list(trigger), "labels": list(labels)}
+        self.init_kwargs = {"n_random": n_random, "trigger": list(trigger), "labels": list(labels)}
         self.register_buffer("label_tokens", torch.tensor(sorted({t for label in labels for t in label})))  # (K)
         self.label_rows = nn.Parameter(model.wte.weight.detach()[self.label_tokens].float().cpu())  # (K, C)
 
     def network(self, model):
-        return twin_of(model, WithLabels, self)
+        return share_weights(model, LabelRowsGPT, self)
 
 
-class WithLabels(GPT):
+class LabelRowsGPT(GPT):
     """A GPT with output rows of a prompt's own for some tokens."""
 
     def logits(self, hidden):
@@ -383,7 +383,7 @@ class WithLabels(GPT):
         return F.cross_entropy(self.logits(hidden).float(), targets)
 
 
-class WithHead(WithLabels):
+class HeadGPT(LabelRowsGPT):
     """A GPT whose output is a prompt's head: of some tokens, with all others ruled out."""
 
     def logits(self, hidden):
@@ -415,7 +415,7 @@ class AdapterPrefix(Method):
         self.gate = nn.Parameter(torch.zeros(layers, c.n_head))
 
     def network(self, model):
-        twin = twin_of(model)
+        twin = share_weights(model)
         for i, block in enumerate(twin.h[-len(self.rows) :]):
             block.attn = GatedAttention(block.attn, self, i)
         return twin
@@ -452,7 +452,7 @@ class Adapter(Method):
         self.up = nn.Parameter(torch.zeros(c.n_layer, c.n_embd, bottleneck))
 
     def network(self, model):
-        twin = twin_of(model)
+        twin = share_weights(model)
         twin.h = nn.ModuleList(AdaptedBlock(block, self, i) for i, block in enumerate(twin.h))
         return twin
 
@@ -508,11 +508,11 @@ def save(prompt, path, model, tokenizer, task="", trigger="", form="{}", stop=""
     header = {
         "format": "nanoprompt prefix",
         "method": prompt.method,
-        "made_with": json.dumps(prompt.made_with),
+        "init_kwargs": json.dumps(prompt.init_kwargs),
         "base": model.name,
         "base_fingerprint": model.fingerprint(),
         "tokenizer": tokenizer.name,
-        "tokenise": "letters" if tokenizer.letters else "bpe",
+        "tokenize": tokenizer.tokenize,
         "task": task,
         "trigger": trigger,
         "form": form,
@@ -525,19 +525,19 @@ def save(prompt, path, model, tokenizer, task="", trigger="", form="{}", stop=""
 def load(path, model, tokenizer):
     """(prompt, header) from a file. Raises ValueError where it is broken or for another base or tokenizer.
 
-    Whether the text of its task is spelled or BPE, header["tokenise"], is for the caller to follow.
+    Whether the text of its task is bytes or BPE, header["tokenize"], is for the caller to follow.
     """
     if not Path(path).is_file():
         raise ValueError(f"no prefix file {path}: train_task.py writes prefix.safetensors into its run's folder")
     header, tensors = read(path)
-    if header.get("format") != "nanoprompt prefix" or "made_with" not in header:
+    if header.get("format") != "nanoprompt prefix" or "init_kwargs" not in header:
         raise ValueError(f"{path} is no prefix: name the prefix.safetensors of a run")
     if header["base_fingerprint"] != model.fingerprint():
         tuned_on = f"{header['base']!r} ({header['base_fingerprint']})"
         raise ValueError(f"{path} was tuned on the base {tuned_on}, not on {model.name!r} ({model.fingerprint()})")
     if header["tokenizer"] != tokenizer.name:
         raise ValueError(f"{path} was tuned with the tokenizer {header['tokenizer']}, not with {tokenizer.name}")
-    prompt = METHODS[header["method"]](model, **json.loads(header["made_with"]))
+    prompt = METHODS[header["method"]](model, **json.loads(header["init_kwargs"]))
     missing, unknown = prompt.load_state_dict(tensors, strict=False)
     trained = {name for name, p in prompt.named_parameters() if p.requires_grad}
     if unknown or trained & set(missing):

@@ -105,7 +105,7 @@ def page_tokens(tokenizer, page):
     tokens, asked = tokenizer.encode(heading), []
     asked += [0] * len(tokens)
     for question, answer, end in examples:
-        q, a = tokenizer.spell(question), tokenizer.spell(answer + end)
+        q, a = tokenizer.encode_task(question), tokenizer.encode_task(answer + end)
         tokens, asked = tokens + q + a, asked + [1] * len(q) + [0] * len(a)
     return tokens + [tokenizer.eot], asked + [0]
 
@@ -198,9 +198,9 @@ def ladder(model, tokenizer, T, n=32):
             _, heading, examples = pages.page(rng, skill)
             tokens, spans = tokenizer.encode(heading), []
             for question, answer, end in examples:
-                tokens += tokenizer.spell(question)
-                spans.append((len(tokens), len(tokens) + len(tokenizer.spell(answer + end[:1]))))
-                tokens += tokenizer.spell(answer + end)
+                tokens += tokenizer.encode_task(question)
+                spans.append((len(tokens), len(tokens) + len(tokenizer.encode_task(answer + end[:1]))))
+                tokens += tokenizer.encode_task(answer + end)
             x = torch.tensor(tokens[:T], device=model.wte.weight.device)
             ok = model.logits(model(x[None]))[0, :-1].argmax(-1) == x[1:]  # (T-1), ok[t]: token t+1 was foreseen
             for shots, (start, stop) in enumerate(spans):
@@ -251,15 +251,15 @@ def main():
         raise ValueError("name a folder of .txt files with --text")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    made_with = {
+    init_kwargs = {
         k: v
         for k, v in vars(args).items()
         if k not in ("text", "out", "tokens", "show_pages", "compile", "device", "dtype", "every", "decay")
     }
-    if (out / "args.json").exists() and (made_before := json.loads((out / "args.json").read_text())) != made_with:
-        changed = [k for k in made_with if made_with[k] != made_before.get(k)]
+    if (out / "args.json").exists() and (made_before := json.loads((out / "args.json").read_text())) != init_kwargs:
+        changed = [k for k in init_kwargs if init_kwargs[k] != made_before.get(k)]
         raise ValueError(f"{out} holds a run with another --{changed[0].replace('_', '-')}: give another --out")
-    write_json(out / "args.json", made_with)
+    write_json(out / "args.json", init_kwargs)
     tokenizer, data = prepare(args, out)
 
     torch.manual_seed(args.seed)
@@ -367,7 +367,7 @@ def write_card(args, out, model, last, seconds):
     )
     total = sum(weight for weight, _, _ in pages.SKILLS.values())
     held_out = "\n".join(
-        f"- `{tasks.load(name).examples(1)[0].question}{tasks.load(name).examples(1)[0].worked}` ({name})"
+        f"- `{tasks.load(name).examples(1)[0].question}{tasks.load(name).examples(1)[0].answer}` ({name})"
         for name in tasks.names()
     )
     tokens = "one token a byte, in prose and worked examples alike"

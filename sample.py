@@ -15,7 +15,7 @@ import torch
 import prefix
 from cli import Parser, run
 from data.tokenizer import Tokenizer
-from model import GPT, stack
+from model import GPT, stack_caches
 
 
 def read_args():
@@ -28,7 +28,7 @@ def read_args():
     p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default %(default)s)")
     p.add_argument("--top-k", type=int, help="sample from the likeliest only (default: from all)")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--tokenise", choices=["letters", "bpe"], default="bpe", help="of the base's text without a prefix")
+    p.add_argument("--tokenize", choices=["bytes", "bpe"], default="bpe", help="of the base's text without a prefix")
     args = p.parse_args()
     if args.max_new_tokens < 1 or args.temperature < 0 or (args.top_k is not None and args.top_k < 1):
         raise ValueError("--max-new-tokens and --top-k start at 1, --temperature at 0")
@@ -48,7 +48,7 @@ def decode(model, rows, max_new_tokens, **how):
     for past, tokens, _ in rows:
         text = torch.tensor([tokens[:-1]], dtype=torch.long, device=device)  # (1, T-1)
         caches.append(model.prefill(text, past) if len(tokens) > 1 else past or model.prefill(text))
-    cache, pad = stack(caches)
+    cache, pad = stack_caches(caches)
     stop = torch.tensor([stop for _, _, stop in rows], device=device)  # (B)
     new = model.generate(last, max_new_tokens, cache, stop, pad=pad, **how).tolist()
     return [row[: row.index(stop)] if stop in row else row for row, (_, _, stop) in zip(new, rows)]
@@ -66,14 +66,14 @@ def ask():
 def main():
     args = read_args()
     model = GPT.load(args.model, args.device, args.dtype).freeze()
-    base = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenise == "letters")
+    base = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize)
     voices = []  # (name, network, method, cache, tokenizer, form, stop)
     for path in args.prefix:
         prompt, header = prefix.load(path, model, base)
         with torch.no_grad():
             cache = prompt(model)
         name = Path(path).resolve().parent.name if Path(path).name == "prefix.safetensors" else Path(path).stem
-        tokenizer = Tokenizer(base.encoding, header["tokenise"] == "letters")
+        tokenizer = Tokenizer(base.encoding, header["tokenize"])
         voices.append((name, prompt.network(model), prompt, cache, tokenizer, header["form"], header["stop"]))
         if args.compare:
             voices.append((f"{name}, base alone", model, prefix.Method(), None, *voices[-1][4:]))
@@ -83,14 +83,14 @@ def main():
     def answer(question):
         rows = {}  # {network: [(voice, (cache, tokens, stop))]}: those of one network are one batch
         for i, (name, network, prompt, cache, tokenizer, form, stop) in enumerate(voices):
-            tokens = prompt.template(tokenizer.spell(form.replace("{}", question)))
+            tokens = prompt.insert_rows(tokenizer.encode_task(form.replace("{}", question)))
             used = (cache[-1][0].size(2) if cache else 0) + len(tokens)
             if used + args.max_new_tokens > model.config.block_size:
                 raise ValueError(
                     f"{name}: {used} tokens of prefix and prompt and --max-new-tokens {args.max_new_tokens} exceed "
                     f"block_size {model.config.block_size}: shorten one"
                 )
-            row = cache, tokens, tokenizer.spell(stop)[-1] if stop else tokenizer.eot
+            row = cache, tokens, tokenizer.encode_task(stop)[-1] if stop else tokenizer.eot
             rows.setdefault(network, []).append((i, row))
         new = {}
         how = {"temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}

@@ -25,7 +25,7 @@ from cli import Parser, run
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval import report
-from eval.accuracy import answers, classification, likeliest, score, vote
+from eval.accuracy import classification, generate_answers, majority_vote, rank_choices, score
 from eval.baselines import few_shot, scratch
 from eval.neighbours import nearest
 from model import GPT, write_json
@@ -187,7 +187,7 @@ def train(
     Returns the loss of each step, in nats per answer token, beside the examples seen by then.
     """
     network = prompt.network(model) if prompt else model
-    encoded = [(prompt.template(question), worked) for question, worked in encoded] if prompt else encoded
+    encoded = [(prompt.insert_rows(question), worked) for question, worked in encoded] if prompt else encoded
     device = model.wte.weight.device
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     steps, step = epochs * -(-len(encoded) // batch_size), 0
@@ -243,7 +243,7 @@ def main():
     loaded = [prefix.load(path, model, tokenizer) for path in args.load or []]
     for path, (other, header) in zip(args.load or [], loaded):
         same = header["tokenise"] == loaded[0][1]["tokenise"]
-        if len(loaded) > 1 and (not same or other.network(model) is not model or other.template([])):
+        if len(loaded) > 1 and (not same or other.network(model) is not model or other.insert_rows([])):
             raise ValueError(f"{path} cannot vote: it is {other.title}, or was tuned with other tokens than the first")
     if loaded:
         prompt, header = loaded[0]
@@ -259,20 +259,20 @@ def main():
             rows = tokenizer.encode(trigger + "\n")
         elif not args.no_trigger:  # the longest of the training examples shows most
             e = max(examples, key=lambda e: e.length)
-            trigger = f"{e.question}{e.worked}".rstrip("\n") + "\n"
-            rows = tokenizer.spell(trigger)
+            trigger = f"{e.question}{e.answer}".rstrip("\n") + "\n"
+            rows = tokenizer.encode_task(trigger)
         own = {name: getattr(args, name, None) for name in kind.options}
         if "labels" in own:
             if task.classes:
-                own["labels"] = [tokenizer.spell(task.worked(c)) for c in task.classes]
+                own["labels"] = [tokenizer.encode_task(task.answer_line(c)) for c in task.classes]
             else:  # the tokens that answers are made of
-                own["labels"] = [[t] for t in sorted({t for e in examples for t in tokenizer.spell(e.worked)})]
+                own["labels"] = [[t] for t in sorted({t for e in examples for t in tokenizer.encode_task(e.answer)})]
         own = {name: value for name, value in own.items() if value is not None}
         prompt = kind(model, n_random=args.n_random, trigger=rows, seed=args.seed, **own).to(args.device)
     P = max((p.n_positions() for p in (prompt, *others) if p), default=0)
 
     if own_data := isinstance(task, YourData):
-        task.leave_out(lambda e: P + len(tokenizer.spell(e.question + e.worked)) > block_size)
+        task.drop(lambda e: P + len(tokenizer.encode_task(e.question + e.answer)) > block_size)
         for note in task.notes:
             print(note, file=sys.stderr)
         examples = task.examples(args.examples, split="train", seed=args.seed)
@@ -338,7 +338,7 @@ def main():
         for name, questions in tqdm(tests.items(), desc=f"measuring {method}", unit=" ranges"):
             results["accuracy"][method][name] = score(task, questions, how(model, past, tokenizer, task, asked[name]))
             if task.classes and how is answers:
-                chosen = likeliest(model, past, tokenizer, task, asked[name])
+                chosen = rank_choices(model, past, tokenizer, task, asked[name])
                 results["classes"][method] = classification(task, questions, chosen)
         results["seconds"][f"measuring {method}"] = time.time() - start
 
@@ -358,7 +358,7 @@ def main():
         network = prompt.network(model)
         with torch.no_grad():
             past = context(prompt, model, network, shots if prompt.method == args.method else None)
-        placed = {name: [(prompt.template(q), worked) for q, worked in some] for name, some in asked.items()}
+        placed = {name: [(prompt.insert_rows(q), worked) for q, worked in some] for name, some in asked.items()}
         measure(prompt.method, network, past, tokenizer, placed)
 
     def wanted(method):
@@ -366,7 +366,7 @@ def main():
 
     if task.classes and not args.no_baselines:
         questions = tests[IN_DISTRIBUTION]
-        always = [task.worked(task.majority)] * len(questions)
+        always = [task.answer_line(task.majority)] * len(questions)
         results["accuracy"]["majority"] = {IN_DISTRIBUTION: score(task, questions, always)}
     if wanted("zero-shot"):
         measure("zero-shot", model, None, tokenizer, asked)
@@ -394,7 +394,7 @@ def main():
         tune(prefix.Finetune(model), args.finetune_lr, args.finetune_epochs)
     if args.scratch_epochs and not args.load and wanted("scratch"):
         longest_text = max(
-            len((e.question + e.worked).encode()) for group in (examples, *tests.values()) for e in group
+            len((e.question + e.answer).encode()) for group in (examples, *tests.values()) for e in group
         )
         baseline, letters = scratch(args.seed, longest_text)
         baseline.to(args.device)

@@ -4,13 +4,13 @@ import torch
 
 
 def encode(tokenizer, examples):
-    """[Example] -> [(question tokens, worked answer tokens)]."""
-    return [(tokenizer.spell(e.question), tokenizer.spell(e.worked)) for e in examples]
+    """[Example] -> [(question tokens, answer tokens)]."""
+    return [(tokenizer.encode_task(e.question), tokenizer.encode_task(e.answer)) for e in examples]
 
 
 def training_batches(encoded, batch_size, rng):
     """One epoch in random order. Yields tokens (B, T), targets (B, T) and answer (B, T), True
-    where the target belongs to the worked answer: the loss looks there only.
+    where the target belongs to the answer: the loss looks there only.
 
     Rows of the same length go together, so that next to nothing is padding. `rng` is a random.Random.
     """
@@ -23,11 +23,11 @@ def training_batches(encoded, batch_size, rng):
         tokens, targets = torch.zeros(len(rows), T, dtype=torch.long), torch.zeros(len(rows), T, dtype=torch.long)
         answer = torch.zeros(len(rows), T, dtype=torch.bool)
         for row, j in enumerate(rows):
-            question, worked = encoded[j]
-            n = len(question) + len(worked) - 1
+            question, reply = encoded[j]
+            n = len(question) + len(reply) - 1
             # padding stands behind the text, where causal attention never looks back from
-            tokens[row, :n] = torch.tensor((question + worked)[:-1])
-            targets[row, :n] = torch.tensor((question + worked)[1:])
+            tokens[row, :n] = torch.tensor((question + reply)[:-1])
+            targets[row, :n] = torch.tensor((question + reply)[1:])
             answer[row, len(question) - 1 : n] = True
         yield tokens, targets, answer
 

@@ -1,4 +1,4 @@
-"""Text to tokens and back: byte-level BPE by tiktoken, and one token per byte for what is spelled."""
+"""Text to tokens and back: byte-level BPE by tiktoken, or one token for each byte."""
 
 import json
 from pathlib import Path
@@ -7,22 +7,22 @@ import tiktoken
 
 
 class Tokenizer:
-    """`encode` is ordinary BPE, for words that the base should read as language. `spell` gives
-    every byte a token of its own, for the text of tasks: digits and letters that have to be
-    moved about one by one. With letters=False (`--tokenise bpe`) tasks are BPE as well.
+    """`encode` is ordinary BPE, for words that the base should read as language. `encode_bytes` makes every byte
+    a token: digits and letters then have to be moved about one by one. `encode_task` is for the text of tasks and
+    does what `tokenize` says, "bytes" or "bpe".
 
-    Encoding ends nothing and adds nothing; `eot` is the end-of-text token's number.
+    Encoding appends no token; `eot` is the number of the end-of-text token.
     """
 
-    def __init__(self, encoding, letters=True):
+    def __init__(self, encoding, tokenize="bytes"):
         self.encoding = encoding
-        self.letters = letters
+        self.tokenize = tokenize
         self.name = encoding.name
         self.eot = encoding.eot_token
         self.bytes = [encoding.encode_single_token(bytes([b])) for b in range(256)]  # a byte-level BPE has them all
 
     @classmethod
-    def load(cls, folder, vocab_size, letters=True):
+    def load(cls, folder, vocab_size, tokenize="bytes"):
         """The encoding.json beside the weights, else GPT-2's own where the size is GPT-2's."""
         path = Path(folder) / "encoding.json"
         if path.is_file():
@@ -36,11 +36,11 @@ class Tokenizer:
             special = {"<|endoftext|>": len(ranks)}
             return cls(
                 tiktoken.Encoding(e["name"], pat_str=e["pattern"], mergeable_ranks=ranks, special_tokens=special),
-                letters,
+                tokenize,
             )
         if vocab_size == 50257:
             try:
-                return cls(tiktoken.get_encoding("gpt2"), letters)
+                return cls(tiktoken.get_encoding("gpt2"), tokenize)
             except OSError as error:  # tiktoken downloads it once
                 raise ValueError(
                     f"cannot fetch GPT-2's vocabulary ({type(error).__name__}): go online once, "
@@ -53,8 +53,11 @@ class Tokenizer:
     def encode(self, text):
         return self.encoding.encode_ordinary(text)
 
-    def spell(self, text):
-        return [self.bytes[b] for b in text.encode()] if self.letters else self.encode(text)
+    def encode_bytes(self, text):
+        return [self.bytes[b] for b in text.encode()]
+
+    def encode_task(self, text):
+        return self.encode_bytes(text) if self.tokenize == "bytes" else self.encode(text)
 
     def decode(self, tokens):
         """Tokens that are no valid UTF-8 come out as U+FFFD, unknown numbers as nothing."""

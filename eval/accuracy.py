@@ -24,7 +24,7 @@ def answers(model, past, tokenizer, task, encoded, batch_size=250):
     the longest true answer, for every question.
     """
     longest = max((len(worked) for _, worked in encoded), default=0)
-    stop = tokenizer.spell(task.stop)[-1]
+    stop = tokenizer.encode_task(task.stop)[-1]
     texts = [""] * len(encoded)
     for rows, tokens in question_batches(encoded, batch_size):
         new = model.generate(tokens.to(model.wte.weight.device), longest, past, stop)  # (B, at most longest)
@@ -40,7 +40,7 @@ def vote(model, pasts, tokenizer, task, encoded, batch_size=250):
     All caches stand in one batch, each before every question: Lester et al. (2021), section 6, prompt ensembling.
     """
     longest = max((len(worked) for _, worked in encoded), default=0)
-    stop, n, texts = tokenizer.spell(task.stop)[-1], len(pasts), [""] * len(encoded)
+    stop, n, texts = tokenizer.encode_task(task.stop)[-1], len(pasts), [""] * len(encoded)
     cache, pad = stack(pasts)  # (n, n_head, P, D) a layer, (n_layer, n)
     for rows, tokens in question_batches(encoded, max(1, batch_size // n)):
         B = len(rows)
@@ -51,14 +51,14 @@ def vote(model, pasts, tokenizer, task, encoded, batch_size=250):
         ]
         for i, row in enumerate(rows):
             written = ["".join(t.partition(task.stop)[:2]) for t in new[i * n : (i + 1) * n]]
-            finals = [task.final(text) for text in written]
+            finals = [task.final_answer(text) for text in written]
             texts[row] = written[max(range(n), key=lambda j: (finals.count(finals[j]), -j))]  # noqa: B023
     return texts
 
 
 def score(task, examples, texts):
     """Counts of right final answers, overall and by length, and of answers right in every step."""
-    right = [task.final(text) == task.final(e.worked) for e, text in zip(examples, texts)]
+    right = [task.final_answer(text) == task.final_answer(e.answer) for e, text in zip(examples, texts)]
     low, high = wilson(sum(right), len(right))
     by_length = {}
     for e, ok in zip(examples, right):
@@ -69,15 +69,15 @@ def score(task, examples, texts):
         "n": len(right),
         "low": low,
         "high": high,
-        "worked_correct": sum(text == e.worked for e, text in zip(examples, texts)),
+        "exact_match": sum(text == e.answer for e, text in zip(examples, texts)),
         "by_length": {str(k): {"correct": c, "n": n} for k, (c, n) in sorted(by_length.items())},
     }
 
 
 @torch.no_grad()
-def likeliest(model, past, tokenizer, task, encoded, batch_size=250):
+def rank_choices(model, past, tokenizer, task, encoded, batch_size=250):
     """For each question the index of the one of task.classes that is likeliest as its whole answer."""
-    labels = [tokenizer.spell(task.worked(answer)) for answer in task.classes]
+    labels = [tokenizer.encode_task(task.answer_line(answer)) for answer in task.classes]
     chosen = [0] * len(encoded)
     for rows, tokens in question_batches(encoded, batch_size):
         tokens = tokens.to(model.wte.weight.device)
@@ -98,7 +98,7 @@ def classification(task, examples, chosen):
     k = len(task.classes)
     confusion = [[0] * k for _ in range(k)]
     for e, i in zip(examples, chosen):
-        confusion[task.classes.index(task.final(e.worked))][i] += 1
+        confusion[task.classes.index(task.final_answer(e.answer))][i] += 1
     correct, n = sum(confusion[i][i] for i in range(k)), len(examples)
     low, high = wilson(correct, n)
     # F1 = 2 TP / (true + chosen), of the classes that occur in the test

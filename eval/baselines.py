@@ -14,7 +14,7 @@ def few_shot(tokenizer, task, shots, room, seed=0):
     """
     tokens, n = [], 0
     for e in task.examples(shots, split="train", seed=seed):
-        line = tokenizer.spell(f"{e.question}{e.worked}".rstrip("\n") + "\n")
+        line = tokenizer.encode_task(f"{e.question}{e.answer}".rstrip("\n") + "\n")
         if len(tokens) + len(line) > room:
             break
         tokens, n = tokens + line, n + 1

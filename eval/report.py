@@ -33,7 +33,7 @@ def table(results):
     for method, by_range in results["accuracy"].items():
         lines.append(
             f"{results['labels'][method]:<28}"
-            + "".join(f"{100 * a['worked_correct'] / max(1, a['n']):>22.1f}" for a in by_range.values())
+            + "".join(f"{100 * a['exact_match'] / max(1, a['n']):>22.1f}" for a in by_range.values())
         )
     lines.append(
         f"{'questions':<28}" + "".join(f"{a['n']:>22}" for a in next(iter(results["accuracy"].values())).values())

@@ -1,6 +1,6 @@
 """Synthetic tasks. A task is one file of this folder; `load(name)` finds it, nothing registers it.
 
-A task says how to make a question and its worked answer, and which lengths are in-distribution
+A task says how to make a question and its answer, a scratchpad (the steps) and the final answer, and which lengths are in-distribution
 and which are out. `python -m tasks addition --n 3` prints some.
 """
 
@@ -18,7 +18,7 @@ FILES = (".jsonl", ".csv", ".tsv")  # endings of your own data
 
 class Example(NamedTuple):
     question: str  # 321+654=
-    worked: str  # 1405;2507;3609;000=975$
+    answer: str  # 1405;2507;3609;000=975$
     length: int  # what makes it harder: digits, letters, words, terms
 
 
@@ -26,9 +26,9 @@ class Task:
     """Subclass with: `trigger`, words a person would write to ask for it; `unit`, what length
     counts; `ranges`, the shortest and longest length of each range, the first of which is
     in-distribution and tuned on; `pattern`, a regular expression of its format, which
-    pretraining must not contain; and `example(rng, length, new_words)` -> (question, worked).
+    pretraining must not contain; and `example(rng, length, new_words)` -> (question, answer).
 
-    `stop` ends every worked answer; the final answer is what stands between its last `=` and that.
+    `stop` ends every answer; the final answer is what stands between its last `=` and that.
     A range whose name is in `new_words` draws words that tuning never sees.
     """
 
@@ -39,7 +39,7 @@ class Task:
     pattern = r"(?!)"
     stop = "$"
     form = "{}"  # how a question is put, for sample.py
-    tokenise = "letters"
+    tokenize = "bytes"  # or "bpe"
     classes = None  # the few answers that there are, where there are few
 
     def examples(self, n, range_name=IN_DISTRIBUTION, split="test", seed=0):
@@ -59,18 +59,18 @@ class Task:
         examples, seen, misses = [], set(), 0
         while len(examples) < n and misses < 10_000:
             length = rng.randint(low, high)
-            question, worked = self.example(rng, length, range_name in self.new_words)
+            question, answer = self.example(rng, length, range_name in self.new_words)
             if in_distribution and (split == "test") != in_test(question) or (split == "test" and question in seen):
                 misses += 1
                 continue
             misses = 0
             seen.add(question)
-            examples.append(Example(question, worked, length))
+            examples.append(Example(question, answer, length))
         return examples
 
-    def final(self, worked):
-        """The final answer in a worked one, whole or cut off: '' where it does not end."""
-        text, stop, _ = worked.partition(self.stop)
+    def final_answer(self, answer):
+        """The final answer at the end of an answer: '' where it was cut off."""
+        text, stop, _ = answer.partition(self.stop)
         return text.rpartition("=")[2] if stop else ""
 
 

@@ -7,7 +7,7 @@ import tasks
 
 parser = argparse.ArgumentParser(
     prog="python -m tasks",
-    description="Print examples of a task: question, worked answer and final answer, separated by tabs.",
+    description="Print examples of a task: question, answer and final answer, separated by tabs.",
 )
 parser.add_argument("task", nargs="?", help="the task's name")
 parser.add_argument("--n", type=int, default=10, help="how many examples (default 10)")
@@ -32,7 +32,7 @@ try:
     else:
         task = tasks.load(args.task)
         for e in task.examples(args.n, args.range or next(iter(task.ranges)), seed=args.seed):
-            print(e.question, e.worked, task.final(e.worked), sep="\t")
+            print(e.question, e.answer, task.final_answer(e.answer), sep="\t")
 except ValueError as error:
     print(f"python -m tasks: {error}", file=sys.stderr)
     sys.exit(2)

@@ -30,7 +30,7 @@ class YourData(Task):
     unit = "words in the prompt"
     stop = "\n"
     form = "{}\nAnswer:"
-    tokenise = "bpe"
+    tokenize = "bpe"
 
     def __init__(self, path, test=None, prompt="prompt", answer="answer"):
         self.name, self.notes = "-".join(filter(None, [Path(path).resolve().parent.name, Path(path).stem])), []
@@ -46,21 +46,21 @@ class YourData(Task):
         for split, some in self.rows.items():
             if not some:
                 raise ValueError(f"{path}: no row is left to {split} on: give more rows, or another --test file")
-        counts = Counter(self.final(e.worked) for _, e in self.rows["train"])
+        counts = Counter(self.final_answer(e.answer) for _, e in self.rows["train"])
         if len(counts) == 1:
             raise ValueError(f"{path}: every answer is {next(iter(counts))!r}: there is nothing to tell apart")
         if len(counts) <= MOST_CLASSES and counts.total() >= ROWS_A_CLASS * len(counts):
-            self.classes = sorted(counts | Counter(self.final(e.worked) for _, e in self.rows["test"]))
+            self.classes = sorted(counts | Counter(self.final_answer(e.answer) for _, e in self.rows["test"]))
             self.majority = counts.most_common(1)[0][0]
             self.trigger = f"Answer with one of: {', '.join(self.classes)}." if len(self.classes) <= 12 else ""
         lengths = [e.length for some in self.rows.values() for _, e in some]
         self.ranges = {IN_DISTRIBUTION: (min(lengths), max(lengths))}
 
-    def worked(self, answer):
+    def answer_line(self, answer):
         return f" {answer}{self.stop}"
 
-    def final(self, worked):
-        text, stop, _ = worked.partition(self.stop)
+    def final_answer(self, answer):
+        text, stop, _ = answer.partition(self.stop)
         return text.strip() if stop else ""
 
     def examples(self, n, range_name=IN_DISTRIBUTION, split="test", seed=0):
@@ -69,7 +69,7 @@ class YourData(Task):
         random.Random(seed).shuffle(examples)
         return examples[:n]
 
-    def leave_out(self, too_long):
+    def drop(self, too_long):
         """Drop the rows of which `too_long(example)` is true, and say which."""
         for split, rows in self.rows.items():
             self.rows[split] = [row for row in rows if not too_long(row[1])]
@@ -104,7 +104,7 @@ class YourData(Task):
                 broken[line] = f"a line break in {answer!r}"
             else:
                 question = self.form.replace("{}", pair[0])
-                found.append((line, Example(question, self.worked(pair[1]), len(pair[0].split()))))
+                found.append((line, Example(question, self.answer_line(pair[1]), len(pair[0].split()))))
         for flag, column in (("prompt", prompt), ("answer", answer)):
             if columns and column not in columns:
                 has = ", ".join(map(repr, sorted(map(str, columns))))

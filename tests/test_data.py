@@ -22,16 +22,16 @@ CACHE = Path(__file__).parent.parent.parent / "shared" / "tiktoken_cache"
 
 def test_digits_and_letters_are_single_tokens(tokenizer):
     assert len(tokenizer.encode("0123456789")) == 10
-    assert len(tokenizer.spell("321+654=975$")) == 12
-    assert len(tokenizer.encode("the house")) < len(tokenizer.spell("the house")) == 9
+    assert len(tokenizer.encode_task("321+654=975$")) == 12
+    assert len(tokenizer.encode("the house")) < len(tokenizer.encode_task("the house")) == 9
 
 
 @given(st.text())
 def test_nothing_is_lost(text):
     nano = Tokenizer.load("data/nano", 1024)
     assert nano.decode(nano.encode(text)) == text
-    assert nano.decode(nano.spell(text)) == text
-    assert max(nano.encode(text) + nano.spell(text), default=0) < nano.eot
+    assert nano.decode(nano.encode_task(text)) == text
+    assert max(nano.encode(text) + nano.encode_task(text), default=0) < nano.eot
 
 
 def test_gpt2_s_encoding(monkeypatch, tmp_path):
@@ -41,10 +41,10 @@ def test_gpt2_s_encoding(monkeypatch, tmp_path):
     gpt2 = Tokenizer.load(tmp_path, 50257)
     assert gpt2.encode("Hello, world") == [15496, 11, 995]  # as OpenAI's encoder.py gives them
     assert gpt2.eot == 50256
-    assert gpt2.decode(gpt2.spell("321+654=")) == "321+654="
-    assert len(gpt2.spell("321+654=")) == 8 > len(gpt2.encode("321+654="))
-    raw = Tokenizer(gpt2.encoding, letters=False)
-    assert raw.spell("321+654=") == gpt2.encode("321+654=")
+    assert gpt2.decode(gpt2.encode_task("321+654=")) == "321+654="
+    assert len(gpt2.encode_task("321+654=")) == 8 > len(gpt2.encode("321+654="))
+    raw = Tokenizer(gpt2.encoding, tokenize="bpe")
+    assert raw.encode_task("321+654=") == gpt2.encode("321+654=")
 
 
 ODD = [
@@ -70,7 +70,7 @@ def both():
         pytest.skip("GPT-2's vocabulary is not at hand as files")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(CACHE))
-        ours = Tokenizer.load("nowhere", 50257, letters=False)
+        ours = Tokenizer.load("nowhere", 50257, tokenize="bpe")
     merges, vocabulary = sorted(CACHE.iterdir(), key=lambda file: file.stat().st_size)
     lines = [tuple(line.split(" ")) for line in merges.read_text(encoding="utf-8").split("\n")[1:] if line]
     return ours, transformers.GPT2Tokenizer(json.loads(vocabulary.read_text(encoding="utf-8")), lines)
@@ -79,20 +79,20 @@ def both():
 @pytest.mark.parametrize("text", ODD)
 def test_odd_strings_encode_as_in_transformers(both, text):
     ours, theirs = both
-    assert ours.spell(text) == theirs.encode(text)
-    assert ours.decode(ours.spell(text)) == text
+    assert ours.encode_task(text) == theirs.encode(text)
+    assert ours.decode(ours.encode_task(text)) == text
 
 
 def test_the_end_of_text_in_a_text_is_text(both):
     ours, _ = both
-    assert ours.eot not in ours.spell("<|endoftext|>")
-    assert ours.decode(ours.spell("<|endoftext|>")) == "<|endoftext|>"
+    assert ours.eot not in ours.encode_task("<|endoftext|>")
+    assert ours.decode(ours.encode_task("<|endoftext|>")) == "<|endoftext|>"
 
 
 @given(st.text())
 def test_any_string_encodes_as_in_transformers(both, text):
     ours, theirs = both
-    assert ours.spell(text) == theirs.encode(text)
+    assert ours.encode_task(text) == theirs.encode(text)
 
 
 def test_tokens_that_are_no_utf8_decode_as_in_transformers(both):
@@ -144,12 +144,12 @@ def test_training_batches_hold_every_example_once_and_mark_its_answer():
             assert where.tolist() == list(range(first, last + 1))
             # position t predicts the token at t+1
             assert torch.equal(row[1 : last + 1], row_targets[:last])
-            question, worked = (
+            question, reply = (
                 bytes(row[: first + 1].tolist()).decode(),
                 bytes(row_targets[row_answer].tolist()).decode(),
             )
-            seen.append((question, worked))
-    assert sorted(seen) == sorted((e.question, e.worked) for e in examples)
+            seen.append((question, reply))
+    assert sorted(seen) == sorted((e.question, e.answer) for e in examples)
 
 
 def test_training_batches_differ_by_epoch_and_repeat_by_seed():
@@ -194,7 +194,7 @@ def test_no_page_contains_a_format_of_the_tasks():
     assert set(HELD_OUT) <= set(tasks.names())
     for name, pattern in HELD_OUT.items():  # the patterns do find what they are for
         questions = tasks.load(name).examples(50)
-        assert sum(bool(re.search(pattern, e.question + e.worked)) for e in questions) >= 45
+        assert sum(bool(re.search(pattern, e.question + e.answer)) for e in questions) >= 45
     rng = random.Random("a test")
     for _ in range(20_000):
         kind, heading, examples = pages.page(rng)

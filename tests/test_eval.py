@@ -11,7 +11,7 @@ import torch
 import tasks
 from data.batches import encode
 from eval import report
-from eval.accuracy import answers, classification, likeliest, score, vote, wilson
+from eval.accuracy import classification, generate_answers, majority_vote, rank_choices, score, wilson
 from eval.baselines import few_shot, scratch
 from eval.neighbours import nearest
 from prefix import HybridPrefix, TextPrompt
@@ -36,12 +36,12 @@ def test_wilson_bounds_are_where_the_score_test_turns(correct, n):
 def test_answers_equal_decoding_one_question_at_a_time_without_a_cache(tiny, tokenizer):
     task = tasks.load("addition")
     examples = task.examples(12)
-    before = tokenizer.spell("Add: ")
+    before = tokenizer.encode_task("Add: ")
     got = answers(tiny, TextPrompt(tiny, before)(tiny), tokenizer, task, encode(tokenizer, examples), batch_size=3)
-    longest = max(len(e.worked) for e in examples)
-    stop = tokenizer.spell("$")[0]
+    longest = max(len(e.answer) for e in examples)
+    stop = tokenizer.encode_task("$")[0]
     for e, text in zip(examples, got):
-        tokens = before + tokenizer.spell(e.question)
+        tokens = before + tokenizer.encode_task(e.question)
         start = len(tokens)
         while len(tokens) < start + longest and tokens[-1] != stop:
             tokens.append(tiny.logits(tiny(torch.tensor([tokens])))[0, -1].argmax().item())
@@ -56,7 +56,7 @@ def test_score_counts_by_hand():
         tasks.Example("10+1=", "0101;1001;000=11$", 2),
     ]
     got = score(task, e, ["1203;000=3$", "wrong=18$", "0101;1001;000=11"])  # the last never ended
-    assert (got["correct"], got["n"], got["worked_correct"]) == (2, 3, 1)
+    assert (got["correct"], got["n"], got["exact_match"]) == (2, 3, 1)
     assert got["by_length"] == {"1": {"correct": 2, "n": 2}, "2": {"correct": 0, "n": 1}}
     assert got["low"] < 2 / 3 < got["high"]
 
@@ -67,8 +67,8 @@ def test_most_prompts_win_a_vote_and_the_first_a_tie(tiny, tokenizer):
     class Short(tasks.Task):
         stop = "e"
 
-        def final(self, worked):
-            return worked[:1]
+        def final_answer(self, answer):
+            return answer[:1]
 
     examples = [tasks.Example(q, "abcde" * 2, 1) for q in ("1+2=", "33+4=", "x", "12", "(", "7*7=", "no", "yes")]
     encoded, task = encode(tokenizer, examples), Short()
@@ -78,7 +78,7 @@ def test_most_prompts_win_a_vote_and_the_first_a_tie(tiny, tokenizer):
     alone = [answers(tiny, past, tokenizer, task, encoded) for past in pasts]
     got = vote(tiny, pasts, tokenizer, task, encoded, batch_size=7)
     for texts, text in zip(zip(*alone), got):
-        finals = [task.final(t) for t in texts]
+        finals = [task.final_answer(t) for t in texts]
         counts = [finals.count(f) for f in finals]
         assert text == texts[counts.index(max(counts))]
     assert vote(tiny, [pasts[0]] * 3, tokenizer, task, encoded) == alone[0]
@@ -123,7 +123,7 @@ def test_nearest_is_by_cosine_not_by_length(tiny, tokenizer):
 def test_scratch_models_repeat_by_seed_and_spell():
     (one, letters), (again, _), (other, _) = scratch(1, 64), scratch(1, 64), scratch(2, 64)
     assert one.fingerprint() == again.fingerprint() != other.fingerprint()
-    assert letters.spell("12+3") == list(b"12+3")
+    assert letters.encode_task("12+3") == list(b"12+3")
 
 
 def some_results():
@@ -134,7 +134,7 @@ def some_results():
         accuracy[method] = {}
         for r in task.ranges:
             examples = task.examples(30, r)
-            accuracy[method][r] = score(task, examples, [e.worked if rng.random() < 0.5 else "" for e in examples])
+            accuracy[method][r] = score(task, examples, [e.answer if rng.random() < 0.5 else "" for e in examples])
     return {
         "task": "addition",
         "unit": "digits",
@@ -178,12 +178,12 @@ def test_the_likeliest_answer_by_brute_force(tiny, tokenizer, tmp_path):
     tiny.h[0].attn.c_attn.weight.data *= 10
     examples = task.examples(None, split="train")
     before = tokenizer.encode("Say so: ")
-    got = likeliest(tiny, TextPrompt(tiny, before)(tiny), tokenizer, task, encode(tokenizer, examples), batch_size=4)
+    got = rank_choices(tiny, TextPrompt(tiny, before)(tiny), tokenizer, task, encode(tokenizer, examples), batch_size=4)
     for e, chosen in zip(examples, got):
         totals = []
         for answer in task.classes:
-            tokens = before + tokenizer.spell(e.question)
-            label = tokenizer.spell(f" {answer}\n")
+            tokens = before + tokenizer.encode_task(e.question)
+            label = tokenizer.encode_task(f" {answer}\n")
             log_p = tiny.logits(tiny(torch.tensor([tokens + label])))[0].log_softmax(-1)
             totals.append(sum(log_p[len(tokens) + i - 1, t].item() for i, t in enumerate(label)))
         assert chosen == totals.index(max(totals))

@@ -135,7 +135,7 @@ def test_export_and_import_from_the_command_line(tiny, tokenizer, tmp_path, comm
     assert command("peft_io.py", "import", tmp_path / "adapter", tmp_path / "again.safetensors", *model).code == 0
     again, header = prefix.load(tmp_path / "again.safetensors", base, tokenizer)
     assert torch.equal(again.rows, prompt.rows)
-    assert (header["tokenise"], header["stop"]) == ("bpe", "")
+    assert (header["tokenize"], header["stop"]) == ("bpe", "")
     done = command("peft_io.py", "export", tmp_path / "run", tmp_path / "adapter", *model)
     assert done.code == 2
     assert done.err.count("\n") == 1

@@ -104,7 +104,7 @@ def make(case, model):
 def logits_behind(prompt, model, tokens):
     """Of each text in a list, behind the method, as training and evaluation put it."""
     network, past = prompt.network(model), prompt(model)
-    return [network.logits(network(torch.tensor([prompt.template(text)]), past)) for text in tokens]
+    return [network.logits(network(torch.tensor([prompt.insert_rows(text)]), past)) for text in tokens]
 
 
 TEXTS = [[3, 1, 4, 1, 5], [9, 2, 6]]
@@ -132,7 +132,7 @@ def test_gradients_equal_finite_differences(tiny, case):
     """In float64, along a random direction of each parameter; the base gets none."""
     model = tiny.double()
     prompt = make(case, model).double()
-    targets = [torch.tensor(prompt.template(text)) % 1024 for text in TEXTS]
+    targets = [torch.tensor(prompt.insert_rows(text)) % 1024 for text in TEXTS]
     if "head" in case:  # all other tokens are ruled out
         targets = [11 + t % 3 for t in targets]
 
@@ -201,10 +201,10 @@ def test_rows_of_p_tuning_stand_where_they_are_placed(tiny):
         text = TEXTS[0]
         words, rows = tiny.wte(torch.tensor(text)), prompt.embeddings()
         want = tiny(torch.cat([words[:where], rows, words[where:]])[None])
-        assert len(prompt.template(text)) == 10
+        assert len(prompt.insert_rows(text)) == 10
         torch.testing.assert_close(logits_behind(prompt, tiny, [text])[0], tiny.logits(want))
         network = prompt.network(tiny)  # and it writes behind them
-        got = network.generate(torch.tensor([prompt.template(text)]), 4)[0].tolist()
+        got = network.generate(torch.tensor([prompt.insert_rows(text)]), 4)[0].tolist()
         x = torch.cat([words[:where], rows, words[where:]])
         for token in got:
             assert token == tiny.logits(tiny(x[None]))[0, -1].argmax().item()

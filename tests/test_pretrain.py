@@ -25,12 +25,12 @@ def test_the_ladder_counts_what_greedy_decoding_would_write(tokenizer):
             _, heading, examples = pages.page(rng, skill)
             tokens = tokenizer.encode(heading)
             for question, answer, end in examples[:4]:
-                tokens += tokenizer.spell(question + answer + end)
+                tokens += tokenizer.encode_task(question + answer + end)
             question, answer, end = examples[4] if len(examples) > 4 else (None, None, None)
             if question is None:
                 continue
-            want = tokenizer.spell(answer + end[:1])
-            new = model.generate(torch.tensor([tokens + tokenizer.spell(question)]), len(want))
+            want = tokenizer.encode_task(answer + end[:1])
+            new = model.generate(torch.tensor([tokens + tokenizer.encode_task(question)]), len(want))
             right.append(new[0].tolist() == want)
         assert scores[skill].get(4) == (sum(right) / len(right) if right else None)
 

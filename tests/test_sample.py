@@ -48,9 +48,9 @@ def test_methods_with_a_network_of_their_own_answer_beside_the_others(base, comm
     args = "--model", base, "--prompt", "12+3=", "--max-new-tokens", 20
     done = command("sample.py", *args, "--prefix", base / "asking.safetensors", path, "--dtype", "float32")
     assert done.code == 0, done.err
-    question = torch.tensor([prompt.template(tokenizer.spell("12+3="))])
+    question = torch.tensor([prompt.insert_rows(tokenizer.encode_task("12+3="))])
     with torch.no_grad():
-        new = prompt.network(model).generate(question, 20, prompt(model), tokenizer.spell("$")[0])[0].tolist()
+        new = prompt.network(model).generate(question, 20, prompt(model), tokenizer.encode_task("$")[0])[0].tolist()
     assert f"{method}: {tokenizer.decode(new).partition('$')[0]}" in done.out
 
 
@@ -68,7 +68,7 @@ def base(tmp_path_factory):
     (folder / "adding").mkdir()
     rows = prefix.HybridPrefix(model, 4, seed=1)
     prefix.save(rows, folder / "adding" / "prefix.safetensors", model, tokenizer, "addition", stop="$")
-    tokenizer.letters = False
+    tokenizer.tokenize = "bpe"
     deep = prefix.DeepPrefix(model, 6, seed=2)
     prefix.save(deep, folder / "asking.safetensors", model, tokenizer, "trec", form="{}\nAnswer:", stop="\n")
     return folder
@@ -89,15 +89,15 @@ def test_every_prefix_and_the_base_answer_in_their_own_form(run, base):
     assert done.code == 0, done.err
     model, tokenizer = GPT.load(base), Tokenizer.load(base, 1024)
     want = ""
-    for name, path, letters, question, stop in (
-        ("adding", both[0], True, "1+2=", "$"),
-        ("asking", both[1], False, "1+2=\nAnswer:", "\n"),
+    for name, path, tokenize, question, stop in (
+        ("adding", both[0], "bytes", "1+2=", "$"),
+        ("asking", both[1], "bpe", "1+2=\nAnswer:", "\n"),
     ):
-        tokenizer.letters = letters
+        tokenizer.tokenize = tokenize
         prompt, _ = prefix.load(path, model, tokenizer)
         for label, past in ((name, prompt(model)), (f"{name}, base alone", None)):
-            new = model.generate(torch.tensor([tokenizer.spell(question)]), 8, past)[0].tolist()
-            end = tokenizer.spell(stop)[-1]
+            new = model.generate(torch.tensor([tokenizer.encode_task(question)]), 8, past)[0].tolist()
+            end = tokenizer.encode_task(stop)[-1]
             want += f"{label}: {tokenizer.decode(new[: new.index(end)] if end in new else new)}\n"
     assert done.out == want
 
@@ -119,7 +119,7 @@ def test_sampling_repeats_with_its_seed(run):
     "args, complaint",
     [
         (["--prompt", ""], "the prompt is empty"),
-        (["--prompt", "a" * 100, "--tokenise", "letters"], "exceed block_size 64"),
+        (["--prompt", "a" * 100, "--tokenize", "bytes"], "exceed block_size 64"),
         (["--prefix", "none.safetensors", "--prompt", "a"], "no prefix file"),
         (["--top-k", "0", "--prompt", "a"], "--top-k start at 1"),
         (["--tokens", "3"], "unrecognized arguments"),

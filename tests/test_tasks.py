@@ -1,4 +1,4 @@
-"""tasks/: every worked answer checked by doing the sum, or the reversal, another way."""
+"""tasks/: every answer checked by doing the sum, or the reversal, another way."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def test_addition(name, range_name):
     for e in tasks.load(name).examples(300, range_name):
         a, b = re.fullmatch(r"(\d+)\+(\d+)[=;]", e.question).groups()
         assert low <= e.length == max(len(a), len(b)) <= high
-        steps, total = re.fullmatch(r"(.*)=(\d+)\$", e.worked).groups()
+        steps, total = re.fullmatch(r"(.*)=(\d+)\$", e.answer).groups()
         *steps, last = steps.split(";")
         a, b = int(a), int(b)
         assert int(total) == a + b
@@ -47,7 +47,7 @@ def test_addition(name, range_name):
 def test_multiplication(range_name):
     for e in tasks.load("multiplication").examples(300, range_name):
         a, b = re.fullmatch(r"(\d+)\*(\d)=", e.question).groups()
-        steps, total = re.fullmatch(r"(.*)=(\d+)\$", e.worked).groups()
+        steps, total = re.fullmatch(r"(.*)=(\d+)\$", e.answer).groups()
         *steps, last = steps.split(";")
         assert len(a) == e.length
         a, b = int(a), int(b)
@@ -65,7 +65,7 @@ def test_symbolic_sum(range_name):
         values = [int(v) for v in re.findall(r"=(\d+)", e.question)]
         assert e.question == ", ".join(f"x{i + 1}={v}" for i, v in enumerate(values)) + " sum?"
         assert len(values) == e.length
-        assert e.worked == ";".join(str(sum(values[: i + 1])) for i in range(len(values))) + f"={sum(values)}$"
+        assert e.answer == ";".join(str(sum(values[: i + 1])) for i in range(len(values))) + f"={sum(values)}$"
 
 
 def test_symbolic_sum_sequence():
@@ -76,7 +76,7 @@ def test_symbolic_sum_sequence():
             )
             assert n == e.length
             assert last == first + (n - 1) * (second - first)
-            assert int(e.worked[:-1].split("=")[1]) == n * (first + last) // 2  # Gauss
+            assert int(e.answer[:-1].split("=")[1]) == n * (first + last) // 2  # Gauss
 
 
 @pytest.mark.parametrize("range_name", tasks.load("word_reversal").ranges)
@@ -84,8 +84,8 @@ def test_word_reversal(range_name):
     for e in tasks.load("word_reversal").examples(300, range_name):
         word = re.fullmatch(r"reverse\((\w+)\)=", e.question)[1]
         assert len(word) == e.length
-        assert [word[len(word) - 1 - i] for i in range(len(word))] == list(e.worked[:-1])
-        assert e.worked[-1] == "$"
+        assert [word[len(word) - 1 - i] for i in range(len(word))] == list(e.answer[:-1])
+        assert e.answer[-1] == "$"
 
 
 @pytest.mark.parametrize("range_name", tasks.load("next_letter").ranges)
@@ -94,8 +94,8 @@ def test_next_letter(range_name):
     for e in tasks.load("next_letter").examples(300, range_name):
         word = re.fullmatch(r"next\((\w+)\)=", e.question)[1]
         assert len(word) == e.length
-        assert [alphabet[alphabet.index(c) + 1] for c in word] == list(e.worked[:-1])
-        assert e.worked[-1] == "$"
+        assert [alphabet[alphabet.index(c) + 1] for c in word] == list(e.answer[:-1])
+        assert e.answer[-1] == "$"
 
 
 @pytest.mark.parametrize("range_name", tasks.load("last_letter").ranges)
@@ -104,7 +104,7 @@ def test_last_letter(range_name):
         chosen = re.fullmatch(r"last\((.*)\)=", e.question)[1].split(",")
         assert len(chosen) == e.length
         letters = [re.search(r"(\w)\b", w)[1] for w in chosen]
-        assert e.worked == ";".join(letters) + "=" + "".join(letters) + "$"
+        assert e.answer == ";".join(letters) + "=" + "".join(letters) + "$"
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -168,15 +168,15 @@ def test_patterns_match_their_own_format(name):
     task = tasks.load(name)
     for r in task.ranges:
         for e in task.examples(100, r):
-            assert re.search(task.pattern, e.question + e.worked) or e.worked.startswith("000=")  # 0+0 has no steps
+            assert re.search(task.pattern, e.question + e.answer) or e.answer.startswith("000=")  # 0+0 has no steps
 
 
 def test_final_answers():
     task = tasks.load("addition")
-    assert task.final("1405;2507;3609;000=975$") == "975"
-    assert task.final("1405;2507;3609;000=975") == ""  # did not end
-    assert task.final("975$ and more=3$") == "975"
-    assert task.final("") == ""
+    assert task.final_answer("1405;2507;3609;000=975$") == "975"
+    assert task.final_answer("1405;2507;3609;000=975") == ""  # did not end
+    assert task.final_answer("975$ and more=3$") == "975"
+    assert task.final_answer("") == ""
 
 
 def test_unknown_names_are_refused():
@@ -215,7 +215,7 @@ def write(path, text):
 
 
 def rows_of(task):
-    return {(e.question, e.worked) for split in ("train", "test") for e in task.examples(None, split=split)}
+    return {(e.question, e.answer) for split in ("train", "test") for e in task.examples(None, split=split)}
 
 
 def test_the_same_rows_from_jsonl_csv_and_tsv(tmp_path):
@@ -233,7 +233,7 @@ def test_the_same_rows_from_jsonl_csv_and_tsv(tmp_path):
         assert task.classes is None  # forty answers, once each
         e = task.examples(1)[0]
         assert f"{e.question.removesuffix('?' + chr(10) + 'Answer:')}".startswith("what")
-        assert task.final(e.worked) == e.worked.strip()
+        assert task.final_answer(e.answer) == e.answer.strip()
 
 
 def test_a_fifth_is_held_out_and_the_split_does_not_depend_on_the_order(tmp_path):
@@ -298,9 +298,9 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 def test_rows_too_long_for_the_base_are_left_out_by_line(tmp_path):
     rows = [json.dumps({"prompt": "p" * (i + 1), "answer": "ab"[i % 2]}) for i in range(30)]
     task = tasks.load(write(tmp_path / "a.jsonl", "\n".join(rows)))
-    task.leave_out(lambda e: len(e.question) > len("\nAnswer:") + 27)
+    task.drop(lambda e: len(e.question) > len("\nAnswer:") + 27)
     assert len(rows_of(task)) == 27
     assert sum(int(note.split()[0]) for note in task.notes) == 3
     assert all("too long for the base" in note for note in task.notes)
     with pytest.raises(ValueError, match="every row"):
-        task.leave_out(lambda e: True)
+        task.drop(lambda e: True)

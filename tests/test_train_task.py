@@ -52,7 +52,7 @@ def test_every_task_runs_to_the_end(run, tmp_path, task):
         assert list(results["accuracy"][method]) == ranges
         for a in results["accuracy"][method].values():
             assert a["n"] == 12
-            assert 0 <= a["worked_correct"] <= a["correct"] <= a["n"]
+            assert 0 <= a["exact_match"] <= a["correct"] <= a["n"]
             assert a["low"] <= a["correct"] / a["n"] <= a["high"]
     assert sorted(p.name for p in out.iterdir()) == [
         "accuracy_by_length.png",
@@ -64,11 +64,11 @@ def test_every_task_runs_to_the_end(run, tmp_path, task):
 
 
 def test_raw_bpe_runs_too(run, tmp_path):
-    assert run("--task", "word_reversal", "--tokenise", "bpe", "--out", tmp_path / "bpe").code == 0
+    assert run("--task", "word_reversal", "--tokenize", "bpe", "--out", tmp_path / "bpe").code == 0
     done = run("--task", "word_reversal", "--load", tmp_path / "bpe" / "prefix.safetensors", "--out", tmp_path / "two")
     assert done.code == 0, done.err
     one, two = without_timings(tmp_path / "bpe"), without_timings(tmp_path / "two")
-    assert two["args"]["tokenise"] == "bpe"  # as the prefix was tuned
+    assert two["args"]["tokenize"] == "bpe"  # as the prefix was tuned
     assert one["accuracy"]["hybrid"] == two["accuracy"]["hybrid"]
 
 
@@ -286,7 +286,7 @@ def test_training_learns_what_it_is_shown():
     curve = train(model, None, encode(letters, examples), 60, 4, muon.optimizers(model, 2e-2, 2e-3), 0, "test")
     assert curve["loss"][0] > 4 > 0.05 > curve["loss"][-1]
     assert curve["examples"][-1] == 60 * 12
-    assert score(task, examples, answers(model, None, letters, task, encode(letters, examples)))["worked_correct"] == 12
+    assert score(task, examples, answers(model, None, letters, task, encode(letters, examples)))["exact_match"] == 12
 
 
 def test_a_prefix_steers_nano(tokenizer):
@@ -310,7 +310,7 @@ def test_random_only_and_trigger_only(run, tmp_path):
         p = without_timings(tmp_path / name)["prefix"]
         task = tasks.load("addition")
         if name == "example":  # the longest of those tuned on, spelled
-            question, worked = p["trigger"].split("=", 1)
+            question, answer = p["trigger"].split("=", 1)
             assert worked == task.work(*map(int, question.split("+"))) + f"{eval(question)}$\n"
             assert max(map(len, question.split("+"))) == 4
             assert p["rows"] == len(p["trigger"])
