@@ -4,17 +4,16 @@
     python compare.py length init data    more of them; --list says what each asks
     python compare.py methods --full      the larger grid, for a GPU or a night
 
-A study is a grid of runs of train_task.py, a few at once, each in a folder of its own. A finished one is
-never run again, so that a stopped study carries on where it was, and studies that share runs share their
-time. Then a table and a figure each.
+A study is a grid of runs of train_task.py, a few at once, each in a folder of its own. A finished run is not repeated
+while its arguments, its base and the source are the same, so a stopped study carries on where it was, and studies
+share runs. Every study also measures the best context that a few worked examples make, and each prompt's own start.
 """
 
+import hashlib
 import io
 import json
 import os
-import runpy
 import statistics
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
@@ -27,7 +26,8 @@ from tqdm import tqdm
 
 import prefix
 import tasks
-from cli import Parser, run
+import train_task
+from cli import Parser, at_least, run
 from eval.report import write
 from model import GPT, write_json
 from tasks import IN_DISTRIBUTION
@@ -41,32 +41,29 @@ BUDGET = {  # of each run: what it learns from, what it is tested on, with how m
 }
 
 
-def read_args():
+def parse_args(argv=None):
     p = Parser(__doc__)
     p.add_argument("studies", nargs="*", help=", ".join(STUDIES))
     p.add_argument("--list", action="store_true", help="what each study asks")
     p.add_argument("--full", action="store_true", help="more examples, questions and seeds")
-    p.add_argument("--model", default="nano", help="the base; of the study of sizes the first (default %(default)s)")
+    p.add_argument("--model", default="nano", help="the base; of base_size the first (default %(default)s)")
     p.add_argument(
-        "--sizes", nargs="+", default=["nano-1m", "nano-11m"], metavar="MODEL", help="size: the others (%(default)s)"
+        "--sizes", nargs="+", default=["nano-1m", "nano-11m"], metavar="MODEL", help="other bases of base_size"
     )
     p.add_argument("--tasks", nargs="+", help="instead of the study's own")
-    p.add_argument("--seeds", type=int, help="(default 3; --full: 5)")
-    p.add_argument("--examples", type=int, help="to tune on (default 4000; --full: 20000)")
-    p.add_argument("--questions", type=int, help="per range (default 200; --full: 1000)")
-    p.add_argument("--jobs", type=int, help="runs at once (default: as many as there are cores, one on a GPU)")
+    p.add_argument("--seeds", type=at_least(1), help="(default 3; --full: 5)")
+    p.add_argument("--examples", type=at_least(1), help="to tune on (default 4000; --full: 20000)")
+    p.add_argument("--questions", type=at_least(1), help="per range (default 200; --full: 1000)")
+    p.add_argument("--jobs", type=at_least(1), help="runs at once (default: a run for each core, one on a GPU)")
     p.add_argument("--out", default="out/compare", help="(default %(default)s)")
-    args = p.parse_args()
+    args = p.parse_args(argv)
     for name in args.studies:
         if name not in STUDIES:
             raise ValueError(f"no study {name!r}: choose from {', '.join(STUDIES)}")
     if not args.studies and not args.list:
         raise ValueError(f"name a study: {', '.join(STUDIES)}")
     for name, value in BUDGET[args.full].items():
-        given = getattr(args, name)
-        if given is not None and given < 1:
-            raise ValueError(f"--{name} {given}: give at least 1")
-        setattr(args, name, given or value)
+        setattr(args, name, getattr(args, name) or value)
     args.jobs = args.jobs or (1 if args.device == "cuda" else os.cpu_count())
     return args
 
@@ -77,22 +74,39 @@ def read_args():
 def cell(args, task, series, x=None, *more, model=None, then=()):
     """One run for each seed: what it is called in the table, where it stands on the axis, and its command line;
     `then` are tasks on which what it learned is measured as well."""
-    given = ["--task", task, "--model", model or args.model, "--no-baselines", "--test-examples", args.questions]
+    given = ["--task", task, "--model", model or args.model, "--beside", "none", "--test-examples", args.questions]
     given += [] if "--examples" in more else ["--examples", args.examples]
     given += [] if "--method" in more else ["--method", "hybrid"]
     return {"task": task, "series": series, "x": x, "args": [str(a) for a in (*given, *more)], "then": then}
 
 
+def context_cells(args, task, model=None):
+    """What no tuned prompt may be shown without: the example that prompts begin as, and the best context, as text."""
+    return [
+        cell(args, task, "the example as text", None, "--method", "text", model=model),
+        cell(args, task, "best context", None, "--method", "few-shot", model=model),
+    ]
+
+
 def methods(args):
     """Every method on every task: what it reaches in distribution and out of it, with how many parameters."""
-    names = ["zero-shot", "instruct", "few-shot", *(m for m in prefix.METHODS if m != "instruct"), "scratch"]
-    return [cell(args, task, name, None, "--method", name) for task in args.tasks or TASKS for name in names]
+    cells = []
+    for task in args.tasks or TASKS:
+        cells.append(cell(args, task, "zero-shot", None, "--method", "zero-shot"))
+        cells.append(cell(args, task, "instruction as text", None, "--method", "text", "--trigger", "instruction"))
+        cells.append(cell(args, task, "hybrid, instruction", None, "--trigger", "instruction"))
+        for name in prefix.METHODS:
+            if name not in ("zero-shot", "text", "few-shot"):
+                cells.append(cell(args, task, name, None, "--method", name))
+            if name in ("adapter", "finetune", "finetune-top2"):  # with the same help as the prompts
+                cells.append(cell(args, task, f"{name}, 1 shot", None, "--method", name, "--shots", 1))
+    return cells
 
 
 def length(args):
     """How many rows a prompt needs: 1 to 100 (Lester et al. 2021, figure 3a; Li & Liang 2021, figure 4)."""
     return [
-        cell(args, task, method, n, "--method", method, "--n-random", n, "--no-trigger")
+        cell(args, task, method, n, "--method", method, "--n-random", n, "--trigger", "none")
         for task in args.tasks or TWO
         for method in ("prompt", "ptuning2")
         for n in (1, 5, 10, 20, 50, 100)
@@ -108,9 +122,9 @@ def init(args):
                 cell(args, task, f"prompt: {how}", None, "--method", "prompt", "--n-random", 48, "--init", how)
             )
         for name, rows in (
-            ("random only", ["--n-random", 48, "--no-trigger"]),
-            ("words only", ["--n-random", 0, "--trigger-words"]),
-            ("random and words", ["--n-random", 24, "--trigger-words"]),
+            ("random only", ["--n-random", 48, "--trigger", "none"]),
+            ("instruction only", ["--n-random", 0, "--trigger", "instruction"]),
+            ("random and instruction", ["--trigger", "instruction"]),
             ("example only", ["--n-random", 0]),
             ("random and example", []),
         ):
@@ -119,28 +133,45 @@ def init(args):
     return cells
 
 
-def place(args):
+def prompt_position(args):
     """Whether rows before, inside or after the question steer best (Liu et al. 2021, "GPT Understands, Too")."""
     return [
-        cell(args, task, where, None, "--method", "ptuning", "--place", where)
+        cell(args, task, where, None, "--method", "ptuning", "--position", where)
         for task in args.tasks or TWO
         for where in ("before", "inside", "after")
     ]
 
 
-def data(args):
-    """Prompt, fine-tuning and a transformer from scratch on 16 to 20,000 examples, each seen as often."""
+def data_efficiency(args):
+    """Prompts from two starts, fine-tuning with and without an example in its context, and a transformer from scratch
+    on 16 to 4,000 examples, all for as many steps."""
     cells = []
-    for task in args.tasks or TWO:
-        for n in (16, 64, 256, 1000, 5000, 20000):
-            epochs = max(1, args.examples // n)
-            for method in ("hybrid", "finetune", "scratch"):
-                often = ["--scratch-epochs" if method == "scratch" else "--epochs", epochs]
-                cells.append(cell(args, task, method, n, "--method", method, "--examples", n, *often))
+    for task in args.tasks or ["addition", "symbolic_sum"]:
+        for n in (16, 64, 256, 1000, 4000):
+            often = ["--examples", n, "--epochs", max(1, args.examples // n)]
+            cells += [
+                cell(args, task, "hybrid, instruction", n, "--trigger", "instruction", *often),
+                cell(args, task, "hybrid, example", n, *often),
+                cell(args, task, "finetune", n, "--method", "finetune", *often),
+                cell(args, task, "finetune, 1 shot", n, "--method", "finetune", "--shots", 1, *often),
+                cell(args, task, "scratch", n, "--method", "scratch", *often),
+            ]
     return cells
 
 
-def size(args):
+def steps(args):
+    """How many steps a prompt needs from each start: 10, 30, 100 and 300 steps of 32 new examples."""
+    starts = {"example": [], "instruction": ["--trigger", "instruction"]}
+    starts["random"] = ["--n-random", 65, "--trigger", "none"]
+    return [
+        cell(args, task, f"hybrid, {name}", n, "--examples", 32 * n, *start)
+        for task in args.tasks or ["addition", "symbolic_sum"]
+        for n in (10, 30, 100, 300)
+        for name, start in starts.items()
+    ]
+
+
+def base_size(args):
     """Whether the gap between prompts and fine-tuning closes as the base grows (Lester et al. 2021, figure 1)."""
     parameters = {m: sum(p.numel() for p in GPT.load(m).parameters()) for m in (args.model, *args.sizes)}
     return [
@@ -167,7 +198,7 @@ def transfer(args):
     ]
 
 
-def limits(args):
+def unseen_skill(args):
     """Skills that the base has shown in other formats, and one that it never saw (Petrov et al. 2023)."""
     return [
         cell(args, task, method, None, "--method", method)
@@ -176,30 +207,31 @@ def limits(args):
     ]
 
 
-def reach(args):
+def length_generalization(args):
     """What keeps a prompt right beyond the lengths it was tuned on: from the default, one thing changed at a time."""
     changes = [
         ("default: 24 random + example", []),
         *((f"{n} random + example", ["--n-random", n]) for n in (0, 8, 96)),
-        ("65 random", ["--n-random", 65, "--no-trigger"]),
-        ("24 random + words", ["--trigger-words"]),
+        ("65 random", ["--n-random", 65, "--trigger", "none"]),
+        ("24 random + instruction", ["--trigger", "instruction"]),
         ("default, MLP", ["--mlp", "--lr", 0.003]),
         *((f"lr {lr}", ["--lr", lr]) for lr in (0.001, 0.003, 0.03)),
         *((f"{n} examples", ["--examples", n]) for n in (1000, 20000)),
-        *((f"pull {w}", ["--pull", w]) for w in (1, 10, 100)),
-        ("20000 examples, pull 10", ["--examples", 20000, "--pull", 10]),
+        *((f"L2-SP {w}", ["--l2-sp", w]) for w in (1, 10, 100)),
+        ("20000 examples, L2-SP 10", ["--examples", 20000, "--l2-sp", 10]),
         *((f"{n} shots behind it", ["--shots", n]) for n in (1, 2)),
         ("float32", ["--dtype", "float32"]),
         ("soft words", ["--method", "softwords"]),
         ("keys, values: example", ["--method", "ptuning2", "--n-random", 0]),
         ("keys, values: 24 random + example", ["--method", "ptuning2"]),
-        ("keys, values: 65 random", ["--method", "ptuning2", "--n-random", 65, "--no-trigger"]),
+        ("keys, values: 65 random", ["--method", "ptuning2", "--n-random", 65, "--trigger", "none"]),
         *((f"keys, values: top {n} layers", ["--method", "ptuning2", "--layers", n]) for n in (1, 3)),
         ("adapter", ["--method", "adapter"]),
+        ("adapter, 1 shot", ["--method", "adapter", "--shots", 1]),
         ("fine-tuned", ["--method", "finetune"]),
+        ("fine-tuned, 1 shot", ["--method", "finetune", "--shots", 1]),
         ("fine-tuned, lr 1e-4", ["--method", "finetune", "--lr", 1e-4]),
         ("from scratch", ["--method", "scratch"]),
-        ("few-shot", ["--method", "few-shot"]),
     ]
     cells = []
     for name in args.tasks or ["addition"]:
@@ -211,41 +243,63 @@ def reach(args):
     return cells
 
 
-STUDIES = {f.__name__: f for f in (methods, length, init, place, data, size, transfer, limits, reach)}
-AXES = {"length": "rows", "data": "examples", "size": "parameters of the base"}
+STUDIES = {
+    f.__name__: f
+    for f in (
+        *(methods, length, init, prompt_position, data_efficiency, steps),
+        *(base_size, transfer, unseen_skill, length_generalization),
+    )
+}
+AXES = {"length": "rows", "data_efficiency": "examples", "steps": "steps", "base_size": "parameters of the base"}
 
 # ---------------------------------------------------------------- running them
 
 
+def source_hash():
+    """Eight hex digits of every source file that a run's numbers depend on."""
+    digest, not_run = hashlib.sha256(), ("compare.py", "report.py", "bench.py", "sample.py", "pretrain.py", "peft_io.py")
+    root = Path(__file__).parent
+    for folder in (root, root / "data", root / "tasks", root / "eval"):
+        for file in sorted(folder.glob("*.py")):
+            if file.name not in not_run:
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def run_folder(folder, line, model, source):
+    """Where the run of a command line belongs: a readable name, and a hash of all that its numbers depend on."""
+    key = hashlib.sha256(json.dumps([line, model, source]).encode()).hexdigest()[:8]
+    words = [a.removeprefix("--").replace("/", "-") for a in line if a not in ("--beside", "none", "--task")]
+    return folder / f"{'_'.join(words)[:120]}_{key}"
+
+
 def one(out, line):
     """One run of train_task.py, in a process that imports torch once for many; returns [] or [why it failed]."""
-    sys.argv, error = ["train_task.py", *line, "--out", str(out), "--overwrite"], io.StringIO()
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(error):
-            runpy.run_path(str(Path(__file__).with_name("train_task.py")), run_name="__main__")
-    except SystemExit as end:
-        why = error.getvalue().strip() or f"exit code {end.code}"  # an interrupt says nothing
-        return [f"{out.name}: {why.splitlines()[-1]}"] if end.code else []
-    except Exception as unforeseen:
-        return [f"{out.name}: {unforeseen!r}"]
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            train_task.main([*line, "--out", str(out), "--overwrite"])
+    except Exception as error:
+        return [f"{out.name}: {error}"]
     return []
 
 
 def run_all(cells, args, folder):
-    """Run what is not finished, and return each cell's results, a list over the seeds. Raises ValueError with the last
-    line of the first run that failed; those that did not fail are kept."""
+    """Run what is not finished, and return each cell's results, a list over the seeds. Raises ValueError with what was
+    wrong with the first run that failed; those that did not fail are kept."""
     first, second = {}, {}  # folder of a run: its command line; the second load what the first learned
+    source, bases = source_hash(), {}
     for c in cells:
         c["runs"] = []
+        model = c["args"][c["args"].index("--model") + 1]
+        bases[model] = bases.get(model) or GPT.load(model).fingerprint()
         for seed in range(args.seeds):
             line = [*c["args"], "--seed", str(seed), "--device", args.device]
-            name = "_".join(a.removeprefix("--").replace("/", "-") for a in line if a != "--no-baselines")
-            out = folder / name
+            out = run_folder(folder, line, bases[model], source)
             first[out] = line
             c["runs"].append([out])
             for other in c["then"]:
                 load = [*line, "--load", str(out / "prefix.safetensors"), "--task", other]
-                c["runs"][-1].append(out.with_name(f"{name}_on_{other.replace(':', '-')}"))
+                c["runs"][-1].append(out.with_name(f"{out.name}_on_{other.replace(':', '-')}"))
                 second[c["runs"][-1][-1]] = load
     every, failed = first | second, []
     waiting = {out: line for out, line in every.items() if not (out / "results.json").exists()}
@@ -265,24 +319,36 @@ def run_all(cells, args, folder):
     return [[[json.loads((out / "results.json").read_text()) for out in outs] for outs in c["runs"]] for c in cells]
 
 
+def spread(values):
+    """[mean, lowest, highest]"""
+    return [statistics.mean(values), min(values), max(values)]
+
+
 def summary(cells, results):
-    """A row for each cell: accuracy by range, over the seeds its mean, lowest and highest in %, with what it cost."""
+    """A row for each cell: accuracy by range before and after tuning, and what tuning added, each over the seeds its
+    mean, lowest and highest in %, with what it cost."""
     rows = []
     for c, runs in zip(cells, results):
-        accuracy = {}
+        before, after, added = {}, {}, {}
         for first, *others in runs:
             (by_range,) = first["accuracy"].values()
+            start = next(iter(first["before"].values()), {})
             for r in others:  # of another task its first range
                 (there,) = r["accuracy"].values()
                 by_range[f"on {r['task']}"] = next(iter(there.values()))
             for name, a in by_range.items():
-                accuracy.setdefault(name, []).append(100 * a["correct"] / a["n"])
+                after.setdefault(name, []).append(100 * a["correct"] / a["n"])
+                if name in start:
+                    before.setdefault(name, []).append(100 * start[name]["correct"] / start[name]["n"])
+                    added.setdefault(name, []).append(after[name][-1] - before[name][-1])
         rows.append(
             {
                 "task": c["task"],
                 "series": c["series"],
                 "x": c["x"],
-                "accuracy": {name: [statistics.mean(v), min(v), max(v)] for name, v in accuracy.items()},
+                "accuracy": {name: spread(v) for name, v in after.items()},
+                "before": {name: spread(v) for name, v in before.items()},
+                "added": {name: spread(v) for name, v in added.items()},
                 "trainable": sum(runs[0][0]["trainable"].values()),
                 "seconds": statistics.mean(sum(first["seconds"].values()) for first, *_ in runs),
             }
@@ -291,19 +357,27 @@ def summary(cells, results):
 
 
 def table(rows, args, along=""):
-    """Markdown, a table for each task; `along` is what the cells' x is."""
+    """Markdown, a table for each task; `along` is what the cells' x is. Raises ValueError where a row that learned
+    lacks its start, or a task the best context."""
     lines = [
-        f"Final answer right, %: mean of {args.seeds} seeds [lowest, highest]; {args.examples:,} examples to tune on, "
-        f"{args.questions} questions a range; base {args.model}; seconds of tuning and measuring, {args.jobs} at once."
+        f"Final-answer accuracy, %: before tuning > after, mean of {args.seeds} seeds [lowest, highest]; "
+        f"{args.examples:,} examples to tune on, {args.questions} questions a range; base {args.model}; seconds of tuning and measuring, "
+        f"{args.jobs} at once."
     ]
     for task in dict.fromkeys(r["task"] for r in rows):
         some = [r for r in rows if r["task"] == task]
+        if not any(r["series"] == "best context" for r in some):
+            raise ValueError(f"{task}: the best context was not measured: there is no table without it")
         ranges = list(some[0]["accuracy"])
         head = ["", *([along] if along else []), *ranges, "trainable", "seconds"]
         lines += ["", f"**{task}**", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
         for r in some:
-            cells = [r["series"], *([f"{r['x']:,}"] if along else [])]
-            cells += ["{:.1f} [{:.1f}, {:.1f}]".format(*r["accuracy"][name]) for name in ranges]
+            if r["trainable"] and not r["before"]:
+                raise ValueError(f"{task}, {r['series']}: no accuracy before tuning, and no table without that")
+            cells = [r["series"], *([f"{r['x']:,}" if r["x"] else ""] if along else [])]
+            for name in ranges:
+                start = f"{r['before'][name][0]:.1f} > " if name in r["before"] else ""
+                cells.append(start + "{:.1f} [{:.1f}, {:.1f}]".format(*r["accuracy"][name]))
             lines.append(f"| {' | '.join(cells)} | {r['trainable']:,} | {r['seconds']:.0f} |")
     return "\n".join(lines) + "\n"
 
@@ -359,15 +433,17 @@ def plot(rows, path, along=""):
     write(fig, path)
 
 
-def main():
-    args = read_args()
+def main(argv=None):
+    args = parse_args(argv)
     if args.list:
         for name, study in STUDIES.items():
-            print(f"{name:<10}{' '.join(study.__doc__.split())}")
+            print(f"{name:<22}{' '.join(study.__doc__.split())}")
         return
     for name in args.studies:
         folder = Path(args.out) / (f"{name}-full" if args.full else name)
         cells = STUDIES[name](args)
+        for task, model in dict.fromkeys((c["task"], c["args"][c["args"].index("--model") + 1]) for c in cells):
+            cells += context_cells(args, task, model)
         folder.mkdir(parents=True, exist_ok=True)
         started = time.time()
         print(f"{name}: {' '.join(STUDIES[name].__doc__.split())}", flush=True)

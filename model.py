@@ -41,38 +41,32 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, mask, past=None, buffers=None, filled=0):
-        """x (B, T, C) -> y (B, T, C) and the keys and values of the T positions.
+    def forward(self, x, mask, past=None, kv_cache=None, cache_len=0):
+        """x (B, T, C) -> y (B, T, C), and the keys and values of these T positions, (B, n_head, T, D) each.
 
-        `past` is (keys, values) that stand before them; `buffers`, of batch B, hold `filled` positions between the
-        two and take the T. `mask` (T, S) or (B, 1, T, S) ends with the keys' positions: -inf where one may not look.
+        A position attends to what stands in `past`, then to the first `cache_len` positions of `kv_cache`, then to
+        the T new ones up to itself. past: (keys, values), (1 or B, n_head, P, D) each. kv_cache: the same of batch B,
+        allocated for a whole text, into which the T new ones are written. mask: added to the scores, (T, S) or
+        (B, 1, T, S), -inf where a position may not look.
         """
         B, T, C = x.shape
-        q, k, v = (
-            self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        )  # (B, n_head, T, D)
-        own = k, v
-        if past is None and buffers is None and (q.is_cuda or q.dtype == torch.float32):
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:  # a CPU's bfloat16 is three times as fast in plain products; so is a prompt that the whole batch shares
-            if buffers is not None:
-                for buffer, new in zip(buffers, own):
-                    buffer[:, :, filled : filled + T] = new
-                k, v = buffers  # whole, as a part would be copied
-            keys, values = zip(*([past] if past else []), (k, v))
-            scores = torch.cat([product(q, k.mT) for k in keys], dim=-1)  # (B, n_head, T, S)
-            mask = mask[..., -scores.size(-1) :].to(q.dtype)
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, n_head, D)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, n_head, T, D) each
+        new_kv = k, v
+        if past is None and kv_cache is None and (q.is_cuda or q.dtype == torch.float32):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, n_head, T, D)
+        else:
+            if kv_cache is not None:
+                kv_cache[0][:, :, cache_len : cache_len + T] = k
+                kv_cache[1][:, :, cache_len : cache_len + T] = v
+                k, v = kv_cache  # whole, since a part of it would be copied; the mask hides what is not written yet
+            pairs = [(k, v)] if past is None else [past, (k, v)]
+            scores = torch.cat([matmul_shared(q, keys.mT) for keys, _ in pairs], dim=-1)  # (B, n_head, T, S)
+            mask = mask[..., -scores.size(-1) :].to(q.dtype)  # a layer whose past is shorter sees the end of the mask
             weights = (scores / math.sqrt(q.size(-1)) + mask).softmax(-1)
-            y = sum(product(w, v) for w, v in zip(weights.split([v.size(2) for v in values], -1), values))
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C)), own
-
-
-def product(a, b):
-    """a (B, n_head, T, X) @ b (B or 1, n_head, X, Y). A b that all B rows share is multiplied once a head."""
-    B, n_head, T, X = a.shape
-    if b.size(0) == B:
-        return a @ b
-    return (a.transpose(0, 1).reshape(n_head, B * T, X) @ b[0]).view(n_head, B, T, b.size(-1)).transpose(0, 1)
+            parts = weights.split([values.size(2) for _, values in pairs], -1)
+            y = sum(matmul_shared(w, values) for w, (_, values) in zip(parts, pairs))  # (B, n_head, T, D)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C)), new_kv
 
 
 class MLP(nn.Module):
@@ -93,35 +87,11 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, mask, past=None, buffers=None, filled=0):
-        y, own = self.attn(self.ln_1(x), mask, past, buffers, filled)
+    def forward(self, x, *args):
+        """x (B, T, C) -> (B, T, C), and the new keys and values; args are those of Attention."""
+        y, new_kv = self.attn(self.ln_1(x), *args)
         x = x + y
-        return x + self.mlp(self.ln_2(x)), own
-
-
-class CrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of frozen logits: hidden (N, C), table (vocab_size, C), targets (N) -> ().
-
-    The gradient is made beside the loss, some rows at a time, in float32: all logits of 50,257 words at
-    once, and copies of them, would take as long as their products and most of the memory of a step.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, table, targets):
-        n = max(1, 2**22 // len(table))  # rows whose logits stay in a CPU's cache
-        grad, loss = torch.empty_like(hidden), 0.0
-        for h, t, g in zip(hidden.split(n), targets[:, None].split(n), grad.split(n)):
-            p = (h @ table.T).softmax(-1, dtype=torch.float32)  # (n, vocab_size)
-            right = p.gather(1, t)  # (n, 1)
-            loss -= right.clamp_min(torch.finfo().tiny).log().sum() / len(hidden)
-            g.copy_(p.scatter_(1, t, right - 1).div_(len(hidden)).to(table.dtype) @ table)
-        ctx.save_for_backward(grad)
-        return loss
-
-    @staticmethod
-    def backward(ctx, upstream):
-        (grad,) = ctx.saved_tensors
-        return grad * upstream, None, None
+        return x + self.mlp(self.ln_2(x)), new_kv
 
 
 class GPT(nn.Module):
@@ -154,35 +124,41 @@ class GPT(nn.Module):
                 torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, : config.n_embd] * 0.02 * 2**0.5
             )
 
-    def run(self, x, past=None, buffers=None, filled=0, pad=None):
-        """The one path through the network: tokens (B, T) or embeddings (B, T, C) ->
-        final hidden states (B, T, C) and each layer's own keys and values.
+    def run(self, x, past=None, kv_cache=None, cache_len=0, past_pad=None, left_pad=None):
+        """The one path through the network: tokens (B, T) or embeddings (B, T, C) -> final hidden states (B, T, C),
+        and the new keys and values of each layer.
 
-        Positions count on from the past, of which each row leaves out the first `pad` (n_layer, B), and from the
-        `filled` ones in `buffers`, a cache of batch B that takes the new ones. Raises ValueError past block_size.
+        past: a cache of P positions, batch 1 or B. kv_cache: a cache of batch B for a whole text, of which `cache_len`
+        positions are written; the T new ones follow. Positions count on from both. For rows of different lengths,
+        past_pad (n_layer, B) says how many positions at the beginning of each row's past are empty, and left_pad (B)
+        how many at the beginning of its text. Raises ValueError past block_size.
         """
+        if not x.is_floating_point():
+            x = self.wte(x)  # (B, T, C)
         P, T = past[-1][0].size(2) if past else 0, x.size(1)  # the lower layers may have less of a past
-        start = P + filled
+        start = P + cache_len
         if start + T > self.config.block_size:
             raise ValueError(
                 f"{start} prompt rows and {T} tokens exceed block_size {self.config.block_size}: shorten one"
             )
-        if not x.is_floating_point():
-            x = self.wte(x)  # (B, T, C)
-        S = P + (buffers[0][0].size(2) if buffers else T)
-        mask = x.new_full((T, S), -torch.inf).triu(start + 1)  # position t sees all before it, and itself
+        S = P + (kv_cache[0][0].size(2) if kv_cache else T)
         position = torch.arange(start, start + T, device=x.device)  # (T)
+        mask = x.new_full((T, S), -torch.inf).triu(start + 1)  # a position sees all before it, and itself
         masks = [mask] * len(self.h)
-        if pad is not None:
-            position = position - pad.amin(0)[:, None]  # (B, T)
-            empty = torch.arange(S, device=x.device) < pad[:, :, None]  # (n_layer, B, S)
-            masks = mask.masked_fill(empty[:, :, None, None], -torch.inf)  # (n_layer, B, 1, T, S)
+        if past_pad is not None or left_pad is not None:
+            past_pad = torch.zeros(len(self.h), 1, dtype=torch.long, device=x.device) if past_pad is None else past_pad
+            left_pad = torch.zeros(1, dtype=torch.long, device=x.device) if left_pad is None else left_pad
+            position = (position - (past_pad.amin(0) + left_pad)[:, None]).clamp_min(0)  # (B, T)
+            s = torch.arange(S, device=x.device)
+            empty = (s < past_pad[:, :, None]) | ((s >= P) & (s < P + left_pad[:, None]))  # (n_layer, B, S)
+            # not -inf: an empty position, which sees empty ones alone, would become NaN
+            masks = mask.masked_fill(empty[:, :, None, None] & (mask == 0), torch.finfo(x.dtype).min)
         x = x + self.wpe(position)
-        cache = []
-        for i, block in enumerate(self.h):
-            x, own = block(x, masks[i], past[i] if past else None, buffers[i] if buffers else None, filled)
-            cache.append(own)
-        return self.ln_f(x), cache
+        new_cache = []
+        for i, block in enumerate(self.h):  # masks[i]: (T, S) or (B, 1, T, S)
+            x, new_kv = block(x, masks[i], past[i] if past else None, kv_cache[i] if kv_cache else None, cache_len)
+            new_cache.append(new_kv)
+        return self.ln_f(x), new_cache
 
     def forward(self, tokens, past=None):
         """Tokens (B, T), cache of P positions or None -> hidden states (B, T, C)."""
@@ -210,47 +186,24 @@ class GPT(nn.Module):
         return CrossEntropy.apply(hidden, self.wte.weight, targets)
 
     @torch.no_grad()
-    def generate(self, tokens, max_new_tokens, past=None, stop=None, temperature=0.0, top_k=None, seed=0, pad=None):
-        """Continue tokens (B, T), T at least 1, of equal length, behind a cache of batch 1 or B.
+    def generate(self, tokens, max_new_tokens, past=None, temperature=0.0, top_k=None, seed=0):
+        """Continue tokens (B, T) behind a prompt's cache; returns the new tokens, (B, max_new_tokens).
 
-        Greedy at temperature 0, else sampled from the `top_k` likeliest. Rows that have produced
-        the token `stop`, one for all or (B), are filled up with it. Each row leaves out the first `pad`
-        (n_layer, B) positions of the cache (`stack` makes such). Returns the new tokens, (B, at most max_new_tokens).
+        The whole text goes through the network again for each token. This is the specification of generate.py,
+        which keeps keys and values and does the same many times faster.
         """
-        B, T = tokens.shape
-        weight, c = self.wte.weight, self.config
-        # one buffer per layer for the whole length, so that no step copies what came before
-        shape = (B, c.n_head, T + max_new_tokens, c.n_embd // c.n_head)
-        buffers = [tuple(weight.new_zeros(shape) for _ in range(2)) for _ in range(c.n_layer)]
-        rng = torch.Generator(weight.device).manual_seed(seed)
-        rows, done = torch.arange(B, device=tokens.device), torch.zeros(B, dtype=torch.bool, device=tokens.device)
-        out = tokens.new_zeros(B, max_new_tokens)
-        if stop is not None:
-            stop = torch.as_tensor(stop, device=tokens.device).expand(B)
-            out[:] = stop[:, None]
-        x, filled, n = tokens, 0, 0
-        while n < max_new_tokens and not done.all():
-            hidden, _ = self.run(x, past, buffers, filled, pad)
-            filled += x.size(1)
-            logits = self.logits(hidden[:, -1])  # (B, vocab_size)
+        rng = torch.Generator(tokens.device).manual_seed(seed)
+        text = tokens
+        for _ in range(max_new_tokens):
+            logits = self.logits(self(text, past)[:, -1])  # (B, vocab_size)
+            if top_k is not None:
+                logits[logits < logits.topk(top_k).values[:, -1:]] = -torch.inf
             if temperature == 0:
-                x = logits.max(-1, keepdim=True).indices  # (B, 1); argmax takes three times as long in bfloat16
+                token = logits.argmax(-1, keepdim=True)  # (B, 1)
             else:
-                if top_k is not None:
-                    logits[logits < logits.topk(min(top_k, c.vocab_size)).values[:, -1:]] = -torch.inf
-                x = torch.multinomial((logits / temperature).softmax(-1), 1, generator=rng)  # (B, 1)
-            if stop is not None:
-                x = torch.where(done[:, None], stop[:, None], x)
-                done |= x[:, 0] == stop
-            out[rows, n] = x[:, 0]
-            n += 1
-            if 0 < 2 * (going := ~done).sum() <= len(done):  # finished rows leave when they are half of the batch
-                buffers = [tuple(b[going] for b in pair) for pair in buffers]
-                if past and past[0][0].size(0) == len(going):
-                    past = [tuple(p[going] for p in pair) for pair in past]
-                rows, x, done, stop = rows[going], x[going], done[going], stop[going]
-                pad = pad if pad is None else pad[:, going]
-        return out[:, :n]
+                token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=rng)
+            text = torch.cat([text, token], dim=1)
+        return text[:, tokens.size(1) :]
 
     def fingerprint(self):
         """Sixteen hex digits of the weights, the same in float32 and bfloat16."""
@@ -328,6 +281,43 @@ class GPT(nn.Module):
         model.folder = config_file.parent
         model.name = source if source in HUB else model.folder.resolve().name
         return model
+
+
+# ---------------------------------------------------------------- fast paths, each with the slow line it equals
+
+
+def matmul_shared(a, b):
+    """a @ b, for a (B, n_head, T, X) and b (B or 1, n_head, X, Y): a b that all rows share is multiplied once."""
+    B, n_head, T, X = a.shape
+    if b.size(0) == B:
+        return a @ b
+    rows = a.transpose(0, 1).reshape(n_head, B * T, X)  # the rows of the whole batch, head by head
+    return (rows @ b[0]).view(n_head, B, T, b.size(-1)).transpose(0, 1)  # (B, n_head, T, Y)
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of frozen logits: hidden (N, C), table (vocab_size, C), targets (N) -> ().
+
+    The gradient is made beside the loss, some rows at a time, in float32: all logits of 50,257 words at
+    once, and copies of them, would take as long as their products and most of the memory of a step.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, table, targets):
+        n = max(1, 2**22 // len(table))  # rows whose logits stay in a CPU's cache
+        grad, loss = torch.empty_like(hidden), 0.0
+        for h, t, g in zip(hidden.split(n), targets[:, None].split(n), grad.split(n)):
+            p = (h @ table.T).softmax(-1, dtype=torch.float32)  # (n, vocab_size)
+            right = p.gather(1, t)  # (n, 1)
+            loss -= right.clamp_min(torch.finfo().tiny).log().sum() / len(hidden)
+            g.copy_(p.scatter_(1, t, right - 1).div_(len(hidden)).to(table.dtype) @ table)
+        ctx.save_for_backward(grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (grad,) = ctx.saved_tensors
+        return grad * upstream, None, None
 
 
 BUNDLED = ("nano", "nano-1m", "nano-11m")  # in data/, each with its card
@@ -413,17 +403,6 @@ def read_config(path, index):
         if c.get(key, same[0]) not in same:
             raise ValueError(f"{path} says {key} = {c[key]!r}: only GPT-2's own {same[0]!r} is supported")
     return config
-
-
-def stack_caches(caches):
-    """Caches of batch 1 and different lengths -> one cache of their batch, and pad (n_layer, B), how many
-    positions each leaves empty at its beginning, in each layer."""
-    longest = max(keys.size(2) for cache in caches for keys, _ in cache)
-    pad = torch.tensor([[longest - keys.size(2) for keys, _ in cache] for cache in caches]).T
-    return [
-        tuple(torch.cat([F.pad(x, (0, 0, longest - x.size(2), 0)) for x in xs]) for xs in zip(*pairs))
-        for pairs in zip(*caches)
-    ], pad.to(caches[0][0][0].device)
 
 
 def best_dtype(device):

@@ -1,118 +1,107 @@
-"""Everything that can be learned to steer a frozen GPT-2.
+"""Everything that can be learned to steer a frozen GPT-2, and what it is compared with: each is a Method.
 
-Most methods are soft prompts: modules whose forward takes the frozen model and returns a KV cache of batch 1
-(model.py's `prefill`), which the model broadcasts over the batch. The others, with which prompts are compared,
-return a network of their own, which shares the frozen weights, or put rows elsewhere than before the question.
+Most are soft prompts, which make a KV cache of batch 1 (model.py's `prefill`) that the model broadcasts over the
+batch. The others return a network of their own, which shares the frozen weights, or put rows elsewhere than before
+the question. A method of your own is one more class of this file with a `name`: `--method` finds it, and its
+`options` become flags.
 """
 
 import copy
 import json
 from pathlib import Path
 
+import tiktoken
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from model import GPT, write_tensors
+import muon
+from data.tokenizer import Tokenizer
+from model import GPT, GPTConfig, write_tensors
+
+LAYERS = {"layers": {"type": int, "help": "in the top ones only"}}
 
 
 class Method(nn.Module):
-    """What the training loop asks of every method. `init_kwargs` are the arguments that make the same one again.
+    """A contender: whatever can stand before a question, or read it, and be compared with the others.
 
     Constructors take the frozen model; n_random, the number of rows that begin at random; trigger, the token
-    numbers that the rows behind those begin as; seed; and options of their own.
+    numbers that the rows behind those begin as; seed; and the options that the class declares. `init_kwargs` are
+    the arguments that make the same one again from its file.
     """
 
-    options = ()  # its own arguments, train_task.py's flags of the same names
-    lr = 1e-2  # peak learning rate by default
+    name = label = ""  # what --method calls it, and what tables call it
+    options = {}  # its own arguments, as argparse takes them: train_task.py makes a flag of each
+    needs_labels = False  # whether the constructor takes `labels`, the token lists of the answers
+    lr, examples, epochs = 1e-2, 4000, 1  # by default: peak learning rate, examples to learn from, passes over them
 
     def __init__(self, **init_kwargs):
         super().__init__()
         self.init_kwargs, self.n_random = init_kwargs, init_kwargs.get("n_random", 0)
+        self.register_buffer("shots", None)  # worked examples that stand behind the prompt, token numbers (1, S)
         if "trigger" in init_kwargs and self.n_random + len(init_kwargs["trigger"]) == 0:
-            raise ValueError("a prefix of no rows: raise --n-random or give a --trigger")
-
-    def forward(self, model):
-        """The KV cache that stands before the question, or None."""
+            raise ValueError("a prompt of no rows: raise --n-random or give a --trigger")
 
     def network(self, model):
         """The network that reads the question: the frozen model itself, or one that shares its weights."""
         return model
 
+    def prompt_cache(self, network):
+        """The method's own KV cache, of batch 1, or None: what most methods override."""
+
+    def past(self, network):
+        """What stands before the question: the method's own cache, then the worked examples of --shots."""
+        cache = self.prompt_cache(network)
+        return cache if self.shots is None else network.prefill(self.shots, cache)
+
+    def loss(self, network, tokens, targets, answer):
+        """Mean cross-entropy, in nats, of a batch's answers: the step that everything which learns is trained by.
+
+        tokens and targets (B, T); answer (B, T), True where the target belongs to an answer.
+        """
+        past = self.past(network)  # its keys and values, made once, with batch 1
+        hidden = network(tokens, past)  # (B, T, C)
+        loss = network.loss(hidden[answer], targets[answer])  # at answer positions only
+        return loss
+
+    def learns(self):
+        return any(p.requires_grad for p in self.parameters())
+
+    def optimizers(self, lr, dtype):
+        """What changes the parameters; `dtype` is that of the matrix products."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return [torch.optim.AdamW(parameters, lr, weight_decay=0)] if parameters else []
+
+    def after_backward(self, network, batch, loss):
+        """A step of the method's own, after loss.backward() on a batch (tokens, targets, answer)."""
+
     def insert_rows(self, question):
         """The question's tokens, a list, with the method's own among them: numbers past the vocabulary."""
         return question
 
-    def n_positions(self):
-        """How many positions of the model it takes up."""
+    def tokenizer(self, tokenizer):
+        """The tokenizer it reads with: the base's, but for a network of its own."""
+        return tokenizer
+
+    def input_rows(self):
+        """Its rows at the input, (P, C), where it has some."""
+
+    def n_rows(self):
+        """How many rows (virtual tokens) it has."""
         return 0
 
-    def distance(self):
-        """Mean square of how far its rows are from where they began, (): what --pull holds small."""
+    def n_positions(self):
+        """How many positions of the model its rows and shots take."""
+        return self.n_rows() + (0 if self.shots is None else self.shots.size(1))
+
+    def distance_to_init(self):
+        """Mean squared distance of the rows to where they began, (): L2-SP, Li et al. (2018), "Explicit Inductive
+        Bias for Transfer Learning with Convolutional Networks", section 3.2."""
         return (self.embeddings() - self.start).square().mean()
 
 
-# ---------------------------------------------------------------- caches made of words
-
-
-class TextPrompt(Method):
-    """Words instead of vectors: an instruction or worked examples in the context. Nothing to train.
-
-    trigger: a list of P token numbers.
-    """
-
-    method, title = "instruct", "an instruction"
-
-    def __init__(self, model, trigger=(), n_random=0, seed=0):
-        super().__init__(trigger=list(trigger))
-        self.register_buffer("tokens", torch.tensor(trigger))  # (P)
-
-    def forward(self, model):
-        return model.prefill(self.tokens[None])
-
-    def n_positions(self):
-        return len(self.tokens)
-
-
-class HardPrompt(TextPrompt):
-    """P words of the base's own vocabulary, found by gradient: Shin et al. (2020), "AutoPrompt", section 2.2.
-
-    Begins as n_random words drawn from the vocabulary and those of the trigger.
-    """
-
-    method, title = "hard", "hard prompt"
-    candidates = 8  # words that each step tries
-
-    def __init__(self, model, trigger=(), n_random=0, seed=0):
-        rng = torch.Generator().manual_seed(seed)
-        words = torch.randint(model.config.vocab_size, (n_random,), generator=rng).tolist()
-        super().__init__(model, [*words, *trigger])
-        self.rng = rng
-
-    def forward(self, model):
-        self.rows = model.wte.weight[self.tokens].detach().requires_grad_(True)  # (P, C): improve reads its gradient
-        return model.prefill(self.rows[None])
-
-    @torch.no_grad()
-    def improve(self, model, tokens, targets, answer, loss, shots=None):
-        """After loss.backward() on a batch, (B, T) each: change one word, drawn at random, if that lowers the loss.
-
-        `shots` (1, S) are worked examples that stand between the words and the question.
-        """
-        i = torch.randint(len(self.rows), (), generator=self.rng).item()
-        rise = model.wte.weight @ self.rows.grad[i]  # (vocab_size): of the loss with that word there, were it linear
-        for word in rise.topk(self.candidates, largest=False).indices:
-            words = self.tokens.clone()
-            words[i] = word
-            past = model.prefill(words[None])
-            past = past if shots is None else model.prefill(shots, past)
-            other = model.loss(model(tokens, past)[answer], targets[answer])
-            if other < loss:
-                loss, self.tokens = other, words
-
-
-# ---------------------------------------------------------------- caches made of vectors
+# ---------------------------------------------------------------- rows at the input
 
 
 class HybridPrefix(Method):
@@ -126,7 +115,8 @@ class HybridPrefix(Method):
     Random rows are drawn with the embedding table's own standard deviation.
     """
 
-    method, title, options = "hybrid", "hybrid prefix", ("mlp",)
+    name, label = "hybrid", "hybrid prefix"
+    options = {"mlp": {"action": "store_true", "help": "the rows go through an MLP while they are tuned"}}
 
     def __init__(self, model, n_random, trigger=(), mlp=False, seed=0):
         super().__init__(n_random=n_random, trigger=list(trigger), mlp=mlp)
@@ -136,17 +126,20 @@ class HybridPrefix(Method):
         random_rows = torch.randn(n_random, C, generator=rng) * table.std()  # (n_random, C)
         rows = torch.cat([random_rows, table[torch.tensor(trigger, dtype=torch.long)]])  # (P, C)
         self.rows = nn.Parameter(rows)
-        self.register_buffer("start", rows.clone())  # to see later how far each row went
+        self.register_buffer("start", rows.clone())  # where each row began
         self.mlp = zero_mlp(C, C, rng) if mlp else None
 
     def embeddings(self):
         """(P, C): what the model sees in place of token embeddings."""
         return self.rows if self.mlp is None else self.rows + self.mlp(self.rows)
 
-    def forward(self, model):
-        return model.prefill(self.embeddings()[None].to(model.wte.weight.dtype))
+    def input_rows(self):
+        return self.embeddings()
 
-    def n_positions(self):
+    def prompt_cache(self, network):
+        return network.prefill(self.embeddings()[None].to(network.wte.weight.dtype))
+
+    def n_rows(self):
         return len(self.rows)
 
 
@@ -160,7 +153,13 @@ class PromptTuning(HybridPrefix):
     labels: a list of token lists.
     """
 
-    method, title, options = "prompt", "prompt tuning", ("init", "labels")
+    name, label, needs_labels = "prompt", "prompt tuning", True
+    options = {
+        "init": {
+            "choices": ["uniform", "vocabulary", "labels", "trigger"],
+            "help": "what the --n-random rows begin as (default vocabulary)",
+        }
+    }
 
     def __init__(self, model, n_random, trigger=(), seed=0, init="vocabulary", labels=()):
         if init == "trigger" and not trigger or init == "labels" and not labels:
@@ -185,36 +184,42 @@ class PTuning(HybridPrefix):
     """P rows that a bidirectional LSTM and an MLP make of P learned ones, which ties them to one another:
     Liu et al. (2021), "GPT Understands, Too", section 3.2; PEFT's PromptEncoder has the same layers.
 
-    `place` puts them before the question, inside it, at its middle, or after it (section 3.1, the template).
+    `position` puts them before the question, inside it, at its middle, or after it (section 3.1, the template).
     """
 
-    method, title, options = "ptuning", "P-tuning", ("place",)
+    name, label = "ptuning", "P-tuning"
+    options = {
+        "position": {
+            "choices": ["before", "inside", "after"],
+            "help": "where the rows stand: before the question (the default), in its middle or after it",
+        }
+    }
 
-    def __init__(self, model, n_random, trigger=(), seed=0, place="before"):
+    def __init__(self, model, n_random, trigger=(), seed=0, position="before"):
         super().__init__(model, n_random, trigger, seed=seed)
-        self.init_kwargs = {"n_random": n_random, "trigger": list(trigger), "place": place}
+        self.init_kwargs = {"n_random": n_random, "trigger": list(trigger), "position": position}
         C = model.config.n_embd
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.lstm = nn.LSTM(C, C, num_layers=2, bidirectional=True, batch_first=True)
             self.head = nn.Sequential(nn.Linear(2 * C, 2 * C), nn.ReLU(), nn.Linear(2 * C, C))
-        self.place, self.first = place, model.config.vocab_size
+        self.position, self.first = position, model.config.vocab_size
         self.start.copy_(self.embeddings().detach())
 
     def embeddings(self):
         return self.head(self.lstm(self.rows[None])[0])[0]  # (P, C)
 
-    def forward(self, model):
-        return super().forward(model) if self.place == "before" else None
+    def prompt_cache(self, network):
+        return super().prompt_cache(network) if self.position == "before" else None
 
     def network(self, model):
-        if self.place == "before":
+        if self.position == "before":
             return model
         return share_weights(model, SoftTokenGPT, self)
 
     def insert_rows(self, question):
-        middle = {"before": 0, "inside": len(question) // 2, "after": len(question)}[self.place]
-        rows = list(range(self.first, self.first + len(self.rows))) if self.place != "before" else []
+        middle = {"before": 0, "inside": len(question) // 2, "after": len(question)}[self.position]
+        rows = list(range(self.first, self.first + len(self.rows))) if self.position != "before" else []
         return question[:middle] + rows + question[middle:]
 
 
@@ -233,21 +238,32 @@ class SoftWords(HybridPrefix):
     """P rows at the input, and a learned shift of each at the input of every layer, all zero at first:
     Qin & Eisner (2021), "Learning How to Ask", section 3.3, "Deeply perturbing"."""
 
-    method, title, options = "softwords", "soft words", ()
+    name, label, options = "softwords", "soft words", {}
 
     def __init__(self, model, n_random, trigger=(), seed=0):
         super().__init__(model, n_random, trigger, seed=seed)
         self.init_kwargs = {"n_random": n_random, "trigger": list(trigger)}
         self.shifts = nn.Parameter(torch.zeros(model.config.n_layer, *self.rows.shape))  # (n_layer, P, C)
+        shifted = share_weights(model)
+        shifted.h = nn.ModuleList(ShiftedBlock(block, self, i) for i, block in enumerate(shifted.h))
+        self.shifted = [shifted]  # in a list, so that it is no part of the method
 
-    def forward(self, model):
-        x, P = self.rows + model.wpe.weight[: len(self.rows)], len(self.rows)  # (P, C)
-        x, cache = x[None].to(model.wte.weight.dtype), []
-        mask = x.new_full((P, P), -torch.inf).triu(1)
-        for block, shift in zip(model.h, self.shifts):
-            x, own = block(x + shift.to(x.dtype), mask)  # (1, P, C)
-            cache.append(own)
-        return cache
+    def prompt_cache(self, network):
+        return super().prompt_cache(self.shifted[0])
+
+
+class ShiftedBlock(nn.Module):
+    """A block that adds soft words' shift of its layer to its input."""
+
+    def __init__(self, block, prompt, layer):
+        super().__init__()
+        self.block, self.prompt, self.layer = block, [prompt], layer
+
+    def forward(self, x, *args):
+        return self.block(x + self.prompt[0].shifts[self.layer].to(x.dtype), *args)  # (1, P, C)
+
+
+# ---------------------------------------------------------------- keys and values in every layer
 
 
 class DeepPrefix(Method):
@@ -263,7 +279,8 @@ class DeepPrefix(Method):
     output rows (section 3.2, "Classification Head"); it starts at zero, and no other token can be written.
     """
 
-    method, title, options, lr = "ptuning2", "P-tuning v2", ("layers", "head", "labels"), 2e-2
+    name, label, lr, needs_labels = "ptuning2", "P-tuning v2", 2e-2, True
+    options = LAYERS | {"head": {"action": "store_true", "help": "a classification head for the answers"}}
 
     def __init__(self, model, n_random, trigger=(), seed=0, layers=None, head=False, labels=()):
         with_head = {"head": True, "labels": list(labels)} if head else {}
@@ -300,15 +317,15 @@ class DeepPrefix(Method):
         """(P, layers * 2 * C): all keys and values of each row."""
         return self.rows
 
-    def forward(self, model):
-        c = model.config
-        rows = self.embeddings().to(model.wte.weight.dtype)
+    def prompt_cache(self, network):
+        c = network.config
+        rows = self.embeddings().to(network.wte.weight.dtype)
         top = rows.view(len(rows), self.layers, 2, 1, c.n_head, -1).permute(1, 2, 3, 4, 0, 5)
         nothing = rows.new_zeros(2, 1, c.n_head, 0, top.size(-1))
         # per layer keys and values, (1, n_head, P, D) each, with P = 0 in the lower ones
         return [tuple(pair) for pair in (*[nothing] * (c.n_layer - self.layers), *top)]
 
-    def n_positions(self):
+    def n_rows(self):
         return len(self.rows)
 
 
@@ -316,7 +333,8 @@ class PrefixTuning(DeepPrefix):
     """The same behind a reparameterisation: to the rows is added what an MLP makes of a code (P, C), at first
     nothing. Li & Liang (2021), "Prefix-Tuning", sections 4.2 and 4.3, as a residual."""
 
-    method, title, options, lr = "prefix", "prefix-tuning", ("layers",), 3e-3
+    name, label, lr, needs_labels = "prefix", "prefix-tuning", 3e-3, False
+    options = LAYERS
 
     def __init__(self, model, n_random, trigger=(), seed=0, layers=None):
         super().__init__(model, n_random, trigger, seed, layers)
@@ -335,6 +353,88 @@ def zero_mlp(n_in, n_out, rng):
     for zero in (mlp[0].bias, mlp[2].weight, mlp[2].bias):
         nn.init.zeros_(zero)
     return mlp
+
+
+# ---------------------------------------------------------------- words
+
+
+class ZeroShot(Method):
+    """Nothing stands before the question."""
+
+    name, label = "zero-shot", "zero-shot"
+
+    def __init__(self, model, n_random=0, trigger=(), seed=0):
+        super().__init__()
+
+
+class TextPrompt(Method):
+    """Words instead of vectors: an instruction, or worked examples in the context. Nothing is trained.
+
+    trigger: a list of P token numbers.
+    """
+
+    name, label = "text", "trigger as text"
+
+    def __init__(self, model, trigger=(), n_random=0, seed=0):
+        super().__init__(trigger=list(trigger))
+        self.register_buffer("tokens", torch.tensor(trigger))  # (P)
+
+    def prompt_cache(self, network):
+        return network.prefill(self.tokens[None])
+
+    def n_rows(self):
+        return len(self.tokens)
+
+
+class FewShot(TextPrompt):
+    """The best context: as many worked examples as serve best (eval/baselines.py chooses them).
+
+    trigger: their tokens.
+    """
+
+    name, label = "few-shot", "best context"
+
+
+class HardPrompt(TextPrompt):
+    """P words of the base's own vocabulary, found by gradient: Shin et al. (2020), "AutoPrompt", section 2.2.
+
+    Begins as n_random words drawn from the vocabulary and those of the trigger.
+    """
+
+    name, label = "hard", "hard prompt"
+    candidates = 8  # words that each step tries
+
+    def __init__(self, model, trigger=(), n_random=0, seed=0):
+        rng = torch.Generator().manual_seed(seed)
+        words = torch.randint(model.config.vocab_size, (n_random,), generator=rng).tolist()
+        super().__init__(model, [*words, *trigger])
+        self.rng = rng
+
+    def prompt_cache(self, network):
+        # the search reads the gradient of these embeddings
+        self.rows = network.wte.weight[self.tokens].detach().requires_grad_(True)  # (P, C)
+        return network.prefill(self.rows[None])
+
+    def learns(self):
+        return True
+
+    def after_backward(self, network, batch, loss):
+        self.autoprompt_step(network, batch, loss)
+
+    @torch.no_grad()
+    def autoprompt_step(self, network, batch, loss):
+        """Change one word, drawn at random, to the candidate with the lowest loss on the batch, if that is lower."""
+        i = torch.randint(len(self.tokens), (), generator=self.rng).item()
+        # (vocab_size): how the loss would change with each word in that place, to first order
+        change = network.wte.weight @ self.rows.grad[i]
+        best = self.tokens
+        for word in change.topk(self.candidates, largest=False).indices:
+            self.tokens = best.clone()
+            self.tokens[i] = word
+            other = self.loss(network, *batch)
+            if other < loss:
+                loss, best = other, self.tokens
+            self.tokens = best
 
 
 # ---------------------------------------------------------------- networks of their own
@@ -359,7 +459,7 @@ class Warp(HybridPrefix):
     labels: a list of token lists, whose tokens get output rows.
     """
 
-    method, title, options = "warp", "WARP", ("labels",)
+    name, label, options, needs_labels = "warp", "WARP", {}, True
 
     def __init__(self, model, n_random, trigger=(), seed=0, labels=()):
         super().__init__(model, n_random, trigger, seed=seed)
@@ -402,7 +502,7 @@ class AdapterPrefix(Method):
     y = softmax(q K') V + tanh(gate) softmax(q K(rows)') V(rows)
     """
 
-    method, title, options = "adapter-prefix", "LLaMA-Adapter", ("layers",)
+    name, label, options = "adapter-prefix", "LLaMA-Adapter", LAYERS
 
     def __init__(self, model, n_random, trigger=(), seed=0, layers=None):
         super().__init__(n_random=n_random, trigger=list(trigger), layers=layers)
@@ -413,6 +513,12 @@ class AdapterPrefix(Method):
         rows = HybridPrefix(model, n_random, trigger, seed=seed).start  # (P, C)
         self.rows = nn.Parameter(rows.repeat(layers, 1, 1))  # (layers, P, C)
         self.gate = nn.Parameter(torch.zeros(layers, c.n_head))
+
+    def n_rows(self):
+        return self.rows.size(1)
+
+    def n_positions(self):
+        return super().n_positions() - self.n_rows()  # a softmax of their own, so that they take no position
 
     def network(self, model):
         twin = share_weights(model)
@@ -443,10 +549,13 @@ class Adapter(Method):
     "Parameter-Efficient Transfer Learning for NLP", section 2.1, who have two in each; one does as well
     according to Pfeiffer et al. (2021), "AdapterFusion", section 3.2."""
 
-    method, title, options, lr = "adapter", "adapter", ("bottleneck",), 1e-3
+    name, label, lr = "adapter", "adapter", 1e-3
+    options = {"bottleneck": {"type": int, "help": "the width of its hidden layer (default 16)"}}
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, bottleneck=16):
         super().__init__(bottleneck=bottleneck)
+        if bottleneck < 1:
+            raise ValueError(f"--bottleneck {bottleneck}: give at least 1")
         c, rng = model.config, torch.Generator().manual_seed(seed)
         self.down = nn.Parameter(torch.randn(c.n_layer, bottleneck, c.n_embd, generator=rng) * c.n_embd**-0.5)
         self.up = nn.Parameter(torch.zeros(c.n_layer, c.n_embd, bottleneck))
@@ -471,7 +580,7 @@ class AdaptedBlock(nn.Module):
 class Finetune(Method):
     """All weights of a copy, in float32, or those of its top blocks."""
 
-    method, title, lr = "finetune", "fine-tuned", 3e-4
+    name, label, lr = "finetune", "fine-tuned", 3e-4
     top = None
 
     def __init__(self, model, n_random=0, trigger=(), seed=0):
@@ -487,18 +596,36 @@ class Finetune(Method):
 class FinetuneTop2(Finetune):
     """The top two blocks alone: Li & Liang (2021), table 1, "FT-top2"."""
 
-    method, title, top = "finetune-top2", "top 2 blocks", 2
+    name, label, top = "finetune-top2", "top 2 blocks", 2
 
 
-METHODS = {
-    kind.method: kind
-    for kind in (
-        *(HybridPrefix, PromptTuning, PTuning, PrefixTuning, DeepPrefix, AdapterPrefix, Warp, SoftWords),
-        *(HardPrompt, TextPrompt, Adapter, Finetune, FinetuneTop2),
-    )
-}
+class Scratch(Method):
+    """The study's task transformer, a small GPT trained from nothing on the task alone; it reads bytes.
+
+    block_size: the longest text, in bytes.
+    """
+
+    name, label, lr, examples, epochs = "scratch", "from scratch", 2e-2, 20_000, 5
+
+    def __init__(self, model=None, n_random=0, trigger=(), seed=0, block_size=256):
+        super().__init__(block_size=block_size)
+        torch.manual_seed(seed)
+        self.net = GPT(GPTConfig(vocab_size=257, block_size=block_size, n_layer=3, n_head=4, n_embd=128))
+        self.net.name = "scratch"
+
+    def network(self, model):
+        return self.net
+
+    def tokenizer(self, tokenizer):
+        ranks = {bytes([b]): b for b in range(256)}
+        special = {"<|endoftext|>": 256}
+        return Tokenizer(tiktoken.Encoding("bytes", pat_str="(?s:.)", mergeable_ranks=ranks, special_tokens=special))
+
+    def optimizers(self, lr, dtype):
+        return muon.optimizers(self.net, lr, lr / 10, dtype)
 
 
+METHODS = {c.name: c for c in list(globals().values()) if isinstance(c, type) and issubclass(c, Method) and c.name}
 # ---------------------------------------------------------------- files
 
 
@@ -507,7 +634,7 @@ def save(prompt, path, model, tokenizer, task="", trigger="", form="{}", stop=""
     a question is put (`form`, with {} for it) and what ends its answer ('': the end-of-text token)."""
     header = {
         "format": "nanoprompt prefix",
-        "method": prompt.method,
+        "method": prompt.name,
         "init_kwargs": json.dumps(prompt.init_kwargs),
         "base": model.name,
         "base_fingerprint": model.fingerprint(),
@@ -538,6 +665,7 @@ def load(path, model, tokenizer):
     if header["tokenizer"] != tokenizer.name:
         raise ValueError(f"{path} was tuned with the tokenizer {header['tokenizer']}, not with {tokenizer.name}")
     prompt = METHODS[header["method"]](model, **json.loads(header["init_kwargs"]))
+    prompt.shots = tensors.get("shots")
     missing, unknown = prompt.load_state_dict(tensors, strict=False)
     trained = {name for name, p in prompt.named_parameters() if p.requires_grad}
     if unknown or trained & set(missing):

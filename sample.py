@@ -15,7 +15,8 @@ import torch
 import prefix
 from cli import Parser, run
 from data.tokenizer import Tokenizer
-from model import GPT, stack_caches
+from generate import stack_caches
+from model import GPT
 
 
 def read_args():

@@ -1,12 +1,10 @@
-"""Tune a hybrid prefix on a frozen GPT-2, and see how far it carries.
+"""Tune a prompt for a frozen GPT-2, and see what tuning adds and how far it carries.
 
     python train_task.py --task addition
-    python train_task.py --task train.jsonl --test test.jsonl --model gpt2
+    python train_task.py --task train.jsonl test.jsonl --model gpt2
 
-measures, in distribution and out of it, what the frozen base does alone (zero-shot), with worked
-examples in its context (few-shot), behind the tuned prefix, and what a small transformer learns
-from scratch on the same examples (scratch); on your own data also what tuning all of the base
-learns (finetune). Everything goes to out/<run>/.
+Everything that learns is measured before and after, in distribution and out of it, beside the frozen base alone
+(zero-shot), the best worked examples in its context (few-shot), and whatever --beside names. Results go to out/<run>/.
 """
 
 import math
@@ -18,142 +16,334 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import muon
 import prefix
 import tasks
-from cli import Parser, run
+from cli import Parser, at_least, rate, run, weight, words
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval import report
 from eval.accuracy import classification, generate_answers, majority_vote, rank_choices, score
-from eval.baselines import few_shot, scratch
-from eval.neighbours import nearest
+from eval.baselines import as_text, best_context, longest_examples, majority, tfidf
+from eval.neighbors import nearest_tokens
 from model import GPT, write_json
+from prefix import METHODS
 from tasks import IN_DISTRIBUTION
-from tasks.your_data import YourData
 
 
-def read_args():
+def parse_args(argv=None):
     p = Parser(__doc__)
+    p.epilog = "methods:\n" + "\n".join(
+        f"  {name:<16}{' '.join(cls.__doc__.split(':')[0].split())}" for name, cls in METHODS.items()
+    )
     p.add_argument(
         "--task",
-        default="addition",
-        help="python -m tasks --list names them; or a .jsonl, .csv or .tsv file (default %(default)s)",
+        nargs="+",
+        default=["addition"],
+        metavar="TASK",
+        help="a name (python -m tasks --list), or your own data: a .jsonl, .csv or .tsv file, and one to test on, or a "
+        "fifth of the first is held out (default addition)",
+    )
+    p.add_argument(
+        "--columns", nargs=2, metavar=("PROMPT", "ANSWER"), help="of your own data (default: prompt answer)"
     )
     p.add_base()
     p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
     p.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
-    p.add_argument(
-        "--seed", type=int, default=0, help="of prefix, baseline and order of examples (default %(default)s)"
-    )
-    p.add_argument("--quick", action="store_true", help="a look in about a minute: less to learn from and to test on")
+    p.add_argument("--seed", type=int, default=0, help="of rows, examples and their order (default %(default)s)")
+    p.add_argument("--quick", action="store_true", help="a look in a minute: less to learn from and to test on")
 
-    g = p.add_argument_group("your own data")
-    g.add_argument("--test", metavar="FILE", help="questions to test on (default: a fifth of --task, by a hash)")
-    g.add_argument("--prompt-column", default="prompt", help="(default %(default)s)")
-    g.add_argument("--answer-column", default="answer", help="(default %(default)s)")
-
-    g = p.add_argument_group("the prefix")
-    g.add_argument(
-        "--method",
-        choices=[*prefix.METHODS, "few-shot", "zero-shot", "scratch"],
-        default="hybrid",
-        help="python train_task.py --methods says what each is (default %(default)s)",
-    )
-    g.add_argument("--methods", action="store_true", help="list the methods and stop")
-    g.add_argument("--n-random", type=int, default=24, help="rows that begin at random (default %(default)s)")
+    g = p.add_argument_group("the prompt")
+    g.add_argument("--method", choices=METHODS, default="hybrid", help="see below (default %(default)s)")
+    g.add_argument("--n-random", type=at_least(0), default=24, help="rows that begin at random (default %(default)s)")
     g.add_argument(
         "--trigger",
+        type=words,
         metavar="TEXT",
-        help="rows that begin as this text (default: a worked example; your own data: its classes)",
-    )
-    g.add_argument("--trigger-words", action="store_true", help="as the words in which the task is asked for instead")
-    g.add_argument("--no-trigger", action="store_true", help="no rows from words")
-    g.add_argument("--mlp", action="store_true", default=None, help="hybrid: pass the rows through an MLP while tuning")
-    g.add_argument("--layers", type=int, help="prefix, ptuning2, adapter-prefix: in the top ones only")
-    g.add_argument(
-        "--init",
-        choices=["uniform", "vocabulary", "labels", "trigger"],
-        help="prompt: what its --n-random rows begin as (default vocabulary)",
-    )
-    g.add_argument("--place", choices=["before", "inside", "after"], help="ptuning: where in the question (before)")
-    g.add_argument("--head", action="store_true", default=None, help="ptuning2: a classification head for the answers")
-    g.add_argument("--bottleneck", type=int, help="adapter: its width (default 16)")
-    g.add_argument(
-        "--shots", type=int, default=0, help="worked examples between any of these and the question (default 0)"
+        help="what the rows behind those begin as: example (a training example, the default), instruction (the task "
+        "in words, the default for classes), none, or any TEXT",
     )
     g.add_argument(
-        "--load", nargs="+", metavar="FILE", help="measure what this file holds instead of tuning; several prompts vote"
+        "--shots", type=at_least(0), default=0, help="worked examples between the prompt and the question (default 0)"
     )
+    g.add_argument(
+        "--load", nargs="+", metavar="FILE", help="measure what these files hold instead of tuning; several prompts vote"
+    )
+    g.add_argument(
+        "--tokenize",
+        choices=["bytes", "bpe"],
+        help="the task's text as a token for each byte (default), or in the base's BPE (default for your own data)",
+    )
+
+    g = p.add_argument_group("options of methods")
+    options = {name: spec for cls in METHODS.values() for name, spec in cls.options.items()}
+    for name, spec in options.items():
+        takes = ", ".join(cls.name for cls in METHODS.values() if name in cls.options)
+        g.add_argument(f"--{name}", **spec | {"help": f"{takes}: {spec['help']}"})
 
     g = p.add_argument_group("tuning")
-    g.add_argument("--examples", type=int, help="for all that learns alike (default 20000; your own data: all)")
-    g.add_argument("--epochs", type=int, help="passes of the prefix over them (default 1; your own data: 5)")
-    g.add_argument("--batch-size", type=int, default=32, help="examples per step (default %(default)s)")
-    g.add_argument("--lr", type=float, help="its peak learning rate (default: 0.01 for rows at the input)")
-    g.add_argument("--pull", type=float, default=0.0, help="weight of the rows' mean squared distance from their start")
     g.add_argument(
-        "--scratch-epochs", type=int, default=5, help="passes of the baseline (default %(default)s; 0: none)"
+        "--examples", type=at_least(1), help="to learn from (default 4000; from scratch 20000; your own data: all)"
     )
-    g.add_argument("--finetune-epochs", type=int, help="passes of tuning all of the base (default 0; your own data: 3)")
-    g.add_argument("--finetune-lr", type=float, default=3e-4, help="its peak learning rate (default %(default)s)")
-    g.add_argument(
-        "--tokenise",
-        choices=["letters", "bpe"],
-        help="text of the task as single characters (default), or in the base's BPE (default for your own data)",
-    )
+    g.add_argument("--epochs", type=at_least(1), help="passes over them (default 1; from scratch and your own data: 5)")
+    g.add_argument("--batch-size", type=at_least(1), default=32, help="examples per step (default %(default)s)")
+    g.add_argument("--lr", type=rate, help="peak learning rate (default: 0.01 for rows at the input)")
+    g.add_argument("--l2-sp", type=weight, default=0.0, help="weight of the rows' squared distance to their start")
 
     g = p.add_argument_group("measuring")
-    g.add_argument("--test-examples", type=int, help="questions per range (default 1000; your own data: all)")
-    g.add_argument("--few-shots", type=int, default=8, help="worked examples of the few-shot baseline (%(default)s)")
-    g.add_argument("--no-baselines", action="store_true", help="the method alone")
+    g.add_argument("--test-examples", type=at_least(1), help="questions per range (default 500; your own data: all)")
+    g.add_argument(
+        "--beside",
+        nargs="+",
+        choices=["finetune", "finetune-top2", "adapter", "scratch", "none"],
+        help="what else learns from the same examples (default scratch; your own data: finetune scratch); none: the "
+        "method alone, without the best context and so without a table",
+    )
+    args = p.parse_args(argv)
 
-    args = p.parse_args()
-    own = Path(args.task).suffix in tasks.FILES
-    if not own and (args.test or args.prompt_column != "prompt" or args.answer_column != "answer"):
-        raise ValueError(f"--test and the columns are for your own data: {args.task} is a task that makes its own")
-    for name, made, yours in (
-        ("examples", 20000, None),
-        ("epochs", 1, 5),
-        ("finetune_epochs", 0, 3),
-        ("test_examples", 1000, None),
-    ):
-        if getattr(args, name) is None:
-            setattr(args, name, yours if own else made)
-    if args.quick:
-        for name, most in (
-            ("examples", 2000),
-            ("epochs", 1),
-            ("scratch_epochs", 2),
-            ("finetune_epochs", 1),
-            ("test_examples", 100),
-        ):
-            setattr(args, name, min(getattr(args, name) or most, most))
-    may_be_0 = ("n_random", "scratch_epochs", "finetune_epochs", "shots")
-    for name in ("examples", "epochs", "batch_size", "test_examples", "few_shots", "layers", "bottleneck", *may_be_0):
-        least = int(name not in may_be_0)
-        if getattr(args, name) is not None and getattr(args, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least {least}")
-    for name in ("lr", "finetune_lr"):
-        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a learning rate above 0")
-    if not 0 <= args.pull < math.inf:
-        raise ValueError(f"--pull {args.pull}: give 0 or more")
-    if args.trigger is not None and not args.trigger.strip():
-        raise ValueError("--trigger is empty: write some words, or --no-trigger for random rows only")
-    kind = prefix.METHODS.get(args.method)
-    for name in ("mlp", "layers", "head", "init", "place", "bottleneck"):
-        if getattr(args, name) is not None and name not in getattr(kind, "options", ()):
-            takes = ", ".join(m for m, k in prefix.METHODS.items() if name in k.options)
+    args.own_data = Path(args.task[0]).suffix in tasks.FILES
+    if not args.own_data and (len(args.task) > 1 or args.columns):
+        raise ValueError(f"a second file and --columns are for your own data: {args.task[0]} makes its own")
+    if len(args.task) > 2:
+        raise ValueError(f"--task {' '.join(args.task)}: give one file to tune on and one to test on")
+    for name in options:
+        if getattr(args, name) not in (None, False) and name not in METHODS[args.method].options:
+            takes = ", ".join(cls.name for cls in METHODS.values() if name in cls.options)
             raise ValueError(f"--{name} is not for --method {args.method}: {takes} take it")
-    if args.method == "scratch" and not args.scratch_epochs:
-        raise ValueError("--method scratch contradicts --scratch-epochs 0")
-    if args.pull and not issubclass(kind or object, prefix.HybridPrefix | prefix.DeepPrefix):
-        raise ValueError(f"--pull is not for --method {args.method}: it has no rows that began as something")
-    args.lr = args.lr or getattr(kind, "lr", None)
-    if args.no_trigger and (args.trigger or args.trigger_words):
-        raise ValueError("--no-trigger contradicts --trigger and --trigger-words: leave one out")
+    if args.l2_sp and not hasattr(METHODS[args.method], "embeddings"):
+        raise ValueError(f"--l2-sp is not for --method {args.method}: it has no rows that began as something")
+    args.beside = args.beside or (["finetune", "scratch"] if args.own_data else ["scratch"])
+    args.test_examples = args.test_examples or (None if args.own_data else 500)
+    if args.quick:
+        args.test_examples = min(args.test_examples or 100, 100)
     return args
+
+
+def budget(args, method):
+    """(examples, epochs) that a method learns from: the command line's, or what serves the method. None: all."""
+    examples = args.examples or (None if args.own_data else method.examples)
+    epochs = args.epochs or (5 if args.own_data else method.epochs)
+    if args.quick:
+        return min(examples or 2000, 2000), min(epochs, 2)
+    return examples, epochs
+
+
+# ---------------------------------------------------------------- what is compared
+
+
+def trigger_of(args, task, tokenizer, examples):
+    """(kind, text, tokens) of what the trigger rows begin as."""
+    kind = args.trigger or ("instruction" if task.classes else "example")
+    if kind == "none":
+        return "", "", []
+    if kind == "example":
+        text = as_text(longest_examples(examples, 1))
+        return kind, text, tokenizer.encode_task(text)
+    text = (task.trigger if kind == "instruction" else kind) + "\n"
+    return kind if kind == "instruction" else "trigger", text, tokenizer.encode(text)
+
+
+def build_method(args, name, model, tokenizer, task, examples, trigger=("", "", []), shots=0):
+    """A method of prefix.py with the options of the command line, and its worked examples."""
+    cls = METHODS[name]
+    options = {o: getattr(args, o) for o in cls.options if getattr(args, o) not in (None, False)}
+    if cls.needs_labels and task.classes:
+        options["labels"] = [tokenizer.encode_task(task.answer_line(c)) for c in task.classes]
+    elif cls.needs_labels:  # the tokens that answers are made of
+        options["labels"] = [[t] for t in sorted({t for e in examples for t in tokenizer.encode_task(e.answer)})]
+    kind, _, tokens = trigger
+    method = cls(model, n_random=args.n_random, trigger=tokens, seed=args.seed, **options).to(args.device)
+    method.init_kwargs["seed"] = args.seed
+    if method.init_kwargs.get("trigger") and "init" not in cls.options:
+        method.label += f" from the {kind}"
+    if shots:
+        text = as_text(longest_examples(examples, shots))
+        method.shots = torch.tensor([tokenizer.encode_task(text)], device=args.device)  # (1, S)
+        method.label += f", {shots} shot{'s' * (shots > 1)}"
+    return method
+
+
+def build_prompts(args, model, tokenizer, task):
+    """{name: Method} of --method, and what its trigger rows begin as. A hybrid prefix from a worked example comes with
+    the study's own, from the task in words."""
+    n, _ = budget(args, METHODS[args.method])
+    examples = task.examples(n, split="train", seed=args.seed)
+    trigger, methods = trigger_of(args, task, tokenizer, examples), {}
+    if args.method in ("zero-shot", "few-shot", "scratch"):  # contexts and rivals make these
+        return methods, trigger
+    if args.method == "hybrid" and trigger[0] == "example" and task.trigger and args.beside != ["none"]:
+        words = "instruction", task.trigger, tokenizer.encode(task.trigger + "\n")
+        methods["hybrid-instruction"] = build_method(args, "hybrid", model, tokenizer, task, examples, words)
+    methods[args.method] = build_method(
+        args, args.method, model, tokenizer, task, examples, trigger, args.shots
+    )
+    return methods, trigger
+
+
+def load_prompts(args, model, tokenizer):
+    """{name: Method} of --load, {name: the same before it was tuned} and their trigger. The tokenizer is set to what
+    they were tuned with. Several have to be able to vote."""
+    loaded = [prefix.load(path, model, tokenizer) for path in args.load]
+    first, header = loaded[0]
+    methods, starts = {}, {}
+    for path, (method, other) in zip(args.load, loaded):
+        same = other["tokenize"] == header["tokenize"]
+        if len(loaded) > 1 and (not same or method.network(model) is not model or method.insert_rows([])):
+            raise ValueError(f"{path} cannot vote: it is {method.label}, or was tuned with other tokens than the first")
+        name = f"{method.name} {len(methods) + 1}" if methods else method.name
+        method.label += f", file {len(methods) + 1}" * (len(loaded) > 1)
+        methods[name] = method
+        starts[name] = METHODS[method.name](model, **method.init_kwargs).to(args.device)
+        starts[name].shots = method.shots
+    tokenizer.tokenize = header["tokenize"]
+    return methods, starts, ("trigger", header["trigger"], first.init_kwargs.get("trigger", []))
+
+
+def draw_examples(args, task, model, tokenizer, n_positions):
+    """Training examples, as many as the contender with the most wants; {range: test examples}; and how many positions
+    the longest of them leaves free.
+
+    Rows of your own data that are too long for the base behind n_positions of prompt are left out. Raises ValueError
+    where another task's examples are.
+    """
+    limit = model.config.block_size - n_positions
+    if args.own_data:
+        task.drop(lambda e: len(tokenizer.encode_task(e.question + e.answer)) > limit)
+        for note in task.notes:
+            print(note, file=sys.stderr)
+    wanted = [budget(args, METHODS[name])[0] for name in {args.method, *args.beside} if name in METHODS]
+    examples = task.examples(None if None in wanted else max(wanted), split="train", seed=args.seed)
+    tests = {name: task.examples(args.test_examples, name) for name in task.ranges}
+    longest = max(len(tokenizer.encode_task(e.question + e.answer)) for e in [*examples, *sum(tests.values(), [])])
+    if longest > limit:
+        raise ValueError(
+            f"{n_positions} prompt rows and {longest} tokens of text exceed block_size {model.config.block_size}: "
+            "use fewer rows or shots"
+        )
+    return examples, tests, model.config.block_size - longest
+
+
+def contexts(args, model, tokenizer, examples, trigger, max_tokens):
+    """{name: Method} of what words alone can do, and what the best context is: nothing before the question, the
+    trigger as text, and the best worked examples of at most max_tokens."""
+    alone, methods, (kind, _, tokens) = args.beside == ["none"], {}, trigger
+    if not alone or args.method == "zero-shot":
+        methods["zero-shot"] = METHODS["zero-shot"](model)
+    if not alone and tokens and args.method != "text":
+        methods["text"] = METHODS["text"](model, tokens).to(args.device)
+        methods["text"].label = f"the {kind} as text"
+    if alone and args.method != "few-shot":
+        return methods, None
+    n, _ = budget(args, METHODS[args.method])
+    tokens, best, candidates = best_context(model, tokenizer, examples[:n], max_tokens, args.seed)
+    if not tokens:
+        raise ValueError(
+            f"not one worked example fits into the {max_tokens} tokens that the base leaves: shorten the texts, or "
+            "take a --model with a longer block_size"
+        )
+    methods["few-shot"] = METHODS["few-shot"](model, tokens).to(args.device)
+    methods["few-shot"].label = f"best context ({best['shots']} {best['lengths']})"
+    return methods, best | {"candidates": candidates}
+
+
+def rivals(args, model, tokenizer, task, examples, tests):
+    """{name: Method} of --beside. What starts from the base comes without and with one example in its context."""
+    methods = {}
+    for name in [args.method] * (args.method == "scratch") + args.beside:
+        if name == "scratch":
+            longest = max(len((e.question + e.answer).encode()) for e in [*examples, *sum(tests.values(), [])])
+            methods[name] = METHODS[name](seed=args.seed, block_size=longest).to(args.device)
+        elif name not in ("none", args.method):
+            methods[name] = build_method(args, name, model, tokenizer, task, examples)
+            methods[f"{name}, 1 shot"] = build_method(args, name, model, tokenizer, task, examples, shots=1)
+    return methods
+
+
+# ---------------------------------------------------------------- tuning and measuring
+
+
+def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, l2_sp=0.0):
+    """Minimize a method's loss over `encoded`, [(question tokens, answer tokens)]; the rates warm up over 50 steps,
+    then fall as a cosine.
+
+    Networks of float32 weights are multiplied in `dtype`. Returns the loss of each step, in nats per answer token,
+    beside the examples seen by then. Raises ValueError where the loss is no longer finite.
+    """
+    network, device = method.network(model), model.wte.weight.device
+    encoded = [(method.insert_rows(question), answer) for question, answer in encoded]
+    optimizers = method.optimizers(lr, dtype)
+    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    peaks = [o.param_groups[0]["lr"] for o in optimizers]
+    steps, step, seen = epochs * -(-len(encoded) // batch_size), 0, 0
+    rng = random.Random(seed)
+    curve = {"examples": [], "loss": []}
+    bar = tqdm(total=epochs * len(encoded), desc=method.label, unit=" examples")
+    for _ in range(epochs):
+        for batch in training_batches(encoded, batch_size, rng):
+            batch = [t.to(device) for t in batch]  # tokens, targets and answer, (B, T) each
+            with torch.autocast(device.type, dtype, enabled=network.wte.weight.dtype == torch.float32 != dtype):
+                loss = method.loss(network, *batch)
+            if not loss.isfinite():
+                bar.close()
+                raise ValueError(
+                    f"the loss of {method.label} became {loss.item()} after {seen} examples: lower --lr "
+                    f"({', '.join(f'{peak:g}' for peak in peaks)})"
+                )
+            (loss + l2_sp * method.distance_to_init() if l2_sp else loss).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            factor = min(1, (step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+            for optimizer, peak in zip(optimizers, peaks):
+                optimizer.param_groups[0]["lr"] = peak * factor
+                optimizer.step()
+                optimizer.zero_grad()
+            method.after_backward(network, batch, loss.detach())
+            step += 1
+            seen += len(batch[0])
+            bar.update(len(batch[0]))
+            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+            curve["examples"].append(seen)
+            curve["loss"].append(loss.item())
+    bar.close()
+    return curve
+
+
+@torch.no_grad()
+def evaluate(method, model, tokenizer, task, tests, desc):
+    """{range: score} of a method's answers, and for a task of classes also how the answers rank, else None."""
+    network, past, tokenizer = method.network(model), method.past(method.network(model)), method.tokenizer(tokenizer)
+    accuracy, classes = {}, None
+    for name, examples in tqdm(tests.items(), desc=desc, unit=" ranges"):
+        encoded = [(method.insert_rows(question), answer) for question, answer in encode(tokenizer, examples)]
+        accuracy[name] = score(task, examples, generate_answers(network, past, tokenizer, task, encoded))
+        if task.classes:
+            classes = classification(task, examples, rank_choices(network, past, tokenizer, task, encoded))
+    return accuracy, classes
+
+
+def evaluate_vote(methods, model, tokenizer, task, tests):
+    """{range: score} of the majority vote of several prompts."""
+    with torch.no_grad():
+        pasts = [method.past(model) for method in methods]
+    return {
+        name: score(task, e, majority_vote(model, pasts, tokenizer, task, encode(tokenizer, e)))
+        for name, e in tests.items()
+    }
+
+
+def measure_texts(task, examples, tests, results):
+    """On classes, the two rivals that need no base: the most frequent answer, and word frequencies."""
+    (questions,) = tests.values()
+    for name, label, texts in (
+        ("majority", f"always {task.majority!r}", majority(task, questions)),
+        ("tfidf", "TF-IDF + logistic regression", tfidf(task, examples, questions)),
+    ):
+        if texts is not None:
+            results["labels"][name] = label
+            results["accuracy"][name] = {IN_DISTRIBUTION: score(task, questions, texts)}
+            chosen = [task.classes.index(task.final_answer(text)) for text in texts]
+            results["classes"][name] = classification(task, questions, chosen)
+
+
+# ---------------------------------------------------------------- the program
 
 
 def output_folder(args, task, model):
@@ -170,252 +360,123 @@ def output_folder(args, task, model):
     return out
 
 
-def context(prompt, model, network, shots=None):
-    """What stands before a question: the method's KV cache, then worked examples (1, S); None where nothing does."""
-    past = prompt(model) if prompt else None
-    return past if shots is None else network.prefill(shots, past)
-
-
-def train(
-    model, prompt, encoded, epochs, batch_size, optimizers, seed, name, dtype=torch.float32, shots=None, pull=0.0
-):
-    """Minimise the loss on the worked answers over `encoded`; the rates warm up, then fall as a cosine.
-
-    What learns is what the optimizers hold: a method of prefix.py beside a frozen model, or with None the model
-    itself. Networks of float32 weights are multiplied in `dtype`. `shots` are tokens of worked examples (1, S);
-    `pull` weighs the rows' distance from where they began.
-    Returns the loss of each step, in nats per answer token, beside the examples seen by then.
-    """
-    network = prompt.network(model) if prompt else model
-    encoded = [(prompt.insert_rows(question), worked) for question, worked in encoded] if prompt else encoded
-    device = model.wte.weight.device
-    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-    steps, step = epochs * -(-len(encoded) // batch_size), 0
-    peaks = [o.param_groups[0]["lr"] for o in optimizers]
-    rng = random.Random(seed)
-    curve = {"examples": [], "loss": []}
-    bar = tqdm(total=epochs * len(encoded), desc=name, unit=" examples")
-    for _ in range(epochs):
-        for tokens, targets, answer in training_batches(encoded, batch_size, rng):
-            tokens, targets, answer = tokens.to(device), targets.to(device), answer.to(device)  # (B, T) each
-            with torch.autocast(device.type, dtype, enabled=network.wte.weight.dtype == torch.float32 != dtype):
-                past = context(prompt, model, network, shots)  # run once, whatever the batch size
-                hidden = network(tokens, past)  # (B, T, C)
-                loss = network.loss(hidden[answer], targets[answer])  # over answer positions only
-            if not loss.isfinite():
-                bar.close()
-                rates = ", ".join(f"{peak:g}" for peak in peaks)
-                raise ValueError(
-                    f"the loss of {name} became {loss.item()} after {bar.n} examples: lower --lr ({rates})"
-                )
-            (loss + pull * prompt.distance() if pull else loss).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            factor = min(1, (step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-            for optimizer, peak in zip(optimizers, peaks):
-                optimizer.param_groups[0]["lr"] = peak * factor
-                optimizer.step()
-                optimizer.zero_grad()
-            if isinstance(prompt, prefix.HardPrompt):
-                prompt.improve(model, tokens, targets, answer, loss, shots)
-            step += 1
-            bar.update(len(tokens))
-            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-            curve["examples"].append(bar.n)
-            curve["loss"].append(loss.item())
-    bar.close()
-    return curve
-
-
-def main():
-    args = read_args()
-    if args.methods:
-        for name, kind in prefix.METHODS.items():
-            print(f"{name:<16}{' '.join(kind.__doc__.split(':')[0].split())}")
-        return
-    files = {"test": args.test, "prompt": args.prompt_column, "answer": args.answer_column}
-    task = tasks.load(args.task, **files)
-    model = GPT.load(args.model, args.device, args.dtype).freeze()
-    block_size = model.config.block_size
-    tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
-
-    # the method: random rows, then the trigger's
-    prompt, trigger, kind = None, "", prefix.METHODS.get(args.method)
-    loaded = [prefix.load(path, model, tokenizer) for path in args.load or []]
-    for path, (other, header) in zip(args.load or [], loaded):
-        same = header["tokenise"] == loaded[0][1]["tokenise"]
-        if len(loaded) > 1 and (not same or other.network(model) is not model or other.insert_rows([])):
-            raise ValueError(f"{path} cannot vote: it is {other.title}, or was tuned with other tokens than the first")
-    if loaded:
-        prompt, header = loaded[0]
-        args.method, trigger, args.tokenise = prompt.method, header["trigger"], header["tokenise"]
-    others = [other for other, _ in loaded[1:]]  # they vote with the first
-    args.tokenise = args.tokenise or task.tokenise
-    tokenizer.letters = args.tokenise == "letters"
-    examples = task.examples(args.examples, split="train", seed=args.seed)
-    if kind and not prompt:
-        rows = []
-        if args.trigger or args.trigger_words or kind is prefix.TextPrompt or (task.classes and not args.no_trigger):
-            trigger = args.trigger or task.trigger
-            rows = tokenizer.encode(trigger + "\n")
-        elif not args.no_trigger:  # the longest of the training examples shows most
-            e = max(examples, key=lambda e: e.length)
-            trigger = f"{e.question}{e.answer}".rstrip("\n") + "\n"
-            rows = tokenizer.encode_task(trigger)
-        own = {name: getattr(args, name, None) for name in kind.options}
-        if "labels" in own:
-            if task.classes:
-                own["labels"] = [tokenizer.encode_task(task.answer_line(c)) for c in task.classes]
-            else:  # the tokens that answers are made of
-                own["labels"] = [[t] for t in sorted({t for e in examples for t in tokenizer.encode_task(e.answer)})]
-        own = {name: value for name, value in own.items() if value is not None}
-        prompt = kind(model, n_random=args.n_random, trigger=rows, seed=args.seed, **own).to(args.device)
-    P = max((p.n_positions() for p in (prompt, *others) if p), default=0)
-
-    if own_data := isinstance(task, YourData):
-        task.drop(lambda e: P + len(tokenizer.encode_task(e.question + e.answer)) > block_size)
-        for note in task.notes:
-            print(note, file=sys.stderr)
-        examples = task.examples(args.examples, split="train", seed=args.seed)
-    tests = {name: task.examples(args.test_examples, name) for name in task.ranges}
-    encoded = encode(tokenizer, examples)
-    asked = {name: encode(tokenizer, questions) for name, questions in tests.items()}
-    longest = max(sum(map(len, pair)) for group in (encoded, *asked.values()) for pair in group)
-    room = block_size - longest
-    if P > room:
-        raise ValueError(f"{P} prompt rows and {longest} tokens of text exceed block_size {block_size}: use fewer rows")
-    text, n_shots = few_shot(tokenizer, task, args.few_shots, room, args.seed)
-    shots, between = few_shot(tokenizer, task, args.shots, room - P, args.seed)
-    if args.method == "few-shot" and not text:
-        raise ValueError(f"--method few-shot: not one worked example fits into {room} tokens")
-    if between < args.shots:
-        raise ValueError(f"--shots {args.shots}: only {between} worked examples fit into {room - P} positions")
-    shots = torch.tensor([shots], device=args.device) if between else None  # (1, S)
-    out = output_folder(args, task, model)
-
-    base_size = sum(p.numel() for p in model.parameters())
-    trainable = sum(p.numel() for p in prompt.parameters() if p.requires_grad) if prompt else 0
-    print(f"{task.name} on {model.name}: {base_size:,} frozen parameters", end="")
-    if prompt:
-        print(f", {trainable:,} trainable ({100 * trainable / base_size:.2f}%), {prompt.title}, {P} rows", end="")
-    print(f"\nan example: {examples[0].question}{examples[0].worked.rstrip()}\ntrigger: {trigger!r}")
-
-    labels = {name: method.title for name, method in prefix.METHODS.items()} | {
-        "majority": f"always {task.majority!r}" if task.classes else "",
-        "zero-shot": "zero-shot",
-        "few-shot": f"few-shot ({n_shots})",
-        "scratch": "from scratch",
-        "ensemble": f"vote of {1 + len(others)}",
-    }
-    if prompt and between:
-        labels[args.method] += f", {between} shots"
-    results = {
+def describe(args, task, model, contenders, trigger, context):
+    """The part of results.json that is known before anything is measured."""
+    first = contenders.get(args.method) or next(iter(contenders.values()))
+    options = {k: v for k, v in vars(args).items() if k not in ("out", "overwrite", "load")}
+    return {
         "task": task.name,
         "unit": task.unit,
         "in_distribution_lengths": next(iter(task.ranges.values())),
         "new_words": task.new_words,
         "answers": task.classes,
-        "base": {"name": model.name, "fingerprint": model.fingerprint(), "parameters": base_size},
-        "prefix": {
-            "rows": P,
-            "random": prompt.n_random if prompt else 0,
-            "trigger": trigger,
+        "base": {
+            "name": model.name,
+            "fingerprint": model.fingerprint(),
+            "parameters": sum(p.numel() for p in model.parameters()),
         },
-        "trainable": {},
-        "args": {k: v for k, v in vars(args).items() if k not in ("out", "overwrite", "load")}
-        | {"dtype": str(args.dtype).removeprefix("torch.")},
-        "few_shots": n_shots,
-        "labels": labels,
+        "prompt": {"rows": first.n_rows(), "random": first.n_random, "trigger": trigger[1]},
+        "args": options | {"dtype": str(args.dtype).removeprefix("torch.")},
+        "context": context,
+        "labels": {name: method.label for name, method in contenders.items()},
+        "trainable": {
+            name: sum(p.numel() for p in method.parameters() if p.requires_grad) for name, method in contenders.items()
+        },
+        "examples": {},
+        "before": {},
         "accuracy": {},
+        "classes_before": {},
         "classes": {},
-        "neighbours": [],
+        "nearest_tokens": [],
         "loss": {},
         "seconds": {},
     }
 
-    def measure(method, model, past, tokenizer, asked, how=answers):
-        start = time.time()
-        results["accuracy"][method] = {}
-        for name, questions in tqdm(tests.items(), desc=f"measuring {method}", unit=" ranges"):
-            results["accuracy"][method][name] = score(task, questions, how(model, past, tokenizer, task, asked[name]))
-            if task.classes and how is answers:
-                chosen = rank_choices(model, past, tokenizer, task, asked[name])
-                results["classes"][method] = classification(task, questions, chosen)
-        results["seconds"][f"measuring {method}"] = time.time() - start
 
-    def learn(method, name, *what):
-        start = time.time()
-        more = (shots, args.pull) if method == args.method else ()
-        results["loss"][method] = train(*what, args.seed, name, args.dtype, *more)
-        results["seconds"][name] = time.time() - start
+def measure(method, name, model, tokenizer, task, tests, results, when="accuracy"):
+    """Evaluate a method and put what came of it into results, under "before" or "accuracy"."""
+    start, before = time.time(), when == "before"
+    desc = f"{method.label}, {'before' if before else 'after' if name in results['before'] else 'measuring'}"
+    results[when][name], classes = evaluate(method, model, tokenizer, task, tests, desc)
+    if classes:
+        results["classes_before" if before else "classes"][name] = classes
+    results["seconds"][desc] = time.time() - start
 
-    def tune(prompt, lr, epochs):
-        """Train a method, unless there is nothing to train, and measure it."""
-        parameters = [p for p in prompt.parameters() if p.requires_grad]
-        results["trainable"][prompt.method] = sum(p.numel() for p in parameters)
-        optimizers = [torch.optim.AdamW(parameters, lr, weight_decay=0)] if parameters else []
-        if (parameters or isinstance(prompt, prefix.HardPrompt)) and not args.load:
-            learn(prompt.method, prompt.title, model, prompt, encoded, epochs, args.batch_size, optimizers)
-        network = prompt.network(model)
-        with torch.no_grad():
-            past = context(prompt, model, network, shots if prompt.method == args.method else None)
-        placed = {name: [(prompt.insert_rows(q), worked) for q, worked in some] for name, some in asked.items()}
-        measure(prompt.method, network, past, tokenizer, placed)
 
-    def wanted(method):
-        return method == args.method or not args.no_baselines
+def tune(method, name, args, model, tokenizer, examples, results):
+    """Train a method on its share of the examples and put the loss curve into results."""
+    start, (n, epochs) = time.time(), budget(args, method)
+    encoded = encode(method.tokenizer(tokenizer), examples[:n])
+    lr = (args.lr if name == args.method else None) or method.lr
+    l2_sp = args.l2_sp if name == args.method else 0.0
+    results["examples"][name] = len(encoded), epochs
+    results["loss"][name] = train(
+        method, model, encoded, epochs, args.batch_size, lr, args.dtype, args.seed, l2_sp
+    )
+    results["seconds"][f"{method.label}, tuning"] = time.time() - start
 
-    if task.classes and not args.no_baselines:
-        questions = tests[IN_DISTRIBUTION]
-        always = [task.answer_line(task.majority)] * len(questions)
-        results["accuracy"]["majority"] = {IN_DISTRIBUTION: score(task, questions, always)}
-    if wanted("zero-shot"):
-        measure("zero-shot", model, None, tokenizer, asked)
-    if wanted("few-shot"):
-        if text:
-            with torch.no_grad():
-                past = model.prefill(torch.tensor([text], device=args.device))
-            measure("few-shot", model, past, tokenizer, asked)
-        else:
-            print(f"not one worked example fits into {room} tokens: no few-shot", file=sys.stderr)
-    if prompt:
-        tune(prompt, args.lr, args.epochs)
-        if not args.load:
-            prefix.save(prompt, out / "prefix.safetensors", model, tokenizer, task.name, trigger, task.form, task.stop)
-        if others:
-            with torch.no_grad():
-                pasts = [context(p, model, model, shots) for p in (prompt, *others)]
-            for i, past in enumerate(pasts[1:], 2):
-                labels[f"prompt {i}"] = f"{others[i - 2].title}, file {i}"
-                measure(f"prompt {i}", model, past, tokenizer, asked)
-            measure("ensemble", model, pasts, tokenizer, asked, vote)
-        if isinstance(prompt, prefix.HybridPrefix):  # rows at the input
-            results["neighbours"] = nearest(model, tokenizer, prompt)
-    if args.finetune_epochs and not args.load and not args.no_baselines and args.method != "finetune":
-        tune(prefix.Finetune(model), args.finetune_lr, args.finetune_epochs)
-    if args.scratch_epochs and not args.load and wanted("scratch"):
-        longest_text = max(
-            len((e.question + e.answer).encode()) for group in (examples, *tests.values()) for e in group
-        )
-        baseline, letters = scratch(args.seed, longest_text)
-        baseline.to(args.device)
-        results["trainable"]["scratch"] = sum(p.numel() for p in baseline.parameters())
-        optimizers = muon.optimizers(baseline, 2e-2, 2e-3, args.dtype)
-        spelled = encode(letters, examples)
-        learn("scratch", "training from scratch", baseline, None, spelled, args.scratch_epochs, 32, optimizers)
-        spelled = {name: encode(letters, questions) for name, questions in tests.items()}
-        measure("scratch", baseline, None, letters, spelled)
 
-    print("\n" + (report.class_table if task.classes else report.table)(results))
-    if results["neighbours"]:
-        print("\n" + report.reading(results["neighbours"]))
+def write_results(results, out, args, task):
+    """Everything of a run but its prompt: results.json, plots, and the table on stdout."""
     if results["loss"]:
         report.plot_loss(results, out / "loss.png")
     if task.classes:
         report.plot_confusion(results, args.method, out / "confusion.png")
-    elif not own_data:
+    elif not args.own_data:
         report.plot_lengths(results, out / "accuracy_by_length.png")
     write_json(out / "results.json", results)
+    if args.beside == ["none"]:
+        print("\nno table: --beside none leaves out the best context, without which accuracy says little")
+    else:
+        print("\n" + (report.class_table if task.classes else report.table)(results))
+        if results["nearest_tokens"]:
+            print("\n" + report.token_table(results["nearest_tokens"]))
     print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    columns = dict(zip(("prompt", "answer"), args.columns or ("prompt", "answer")))
+    task = tasks.load(args.task[0], **({"test": (args.task + [None])[1]} | columns if args.own_data else {}))
+    model = GPT.load(args.model, args.device, args.dtype).freeze()
+    tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize or task.tokenize)
+
+    # what is compared
+    starts = {}
+    if args.load:
+        prompts, starts, trigger = load_prompts(args, model, tokenizer)
+    else:
+        prompts, trigger = build_prompts(args, model, tokenizer, task)
+    n_positions = max((method.n_positions() for method in prompts.values()), default=0)
+    examples, tests, free = draw_examples(args, task, model, tokenizer, n_positions)
+    contenders, context = contexts(args, model, tokenizer, examples, trigger, free)
+    contenders |= prompts | rivals(args, model, tokenizer, task, examples, tests)
+    out = output_folder(args, task, model)
+    results = describe(args, task, model, contenders, trigger, context)
+    print(report.heading(results, examples[0]))
+
+    # everything that learns is measured before and after
+    for name, method in contenders.items():
+        if name in starts:
+            measure(starts[name], name, model, tokenizer, task, tests, results, "before")
+        elif method.learns() and not args.load:
+            measure(method, name, model, tokenizer, task, tests, results, "before")
+            tune(method, name, args, model, tokenizer, examples, results)
+        measure(method, name, model, tokenizer, task, tests, results)
+        for line in report.losses_against_start(results, name):
+            print(line, file=sys.stderr)
+    if len(prompts) > 1 and args.load:
+        results["labels"]["vote"] = f"vote of {len(prompts)}"
+        results["accuracy"]["vote"] = evaluate_vote(prompts.values(), model, tokenizer, task, tests)
+    if task.classes and args.beside != ["none"]:
+        measure_texts(task, examples, tests, results)
+
+    if args.method in prompts:
+        results["nearest_tokens"] = nearest_tokens(model, tokenizer, prompts[args.method])
+    if args.method in prompts and not args.load:
+        prefix.save(prompts[args.method], out / "prefix.safetensors", model, tokenizer, task.name, trigger[1], task.form, task.stop)
+    write_results(results, out, args, task)
+    return results
 
 
 if __name__ == "__main__":

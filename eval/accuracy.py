@@ -1,11 +1,11 @@
-"""Exact-match accuracy by greedy decoding, with 95% Wilson intervals."""
+"""Final-answer accuracy and exact match by greedy decoding, with 95% Wilson intervals."""
 
 import math
 
 import torch
 
 from data.batches import question_batches
-from model import stack
+from generate import generate, stack_caches
 
 
 def wilson(correct, n, z=1.959964):
@@ -17,47 +17,56 @@ def wilson(correct, n, z=1.959964):
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
-def answers(model, past, tokenizer, task, encoded, batch_size=250):
-    """What the model writes after each question, greedily, up to the task's stop: [text].
+def generate_answers(network, past, tokenizer, task, encoded, batch_size=250):
+    """What the network writes after each question, greedily, up to the task's stop: [text].
 
-    `past` is a prompt's cache or None, `encoded` what data.batches.encode makes of examples. The budget is
-    the longest true answer, for every question.
+    past: a cache of batch 1, or None. encoded: what data.batches.encode makes of examples. Every question gets as many
+    tokens as the longest true answer has.
     """
-    longest = max((len(worked) for _, worked in encoded), default=0)
+    longest = max((len(answer) for _, answer in encoded), default=0)
     stop = tokenizer.encode_task(task.stop)[-1]
     texts = [""] * len(encoded)
-    for rows, tokens in question_batches(encoded, batch_size):
-        new = model.generate(tokens.to(model.wte.weight.device), longest, past, stop)  # (B, at most longest)
-        for i, row in zip(rows, new.tolist()):
-            text, end, _ = tokenizer.decode(row).partition(task.stop)
-            texts[i] = text + end
+    for rows in batches_by_length(encoded, batch_size):
+        new = generate(network, [encoded[i][0] for i in rows], longest, past, stop=stop)
+        for i, tokens in zip(rows, new):
+            texts[i] = up_to_stop(tokenizer.decode(tokens), task.stop)
     return texts
 
 
-def vote(model, pasts, tokenizer, task, encoded, batch_size=250):
-    """What most of several prompts write, by the final answer: [text]; of a tie, the first prompt's among the most.
+def majority_vote(network, pasts, tokenizer, task, encoded, batch_size=250):
+    """The answer whose final answer most of several prompts write: [text]; in a tie the earliest prompt's.
 
-    All caches stand in one batch, each before every question: Lester et al. (2021), section 6, prompt ensembling.
+    All prompts stand in one batch, each before every question: Lester et al. (2021), section 6, prompt ensembling.
     """
-    longest = max((len(worked) for _, worked in encoded), default=0)
+    longest = max((len(answer) for _, answer in encoded), default=0)
     stop, n, texts = tokenizer.encode_task(task.stop)[-1], len(pasts), [""] * len(encoded)
-    cache, pad = stack(pasts)  # (n, n_head, P, D) a layer, (n_layer, n)
-    for rows, tokens in question_batches(encoded, max(1, batch_size // n)):
-        B = len(rows)
-        many = [tuple(x.repeat(B, 1, 1, 1) for x in pair) for pair in cache]  # (B * n, n_head, P, D)
-        asked = tokens.to(model.wte.weight.device).repeat_interleave(n, 0)  # (B * n, T)
-        new = [
-            tokenizer.decode(row) for row in model.generate(asked, longest, many, stop, pad=pad.repeat(1, B)).tolist()
-        ]
+    cache, past_pad = stack_caches(pasts)  # (n, n_head, P, D) a layer, (n_layer, n)
+    for rows in batches_by_length(encoded, max(1, batch_size // n)):
+        repeated = [tuple(x.repeat(len(rows), 1, 1, 1) for x in pair) for pair in cache]  # (B * n, n_head, P, D)
+        questions = [encoded[i][0] for i in rows for _ in range(n)]
+        new = generate(network, questions, longest, repeated, past_pad.repeat(1, len(rows)), stop=stop)
+        written = [up_to_stop(tokenizer.decode(tokens), task.stop) for tokens in new]
         for i, row in enumerate(rows):
-            written = ["".join(t.partition(task.stop)[:2]) for t in new[i * n : (i + 1) * n]]
-            finals = [task.final_answer(text) for text in written]
-            texts[row] = written[max(range(n), key=lambda j: (finals.count(finals[j]), -j))]  # noqa: B023
+            votes = written[i * n : (i + 1) * n]
+            finals = [task.final_answer(text) for text in votes]
+            most = max(finals, key=finals.count)  # the first of those with the most votes
+            texts[row] = votes[finals.index(most)]
     return texts
+
+
+def batches_by_length(encoded, batch_size):
+    """Indices of the questions in batches, those of like length together."""
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def up_to_stop(text, stop):
+    before, end, _ = text.partition(stop)
+    return before + end
 
 
 def score(task, examples, texts):
-    """Counts of right final answers, overall and by length, and of answers right in every step."""
+    """Final-answer accuracy, over all and by length, and exact match (the scratchpad right as well), as counts."""
     right = [task.final_answer(text) == task.final_answer(e.answer) for e, text in zip(examples, texts)]
     low, high = wilson(sum(right), len(right))
     by_length = {}

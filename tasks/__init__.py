@@ -1,7 +1,7 @@
 """Synthetic tasks. A task is one file of this folder; `load(name)` finds it, nothing registers it.
 
-A task says how to make a question and its answer, a scratchpad (the steps) and the final answer, and which lengths are in-distribution
-and which are out. `python -m tasks addition --n 3` prints some.
+A task says how to make a question and its answer, which is a scratchpad (the steps) and the final answer, and which
+lengths are in-distribution and which are out. `python -m tasks addition --n 3` prints some.
 """
 
 import hashlib

@@ -7,13 +7,13 @@ import random
 
 import pytest
 import torch
+from eval.neighbours import nearest
 
 import tasks
 from data.batches import encode
 from eval import report
-from eval.accuracy import classification, generate_answers, majority_vote, rank_choices, score, wilson
+from eval.accuracy import classification, rank_choices, score, wilson
 from eval.baselines import few_shot, scratch
-from eval.neighbours import nearest
 from prefix import HybridPrefix, TextPrompt
 
 
