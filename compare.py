@@ -20,7 +20,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
@@ -28,7 +27,7 @@ import prefix
 import tasks
 import train_task
 from cli import Parser, at_least, run
-from eval.report import write
+from eval import report
 from model import GPT, write_json
 from tasks import IN_DISTRIBUTION
 
@@ -147,8 +146,8 @@ def data_efficiency(args):
     on 16 to 4,000 examples, all for as many steps."""
     cells = []
     for task in args.tasks or ["addition", "symbolic_sum"]:
-        for n in (16, 64, 256, 1000, 4000):
-            often = ["--examples", n, "--epochs", max(1, args.examples // n)]
+        for n in (16, 128, 1000, args.examples):
+            often = ["--examples", n, "--epochs", args.examples // n] if n < args.examples else []
             cells += [
                 cell(args, task, "hybrid, instruction", n, "--trigger", "instruction", *often),
                 cell(args, task, "hybrid, example", n, *often),
@@ -257,11 +256,11 @@ AXES = {"length": "rows", "data_efficiency": "examples", "steps": "steps", "base
 
 def source_hash():
     """Eight hex digits of every source file that a run's numbers depend on."""
-    digest, not_run = hashlib.sha256(), ("compare.py", "report.py", "bench.py", "sample.py", "pretrain.py", "peft_io.py")
-    root = Path(__file__).parent
+    digest, root = hashlib.sha256(), Path(__file__).parent
+    others = ("compare.py", "report.py", "bench.py", "sample.py", "pretrain.py", "peft_io.py")
     for folder in (root, root / "data", root / "tasks", root / "eval"):
         for file in sorted(folder.glob("*.py")):
-            if file.name not in not_run:
+            if file.name not in others:
                 digest.update(file.read_bytes())
     return digest.hexdigest()[:8]
 
@@ -356,89 +355,14 @@ def summary(cells, results):
     return rows
 
 
-def table(rows, args, along=""):
-    """Markdown, a table for each task; `along` is what the cells' x is. Raises ValueError where a row that learned
-    lacks its start, or a task the best context."""
-    lines = [
-        f"Final-answer accuracy, %: before tuning > after, mean of {args.seeds} seeds [lowest, highest]; "
-        f"{args.examples:,} examples to tune on, {args.questions} questions a range; base {args.model}; seconds of tuning and measuring, "
-        f"{args.jobs} at once."
-    ]
-    for task in dict.fromkeys(r["task"] for r in rows):
-        some = [r for r in rows if r["task"] == task]
-        if not any(r["series"] == "best context" for r in some):
-            raise ValueError(f"{task}: the best context was not measured: there is no table without it")
-        ranges = list(some[0]["accuracy"])
-        head = ["", *([along] if along else []), *ranges, "trainable", "seconds"]
-        lines += ["", f"**{task}**", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-        for r in some:
-            if r["trainable"] and not r["before"]:
-                raise ValueError(f"{task}, {r['series']}: no accuracy before tuning, and no table without that")
-            cells = [r["series"], *([f"{r['x']:,}" if r["x"] else ""] if along else [])]
-            for name in ranges:
-                start = f"{r['before'][name][0]:.1f} > " if name in r["before"] else ""
-                cells.append(start + "{:.1f} [{:.1f}, {:.1f}]".format(*r["accuracy"][name]))
-            lines.append(f"| {' | '.join(cells)} | {r['trainable']:,} | {r['seconds']:.0f} |")
-    return "\n".join(lines) + "\n"
-
-
-def plot(rows, path, along=""):
-    """A panel for each task. With an axis: accuracy along it, whole lines in distribution, dashed out of it (the
-    nearest range); without: every method's ranges as dots."""
-    names = list(dict.fromkeys(r["task"] for r in rows))
-    series = list(dict.fromkeys(r["series"] for r in rows))
-    width, height = (4.2, 3.4) if along else (2.6 if len(names) > 2 else 4.2, 0.26 * len(series) + 1.2)
-    fig, axes = plt.subplots(
-        1, len(names), figsize=(width * len(names) + 1.4, height), constrained_layout=True, sharey=True, squeeze=False
-    )
-    for panel, task in zip(axes[0], names):
-        some = [r for r in rows if r["task"] == task]
-        ranges = list(some[0]["accuracy"])
-        if along:
-            for i, s in enumerate(series):
-                line = sorted((r["x"], r["accuracy"]) for r in some if r["series"] == s)
-                for name, style in zip(ranges[:2], ("-", "--")):
-                    x = [v for v, _ in line]
-                    mean, low, high = zip(*(a[name] for _, a in line))
-                    panel.plot(x, mean, style, color=plt.cm.tab10(i), marker="o", ms=3.5, label=f"{s}, {name}")
-                    panel.fill_between(x, low, high, color=plt.cm.tab10(i), alpha=0.12, lw=0)
-            panel.set(xscale="log", xlabel=along, title=task, ylim=(-4, 104))
-            if panel is axes[0][0]:
-                panel.set_ylabel("final answer right (%)")
-        else:
-            for i, name in enumerate(ranges):
-                mean, low, high = zip(*(r["accuracy"][name] for r in some))
-                y = [-series.index(r["series"]) for r in some]
-                shade = plt.cm.viridis(i / max(1, len(ranges) - 0.6))
-                panel.hlines(y, low, high, color=shade, lw=1, alpha=0.6)
-                panel.plot(mean, y, "o", ms=5, color=shade, label=name, alpha=0.9)
-            panel.set_yticks([-i for i in range(len(series))], series, fontsize=8)
-            panel.set(xlim=(-4, 104), ylim=(0.4 - len(series), 0.6), xlabel="right (%)", title=task)
-        # below the panel, where it hides nothing
-        panel.legend(
-            fontsize=7,
-            frameon=False,
-            loc="upper center",
-            bbox_to_anchor=(0.5, 0),
-            borderaxespad=5,
-            ncol=2,
-            handlelength=3,
-        )
-        if along:
-            at = sorted({r["x"] for r in some})
-            panel.set_xticks(at, [f"{x:,}" if x < 1e6 else f"{x / 1e6:.1f}M" for x in at])
-            panel.minorticks_off()
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25)
-    write(fig, path)
-
-
 def main(argv=None):
     args = parse_args(argv)
     if args.list:
         for name, study in STUDIES.items():
             print(f"{name:<22}{' '.join(study.__doc__.split())}")
         return
+    from eval import plots  # imported here, so that --help need not wait for matplotlib
+
     for name in args.studies:
         folder = Path(args.out) / (f"{name}-full" if args.full else name)
         cells = STUDIES[name](args)
@@ -448,12 +372,12 @@ def main(argv=None):
         started = time.time()
         print(f"{name}: {' '.join(STUDIES[name].__doc__.split())}", flush=True)
         rows = summary(cells, run_all(cells, args, Path(args.out) / "runs"))
-        text = table(rows, args, AXES.get(name, ""))
+        text = report.study_table(rows, args, AXES.get(name, ""))
         print(f"\n{text}")
         (folder / "table.tmp").write_text(text)
         os.replace(folder / "table.tmp", folder / "table.md")
         write_json(folder / "study.json", rows)
-        plot(rows, folder / "figure.png", AXES.get(name, ""))
+        (plots.plot_curves if name in AXES else plots.plot_dots)(rows, folder / "figure.png", AXES.get(name, ""))
         print(f"wrote table.md, study.json and figure.png to {folder} after {(time.time() - started) / 60:.0f} minutes")
 
 

@@ -629,9 +629,9 @@ METHODS = {c.name: c for c in list(globals().values()) if isinstance(c, type) an
 # ---------------------------------------------------------------- files
 
 
-def save(prompt, path, model, tokenizer, task="", trigger="", form="{}", stop=""):
+def save(prompt, path, model, tokenizer, task="", trigger="", question_format="{}", stop=""):
     """Write what was trained. The header says which base, tokenizer, task and trigger it belongs to, how
-    a question is put (`form`, with {} for it) and what ends its answer ('': the end-of-text token)."""
+    a question is put (`question_format`, with {} for it) and what ends its answer ('': the end-of-text token)."""
     header = {
         "format": "nanoprompt prefix",
         "method": prompt.name,
@@ -642,7 +642,7 @@ def save(prompt, path, model, tokenizer, task="", trigger="", form="{}", stop=""
         "tokenize": tokenizer.tokenize,
         "task": task,
         "trigger": trigger,
-        "form": form,
+        "question_format": question_format,
         "stop": stop,
     }
     frozen = {name for name, p in prompt.named_parameters() if not p.requires_grad}

@@ -66,7 +66,7 @@ def parse_args(argv=None):
         "--shots", type=at_least(0), default=0, help="worked examples between the prompt and the question (default 0)"
     )
     g.add_argument(
-        "--load", nargs="+", metavar="FILE", help="measure what these files hold instead of tuning; several prompts vote"
+        "--load", nargs="+", metavar="FILE", help="measure what these hold instead of tuning; several prompts vote"
     )
     g.add_argument(
         "--tokenize",
@@ -261,47 +261,55 @@ def rivals(args, model, tokenizer, task, examples, tests):
 # ---------------------------------------------------------------- tuning and measuring
 
 
+def train_step(method, network, batch, optimizers, dtype, l2_sp=0.0):
+    """One step on a batch (tokens, targets, answer), (B, T) each. Returns the loss, (), in nats per answer token.
+
+    Networks of float32 weights are multiplied in `dtype`.
+    """
+    weight = network.wte.weight
+    with torch.autocast(weight.device.type, dtype, enabled=weight.dtype == torch.float32 != dtype):
+        loss = method.loss(network, *batch)
+    (loss + l2_sp * method.distance_to_init() if l2_sp else loss).backward()
+    torch.nn.utils.clip_grad_norm_([p for o in optimizers for p in o.param_groups[0]["params"]], 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    loss = loss.detach()
+    method.after_backward(network, batch, loss)
+    return loss
+
+
 def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, l2_sp=0.0):
     """Minimize a method's loss over `encoded`, [(question tokens, answer tokens)]; the rates warm up over 50 steps,
     then fall as a cosine.
 
-    Networks of float32 weights are multiplied in `dtype`. Returns the loss of each step, in nats per answer token,
-    beside the examples seen by then. Raises ValueError where the loss is no longer finite.
+    Returns the loss of each step, in nats per answer token, beside the examples seen by then. Raises ValueError where
+    the loss is no longer finite.
     """
     network, device = method.network(model), model.wte.weight.device
     encoded = [(method.insert_rows(question), answer) for question, answer in encoded]
     optimizers = method.optimizers(lr, dtype)
-    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     peaks = [o.param_groups[0]["lr"] for o in optimizers]
-    steps, step, seen = epochs * -(-len(encoded) // batch_size), 0, 0
+    steps, step, seen = epochs * math.ceil(len(encoded) / batch_size), 0, 0
     rng = random.Random(seed)
     curve = {"examples": [], "loss": []}
     bar = tqdm(total=epochs * len(encoded), desc=method.label, unit=" examples")
     for _ in range(epochs):
         for batch in training_batches(encoded, batch_size, rng):
-            batch = [t.to(device) for t in batch]  # tokens, targets and answer, (B, T) each
-            with torch.autocast(device.type, dtype, enabled=network.wte.weight.dtype == torch.float32 != dtype):
-                loss = method.loss(network, *batch)
-            if not loss.isfinite():
-                bar.close()
-                raise ValueError(
-                    f"the loss of {method.label} became {loss.item()} after {seen} examples: lower --lr "
-                    f"({', '.join(f'{peak:g}' for peak in peaks)})"
-                )
-            (loss + l2_sp * method.distance_to_init() if l2_sp else loss).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             factor = min(1, (step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps))
             for optimizer, peak in zip(optimizers, peaks):
                 optimizer.param_groups[0]["lr"] = peak * factor
-                optimizer.step()
-                optimizer.zero_grad()
-            method.after_backward(network, batch, loss.detach())
+            loss = train_step(method, network, [t.to(device) for t in batch], optimizers, dtype, l2_sp).item()
             step += 1
             seen += len(batch[0])
             bar.update(len(batch[0]))
-            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             curve["examples"].append(seen)
-            curve["loss"].append(loss.item())
+            curve["loss"].append(loss)
+            if not math.isfinite(loss):
+                bar.close()
+                rates = ", ".join(f"{peak:g}" for peak in peaks)
+                raise ValueError(f"{method.label}: the loss became {loss} after {seen} examples: lower --lr ({rates})")
     bar.close()
     return curve
 
@@ -418,12 +426,14 @@ def tune(method, name, args, model, tokenizer, examples, results):
 
 def write_results(results, out, args, task):
     """Everything of a run but its prompt: results.json, plots, and the table on stdout."""
+    from eval import plots  # imported here, so that --help need not wait for matplotlib
+
     if results["loss"]:
-        report.plot_loss(results, out / "loss.png")
+        plots.plot_loss(results, out / "loss.png")
     if task.classes:
-        report.plot_confusion(results, args.method, out / "confusion.png")
+        plots.plot_confusion(results, args.method, out / "confusion.png")
     elif not args.own_data:
-        report.plot_lengths(results, out / "accuracy_by_length.png")
+        plots.plot_lengths(results, out / "accuracy_by_length.png")
     write_json(out / "results.json", results)
     if args.beside == ["none"]:
         print("\nno table: --beside none leaves out the best context, without which accuracy says little")
@@ -474,7 +484,8 @@ def main(argv=None):
     if args.method in prompts:
         results["nearest_tokens"] = nearest_tokens(model, tokenizer, prompts[args.method])
     if args.method in prompts and not args.load:
-        prefix.save(prompts[args.method], out / "prefix.safetensors", model, tokenizer, task.name, trigger[1], task.form, task.stop)
+        about = task.name, trigger[1], task.question_format, task.stop
+        prefix.save(prompts[args.method], out / "prefix.safetensors", model, tokenizer, *about)
     write_results(results, out, args, task)
     return results
 

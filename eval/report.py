@@ -1,22 +1,4 @@
-"""The table a person reads and the plots a paper shows, both from results.json's content."""
-
-import os
-from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from eval.accuracy import wilson
-
-RED = "#c1272d"  # of whatever was tuned
-COLOURS = {
-    "finetune": "#b8860b",
-    "scratch": "#1f5fa8",
-    "few-shot": "#4c9a4c",
-    "zero-shot": "#8a8a8a",
-}
+"""The tables that a person reads, all from the content of results.json or of a study."""
 
 
 def heading(results, example):
@@ -45,7 +27,7 @@ def check_complete(results):
     most of what a tuned prompt answers, its start or a few worked examples may answer as well."""
     for name, curve in results["loss"].items():
         if curve and name not in results["before"]:
-            raise ValueError(f"{results['labels'][name]} was not measured before tuning: there is no table without that")
+            raise ValueError(f"{results['labels'][name]}: no accuracy before tuning, and no table without that")
     if "few-shot" not in results["accuracy"]:
         raise ValueError("the best context was not measured: there is no table without it")
 
@@ -143,78 +125,27 @@ def token_table(rows, most=12):
     return "\n".join(lines)
 
 
-def finish(fig, axis, path):
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=9)
-    write(fig, path)
-
-
-def write(fig, path):
-    """A PNG, under a temporary name and renamed."""
-    path = Path(path)
-    fig.savefig(path.with_name("tmp.png"), dpi=160)
-    os.replace(path.with_name("tmp.png"), path)
-    plt.close(fig)
-
-
-def plot_loss(results, path):
-    """Training loss in nats per answer token against examples seen, smoothed over 20 steps."""
-    fig, axis = plt.subplots(figsize=(5.2, 3.6), constrained_layout=True)
-    for method, curve in results["loss"].items():
-        n = min(20, len(curve["loss"]))
-        smooth = [sum(curve["loss"][i : i + n]) / n for i in range(len(curve["loss"]) - n + 1)]
-        axis.plot(
-            curve["examples"][n - 1 :], smooth, label=results["labels"][method], color=COLOURS.get(method, RED), lw=1.5
-        )
-    axis.set(xlabel="examples seen", ylabel="loss (nats per answer token)", yscale="log", title=results["task"])
-    finish(fig, axis, path)
-
-
-def plot_lengths(results, path):
-    """Accuracy against length with 95% intervals; the lengths tuned on are shaded."""
-    fig, axis = plt.subplots(figsize=(5.2, 3.6), constrained_layout=True)
-    low, high = results["in_distribution_lengths"]
-    axis.axvspan(low - 0.5, high + 0.5, color="#000000", alpha=0.06, lw=0, label="tuned on")
-    for method, by_range in results["accuracy"].items():
-        points = {}
-        for name, a in by_range.items():
-            if name not in results["new_words"]:
-                points |= {int(k): v for k, v in a["by_length"].items()}
-        x = sorted(points)
-        y = [100 * points[k]["correct"] / points[k]["n"] for k in x]
-        bounds = [wilson(points[k]["correct"], points[k]["n"]) for k in x]
-        errors = [
-            [max(0, v - 100 * b[0]) for v, b in zip(y, bounds)],
-            [max(0, 100 * b[1] - v) for v, b in zip(y, bounds)],
-        ]
-        axis.errorbar(
-            x,
-            y,
-            errors,
-            label=results["labels"][method],
-            color=COLOURS.get(method, RED),
-            marker="o",
-            ms=4,
-            lw=1.5,
-            capsize=2,
-        )
-        axis.set_xticks(x)
-    axis.set(xlabel=results["unit"], ylabel="final answer right (%)", ylim=(-4, 104), title=results["task"])
-    finish(fig, axis, path)
-
-
-def plot_confusion(results, method, path):
-    """What was chosen for each true answer, in % of the true answer's questions."""
-    names, counts = results["answers"], results["classes"][method]["confusion"]
-    share = [[100 * n / max(1, sum(row)) for n in row] for row in counts]
-    size = max(3.2, 0.55 * len(names) + 1.6)
-    fig, axis = plt.subplots(figsize=(size + 0.6, size), constrained_layout=True)
-    axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    for i, row in enumerate(share if len(names) <= 12 else []):  # more would not be legible
-        for j, v in enumerate(row):
-            axis.text(j, i, f"{v:.0f}", ha="center", va="center", fontsize=8, color="white" if v > 55 else "#333333")
-    axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
-    axis.set_yticks(range(len(names)), [f"{n} ({sum(row)})" for n, row in zip(names, counts)], fontsize=8)
-    axis.set(xlabel="chosen", ylabel="true (questions)", title=f"{results['task']}, {results['labels'][method]} (%)")
-    write(fig, path)
+def study_table(rows, args, along=""):
+    """Markdown, a table for each task; `along` is what the cells' x is. Raises ValueError where a row that learned
+    lacks its start, or a task the best context."""
+    lines = [
+        f"Final-answer accuracy, %: before tuning > after, mean of {args.seeds} seeds [lowest, highest]; "
+        f"{args.examples:,} examples to tune on, {args.questions} questions a range; base {args.model}; seconds of "
+        f"tuning and measuring, {args.jobs} at once."
+    ]
+    for task in dict.fromkeys(r["task"] for r in rows):
+        some = [r for r in rows if r["task"] == task]
+        if not any(r["series"] == "best context" for r in some):
+            raise ValueError(f"{task}: the best context was not measured: there is no table without it")
+        ranges = list(some[0]["accuracy"])
+        head = ["", *([along] if along else []), *ranges, "trainable", "seconds"]
+        lines += ["", f"**{task}**", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+        for r in some:
+            if r["trainable"] and not r["before"]:
+                raise ValueError(f"{task}, {r['series']}: no accuracy before tuning, and no table without that")
+            cells = [r["series"], *([f"{r['x']:,}" if r["x"] else ""] if along else [])]
+            for name in ranges:
+                start = f"{r['before'][name][0]:.1f} > " if name in r["before"] else ""
+                cells.append(start + "{:.1f} [{:.1f}, {:.1f}]".format(*r["accuracy"][name]))
+            lines.append(f"| {' | '.join(cells)} | {r['trainable']:,} | {r['seconds']:.0f} |")
+    return "\n".join(lines) + "\n"

@@ -38,7 +38,7 @@ class Task:
     new_words = ()
     pattern = r"(?!)"
     stop = "$"
-    form = "{}"  # how a question is put, for sample.py
+    question_format = "{}"  # how a question is put, for sample.py
     tokenize = "bytes"  # or "bpe"
     classes = None  # the few answers that there are, where there are few
 

@@ -29,7 +29,7 @@ class YourData(Task):
 
     unit = "words in the prompt"
     stop = "\n"
-    form = "{}\nAnswer:"
+    question_format = "{}\nAnswer:"
     tokenize = "bpe"
 
     def __init__(self, path, test=None, prompt="prompt", answer="answer"):
@@ -103,7 +103,7 @@ class YourData(Task):
             elif self.stop in pair[1]:
                 broken[line] = f"a line break in {answer!r}"
             else:
-                question = self.form.replace("{}", pair[0])
+                question = self.question_format.replace("{}", pair[0])
                 found.append((line, Example(question, self.answer_line(pair[1]), len(pair[0].split()))))
         for flag, column in (("prompt", prompt), ("answer", answer)):
             if columns and column not in columns:

@@ -37,7 +37,7 @@ def test_answers_equal_decoding_one_question_at_a_time_without_a_cache(tiny, tok
     task = tasks.load("addition")
     examples = task.examples(12)
     before = tokenizer.encode_task("Add: ")
-    got = answers(tiny, TextPrompt(tiny, before)(tiny), tokenizer, task, encode(tokenizer, examples), batch_size=3)
+    got = generate_answers(tiny, TextPrompt(tiny, before)(tiny), tokenizer, task, encode(tokenizer, examples), batch_size=3)
     longest = max(len(e.answer) for e in examples)
     stop = tokenizer.encode_task("$")[0]
     for e, text in zip(examples, got):
@@ -75,13 +75,13 @@ def test_most_prompts_win_a_vote_and_the_first_a_tie(tiny, tokenizer):
     prompts = [HybridPrefix(tiny, n, seed=seed) for n, seed in ((3, 1), (8, 2), (5, 3))]
     with torch.no_grad():
         pasts = [prompt(tiny) for prompt in prompts]
-    alone = [answers(tiny, past, tokenizer, task, encoded) for past in pasts]
-    got = vote(tiny, pasts, tokenizer, task, encoded, batch_size=7)
+    alone = [generate_answers(tiny, past, tokenizer, task, encoded) for past in pasts]
+    got = majority_vote(tiny, pasts, tokenizer, task, encoded, batch_size=7)
     for texts, text in zip(zip(*alone), got):
         finals = [task.final_answer(t) for t in texts]
         counts = [finals.count(f) for f in finals]
         assert text == texts[counts.index(max(counts))]
-    assert vote(tiny, [pasts[0]] * 3, tokenizer, task, encoded) == alone[0]
+    assert majority_vote(tiny, [pasts[0]] * 3, tokenizer, task, encoded) == alone[0]
 
 
 def test_few_shot_is_as_many_examples_of_the_training_split_as_fit(tokenizer):

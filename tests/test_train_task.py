@@ -286,7 +286,7 @@ def test_training_learns_what_it_is_shown():
     curve = train(model, None, encode(letters, examples), 60, 4, muon.optimizers(model, 2e-2, 2e-3), 0, "test")
     assert curve["loss"][0] > 4 > 0.05 > curve["loss"][-1]
     assert curve["examples"][-1] == 60 * 12
-    assert score(task, examples, answers(model, None, letters, task, encode(letters, examples)))["exact_match"] == 12
+    assert score(task, examples, generate_answers(model, None, letters, task, encode(letters, examples)))["exact_match"] == 12
 
 
 def test_a_prefix_steers_nano(tokenizer):
@@ -311,7 +311,7 @@ def test_random_only_and_trigger_only(run, tmp_path):
         task = tasks.load("addition")
         if name == "example":  # the longest of those tuned on, spelled
             question, answer = p["trigger"].split("=", 1)
-            assert worked == task.work(*map(int, question.split("+"))) + f"{eval(question)}$\n"
+            assert answer == task.work(*map(int, question.split("+"))) + f"{eval(question)}$\n"
             assert max(map(len, question.split("+"))) == 4
             assert p["rows"] == len(p["trigger"])
         elif name == "words":
