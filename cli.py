@@ -80,10 +80,10 @@ def words(text):
     return text
 
 
-def run(main, program):
-    """Call main(); what it refuses goes to stderr as one line, with exit code 2."""
+def run(main, program, argv=None):
+    """Call main(argv); what it refuses goes to stderr as one line, with exit code 2."""
     try:
-        main()
+        main(argv)
     except (ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(2)

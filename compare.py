@@ -146,7 +146,7 @@ def data_efficiency(args):
     on 16 to 4,000 examples, all for as many steps."""
     cells = []
     for task in args.tasks or ["addition", "symbolic_sum"]:
-        for n in (16, 128, 1000, args.examples):
+        for n in [n for n in (16, 128, 1000) if n < args.examples] + [args.examples]:
             often = ["--examples", n, "--epochs", args.examples // n] if n < args.examples else []
             cells += [
                 cell(args, task, "hybrid, instruction", n, "--trigger", "instruction", *often),

@@ -78,7 +78,7 @@ def parse_args(argv=None):
     options = {name: spec for cls in METHODS.values() for name, spec in cls.options.items()}
     for name, spec in options.items():
         takes = ", ".join(cls.name for cls in METHODS.values() if name in cls.options)
-        g.add_argument(f"--{name}", **spec | {"help": f"{takes}: {spec['help']}"})
+        g.add_argument(f"--{name}", **spec | {"default": None, "help": f"{takes}: {spec['help']}"})
 
     g = p.add_argument_group("tuning")
     g.add_argument(
@@ -106,7 +106,7 @@ def parse_args(argv=None):
     if len(args.task) > 2:
         raise ValueError(f"--task {' '.join(args.task)}: give one file to tune on and one to test on")
     for name in options:
-        if getattr(args, name) not in (None, False) and name not in METHODS[args.method].options:
+        if getattr(args, name) is not None and name not in METHODS[args.method].options:
             takes = ", ".join(cls.name for cls in METHODS.values() if name in cls.options)
             raise ValueError(f"--{name} is not for --method {args.method}: {takes} take it")
     if args.l2_sp and not hasattr(METHODS[args.method], "embeddings"):
@@ -145,7 +145,7 @@ def trigger_of(args, task, tokenizer, examples):
 def build_method(args, name, model, tokenizer, task, examples, trigger=("", "", []), shots=0):
     """A method of prefix.py with the options of the command line, and its worked examples."""
     cls = METHODS[name]
-    options = {o: getattr(args, o) for o in cls.options if getattr(args, o) not in (None, False)}
+    options = {o: getattr(args, o) for o in cls.options if getattr(args, o) is not None}
     if cls.needs_labels and task.classes:
         options["labels"] = [tokenizer.encode_task(task.answer_line(c)) for c in task.classes]
     elif cls.needs_labels:  # the tokens that answers are made of

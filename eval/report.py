@@ -39,20 +39,23 @@ def table(results):
     """
     check_complete(results)
     ranges = list(results["accuracy"]["few-shot"])
-    width = max(34, 2 + max(len(label) for label in results["labels"].values()))
+    width = 2 + max(len(label) for label in [*results["labels"].values(), "exact match (every step right), %"])
     lines = [f"{'final-answer accuracy, % [95%]':<{width}}" + "".join(f"{r:>22}" for r in ranges)]
 
     def line(label, cells):
         lines.append(f"{label:<{width}}" + "".join(f"{c:>22}" for c in cells))
 
+    context = results["accuracy"]["few-shot"]
     for name, after in results["accuracy"].items():
         before, label = results["before"].get(name), results["labels"][name]
         if before is None:
             line(label, [with_interval(after[r]) for r in ranges])
         else:
-            line(f"{label}, before", [with_interval(before[r]) for r in ranges])
+            lines.append(label)
+            line("  before tuning", [with_interval(before[r]) for r in ranges])
             line("  tuned", [with_interval(after[r]) for r in ranges])
-            line("  tuning adds", [f"{percent(after[r]) - percent(before[r]):+.1f}" for r in ranges])
+            line("  tuning adds to its start", [f"{percent(after[r]) - percent(before[r]):+.1f}" for r in ranges])
+            line("  and to the best context", [f"{percent(after[r]) - percent(context[r]):+.1f}" for r in ranges])
     lines += losses_against_start(results)
     lines.append("exact match (every step right), %")
     for name, after in results["accuracy"].items():

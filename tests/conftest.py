@@ -1,7 +1,7 @@
-"""Fixtures that several rooms share: a tiny random GPT-2 and a tokenizer for it."""
+"""Fixtures that several files share: a tiny random GPT-2 and a tokenizer for it."""
 
+import importlib
 import os
-import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT)
 
+import cli  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
@@ -35,14 +36,13 @@ def tokenizer():
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(capsys):
     """Call a program of ours as a command: exit code, stdout, stderr."""
 
     def command(program, *args):
-        monkeypatch.setattr(sys, "argv", [program, *map(str, args)])
-        code = 0
+        main, code = importlib.import_module(program.removesuffix(".py")).main, 0
         try:
-            runpy.run_path(program, run_name="__main__")
+            cli.run(main, program, [str(arg) for arg in args])
         except SystemExit as end:
             code = end.code
         text = capsys.readouterr()

@@ -9,6 +9,8 @@ import torch
 
 import compare
 import prefix
+import train_task
+from eval import plots, report
 from model import GPT, GPTConfig
 
 
@@ -43,11 +45,9 @@ def test_finished_runs_are_kept_and_the_rest_is_run(args, tmp_path):
 
     rows = compare.summary(cells, results)
     assert list(rows[1]["accuracy"]) == ["in-distribution", "9 letters", "10 letters", "new words", "on last_letter"]
-    assert rows[1]["trainable"] == one[0]["prefix"]["rows"] * 32
-    text = compare.table(rows, args, "rows")
-    assert "mean of 2 seeds" in text and "| rows | 24 |" in text
-    for along in ("", "rows"):
-        compare.plot(rows, tmp_path / "figure.png", along)
+    assert rows[1]["trainable"] == one[0]["prompt"]["rows"] * 32
+    for plot in (plots.plot_dots, plots.plot_curves):
+        plot(rows, tmp_path / "figure.png", "rows")
         assert (tmp_path / "figure.png").stat().st_size > 5000
         (tmp_path / "figure.png").unlink()
 
@@ -58,6 +58,9 @@ def test_mean_and_extremes_over_the_seeds_by_hand():
             "accuracy": {
                 "hybrid": {"in-distribution": {"correct": right[0], "n": 10}, "longer": {"correct": right[1], "n": 4}}
             },
+            "before": {
+                "hybrid": {"in-distribution": {"correct": 1, "n": 10}, "longer": {"correct": right[1], "n": 4}}
+            },
             "trainable": {"hybrid": 7},
             "seconds": {"tuning": 2.0, "measuring": 1.0},
         }
@@ -65,6 +68,8 @@ def test_mean_and_extremes_over_the_seeds_by_hand():
     cells = [{"task": "t", "series": "s", "x": None}]
     (row,) = compare.summary(cells, [[[results(10, 1)], [results(7, 2)], [results(4, 3)]]])
     assert row["accuracy"] == {"in-distribution": [70, 40, 100], "longer": [50, 25, 75]}
+    assert row["before"] == {"in-distribution": [10, 10, 10], "longer": [50, 25, 75]}
+    assert row["added"] == {"in-distribution": [60, 30, 90], "longer": [0, 0, 0]}
     assert (row["trainable"], row["seconds"]) == (7, 3.0)
 
 
@@ -79,40 +84,78 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(args, tmp_path):
     assert (cells[1]["runs"][0][0] / "results.json").exists()
 
 
-@pytest.mark.parametrize("name", [n for n in compare.STUDIES if n != "size"])
+@pytest.mark.parametrize("name", [n for n in compare.STUDIES if n != "base_size"])
 def test_every_study_is_a_grid_of_commands_that_exist(args, name):
     cells = compare.STUDIES[name](args)
     assert len({tuple(c["args"]) for c in cells}) == len(cells)
-    known = [*prefix.METHODS, "zero-shot", "few-shot", "scratch"]
     for c in cells:
-        method = c["args"][c["args"].index("--method") + 1] if "--method" in c["args"] else "hybrid"
-        assert method in known
+        train_task.parse_args(c["args"])
     if name == "methods":
-        assert {c["args"][c["args"].index("--method") + 1] for c in cells} == set(known)
+        every = {c["args"][c["args"].index("--method") + 1] for c in cells} | {"few-shot"}
+        assert every == set(prefix.METHODS)
 
 
 def test_sizes_stand_at_their_number_of_parameters(args, tmp_path):
     args.sizes = [args.model]
     want = sum(p.numel() for p in GPT.load(args.model).parameters())
-    assert {c["x"] for c in compare.size(args)} == {want}
+    assert {c["x"] for c in compare.base_size(args)} == {want}
 
 
 def test_bad_input_is_one_line(command):
     for words, why in (
         ((), "name a study: methods"),
         (("nonsense",), "no study 'nonsense': choose from methods"),
-        (("methods", "--seeds", 0), "--seeds 0: give at least 1"),
+        (("methods", "--seeds", 0), "--seeds: 0: give at least 1"),
     ):
         done = command("compare.py", *words)
         assert (done.code, done.err.count("\n")) == (2, 1)
         assert why in done.err
-    assert "methods   Every method on every task" in command("compare.py", "--list").out
+    assert "methods               Every method on every task" in command("compare.py", "--list").out
 
 
-def test_json_of_a_study_is_what_its_table_says(args, tmp_path):
-    rows = [
-        {"task": "t", "series": "s", "x": 10, "accuracy": {"in": [1.0, 0.0, 2.0]}, "trainable": 1234, "seconds": 5.4}
+def a_row(series, **more):
+    row = {"task": "t", "series": series, "x": None, "accuracy": {"in": [1.0, 0.0, 2.0]}, "before": {}, "added": {}}
+    return row | {"trainable": 0, "seconds": 5.4} | more
+
+
+def test_a_study_s_table_shows_the_start_and_the_best_context(args):
+    tuned = a_row("s", x=10, before={"in": [0.5, 0.0, 1.0]}, trainable=1234)
+    context = a_row("best context")
+    assert "| s | 10 | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in report.study_table([tuned, context], args, "rows")
+    text = report.study_table([tuned, context], args)
+    assert "| s | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in text and "mean of 2 seeds" in text
+    with pytest.raises(ValueError, match="best context was not measured"):
+        report.study_table([tuned], args)
+    with pytest.raises(ValueError, match="no accuracy before tuning"):
+        report.study_table([tuned | {"before": {}}, context], args)
+
+
+def test_a_run_is_finished_for_its_arguments_its_base_and_the_source_alone(args, tmp_path):
+    """A folder of the same flags is no finished run once the weights or the code have changed."""
+    one = compare.run_folder(tmp_path, ["--task", "addition"], "base", "source")
+    others = [
+        compare.run_folder(tmp_path, ["--task", "addition", "--lr", "1"], "base", "source"),
+        compare.run_folder(tmp_path, ["--task", "addition"], "other base", "source"),
+        compare.run_folder(tmp_path, ["--task", "addition"], "base", "other source"),
     ]
-    assert json.loads(json.dumps(rows)) == rows
-    assert "| s | 10 | 1.0 [0.0, 2.0] | 1,234 | 5 |" in compare.table(rows, args, "rows")
-    assert "| s | 1.0 [0.0, 2.0] | 1,234 | 5 |" in compare.table(rows, args)
+    assert one not in others and len(set(others)) == 3
+    cells = [compare.cell(args, "word_reversal", "nothing", None, "--method", "zero-shot")]
+    compare.run_all(cells, args, tmp_path / "study")
+    before = cells[0]["runs"][0][0]
+    torch.manual_seed(1)
+    GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)).save(args.model)
+    compare.run_all(cells, args, tmp_path / "study")
+    assert cells[0]["runs"][0][0] != before and (before / "results.json").exists()
+
+
+def test_a_study_from_the_command_line_holds_every_start_and_context(args, tmp_path, command):
+    flags = ("--model", args.model, "--tasks", "word_reversal", "--seeds", 1, "--examples", 32, "--questions", 5)
+    done = command("compare.py", "prompt_position", *flags, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    folder = tmp_path / "out" / "prompt_position"
+    assert sorted(p.name for p in folder.iterdir()) == ["figure.png", "study.json", "table.md"]
+    text = (folder / "table.md").read_text()
+    for series in ("before", "inside", "after", "best context", "the example as text"):
+        assert f"| {series} | " in text
+    rows = json.loads((folder / "study.json").read_text())
+    assert [bool(r["before"]) for r in rows] == [True, True, True, False, False]

@@ -7,14 +7,15 @@ import random
 
 import pytest
 import torch
-from eval.neighbours import nearest
 
 import tasks
 from data.batches import encode
-from eval import report
-from eval.accuracy import classification, rank_choices, score, wilson
-from eval.baselines import few_shot, scratch
-from prefix import HybridPrefix, TextPrompt
+from eval import plots, report
+from eval.accuracy import classification, generate_answers, majority_vote, rank_choices, score, wilson
+from eval.baselines import as_text, best_context, exact_match, longest_examples, majority, tfidf
+from eval.neighbors import nearest_tokens
+from model import GPT, GPTConfig
+from prefix import HybridPrefix, Scratch, TextPrompt
 
 
 def test_wilson_from_a_textbook():
@@ -37,7 +38,8 @@ def test_answers_equal_decoding_one_question_at_a_time_without_a_cache(tiny, tok
     task = tasks.load("addition")
     examples = task.examples(12)
     before = tokenizer.encode_task("Add: ")
-    got = generate_answers(tiny, TextPrompt(tiny, before)(tiny), tokenizer, task, encode(tokenizer, examples), batch_size=3)
+    past = TextPrompt(tiny, before).past(tiny)
+    got = generate_answers(tiny, past, tokenizer, task, encode(tokenizer, examples), batch_size=3)
     longest = max(len(e.answer) for e in examples)
     stop = tokenizer.encode_task("$")[0]
     for e, text in zip(examples, got):
@@ -74,7 +76,7 @@ def test_most_prompts_win_a_vote_and_the_first_a_tie(tiny, tokenizer):
     encoded, task = encode(tokenizer, examples), Short()
     prompts = [HybridPrefix(tiny, n, seed=seed) for n, seed in ((3, 1), (8, 2), (5, 3))]
     with torch.no_grad():
-        pasts = [prompt(tiny) for prompt in prompts]
+        pasts = [prompt.past(tiny) for prompt in prompts]
     alone = [generate_answers(tiny, past, tokenizer, task, encoded) for past in pasts]
     got = majority_vote(tiny, pasts, tokenizer, task, encoded, batch_size=7)
     for texts, text in zip(zip(*alone), got):
@@ -84,83 +86,154 @@ def test_most_prompts_win_a_vote_and_the_first_a_tie(tiny, tokenizer):
     assert majority_vote(tiny, [pasts[0]] * 3, tokenizer, task, encoded) == alone[0]
 
 
-def test_few_shot_is_as_many_examples_of_the_training_split_as_fit(tokenizer):
-    task = tasks.load("word_reversal")
-    tokens, n = few_shot(tokenizer, task, 8, room=10_000)
-    lines = tokenizer.decode(tokens).splitlines()
-    assert n == len(lines) == 8
-    test = {e.question for r in task.ranges for e in task.examples(1000, r)}
-    for line in lines:
-        question, reversed_ = line.split("=")
-        assert question.split("(")[1][:-1][::-1] + "$" == reversed_
-        assert question + "=" not in test
-    fewer, n = few_shot(tokenizer, task, 8, room=60)
-    assert 1 <= n < 8
-    assert len(fewer) <= 60
-    assert few_shot(tokenizer, task, 8, room=5) == ([], 0)
-
-
 def test_rows_that_did_not_move_read_as_their_words(tiny, tokenizer):
     trigger = tokenizer.encode("Add the two")
-    rows = nearest(tiny, tokenizer, HybridPrefix(tiny, 2, trigger))
-    assert [r["began"] for r in rows] == [None, None] + [tokenizer.decode([t]) for t in trigger]
+    rows = nearest_tokens(tiny, tokenizer, HybridPrefix(tiny, 2, trigger))
+    assert [r["init_token"] for r in rows] == [None, None] + [tokenizer.decode([t]) for t in trigger]
     for r in rows[2:]:
-        assert r["nearest"][0] == [r["began"], 1.0]
-        assert r["moved"] == 1.0
+        assert r["nearest"][0] == [r["init_token"], 1.0]
+        assert r["cosine_to_init"] == 1.0
 
 
 def test_nearest_is_by_cosine_not_by_length(tiny, tokenizer):
     prompt = HybridPrefix(tiny, 0, [10])
     with torch.no_grad():
         prompt.rows[0] = tiny.wte.weight[65] * 0.01
-    row = nearest(tiny, tokenizer, prompt)[0]
+    row = nearest_tokens(tiny, tokenizer, prompt)[0]
     assert row["nearest"][0] == [tokenizer.decode([65]), 1.0]
     a, b = tiny.wte.weight[65].tolist(), tiny.wte.weight[10].tolist()
     cosine = sum(x * y for x, y in zip(a, b)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
-    assert math.isclose(row["moved"], cosine, abs_tol=1e-3)
+    assert math.isclose(row["cosine_to_init"], cosine, abs_tol=1e-3)
 
 
-def test_scratch_models_repeat_by_seed_and_spell():
-    (one, letters), (again, _), (other, _) = scratch(1, 64), scratch(1, 64), scratch(2, 64)
-    assert one.fingerprint() == again.fingerprint() != other.fingerprint()
-    assert letters.encode_task("12+3") == list(b"12+3")
+def test_scratch_models_repeat_by_seed_and_read_bytes(tokenizer):
+    one, again, other = (Scratch(seed=seed, block_size=64) for seed in (1, 1, 2))
+    same = [torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters())]
+    assert all(same) and not torch.equal(one.net.wte.weight, other.net.wte.weight)
+    assert one.tokenizer(tokenizer).encode_task("12+3") == list(b"12+3")
 
 
-def some_results():
+def some_results(tmp_path=None):
+    """What train_task.py writes, with answers that are right by chance."""
     task = tasks.load("addition")
     rng = random.Random(0)
-    accuracy = {}
-    for method in ("zero-shot", "hybrid"):
-        accuracy[method] = {}
+
+    def random_scores():
+        scores = {}
         for r in task.ranges:
             examples = task.examples(30, r)
-            accuracy[method][r] = score(task, examples, [e.answer if rng.random() < 0.5 else "" for e in examples])
+            scores[r] = score(task, examples, [e.answer if rng.random() < 0.5 else "" for e in examples])
+        return scores
+
     return {
         "task": "addition",
         "unit": "digits",
         "in_distribution_lengths": (1, 4),
         "new_words": (),
-        "labels": {"zero-shot": "zero-shot", "hybrid": "hybrid prefix"},
-        "accuracy": accuracy,
+        "labels": {"zero-shot": "zero-shot", "few-shot": "best context (1 longest)", "hybrid": "hybrid prefix"},
+        "before": {"hybrid": random_scores()},
+        "accuracy": {name: random_scores() for name in ("zero-shot", "few-shot", "hybrid")},
+        "examples": {"hybrid": (96, 1)},
         "loss": {"hybrid": {"examples": [32, 64, 96], "loss": [3.0, 2.0, 1.0]}},
     }
 
 
-def test_the_table_shows_every_number(tmp_path):
+def test_the_table_shows_every_number():
     results = some_results()
     lines = report.table(results).splitlines()
-    a = results["accuracy"]["hybrid"]["5 digits"]
-    assert f"{100 * a['correct'] / 30:.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}]" in lines[2]
-    assert lines[2].startswith("hybrid prefix")
-    assert len({len(line) for line in lines if "zero-shot" in line or "hybrid" in line}) == 1  # columns stand
+    after, before = (results[when]["hybrid"]["5 digits"] for when in ("accuracy", "before"))
+    context = results["accuracy"]["few-shot"]["5 digits"]
+    at = lines.index("hybrid prefix")
+    for line, a in zip(lines[at + 1 :], (before, after)):
+        assert f"{100 * a['correct'] / 30:.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}]" in line
+    for line, a in zip(lines[at + 3 :], (before, context)):
+        assert f"{100 * (after['correct'] - a['correct']) / 30:+.1f}" in line
+    columns = [line for line in lines if line.startswith(("zero-shot", "best context", "  tuned", "  and to"))]
+    assert len(columns) == 6 and len({len(line) for line in columns}) == 1  # columns stand below one another
+
+
+def test_there_is_no_table_without_the_start_or_the_best_context():
+    for missing, name in (("before", "hybrid"), ("accuracy", "few-shot")):
+        results = some_results()
+        del results[missing][name]
+        with pytest.raises(ValueError, match="no table without"):
+            report.table(results)
+        with pytest.raises(ValueError, match="no table without"):
+            report.class_table(results)
+
+
+def test_a_loss_against_the_start_is_said_by_range_and_points():
+    results = some_results()
+    for r, (start, end) in {"in-distribution": (20, 30), "5 digits": (30, 24), "6 digits": (9, 9)}.items():
+        results["before"]["hybrid"][r]["correct"], results["accuracy"]["hybrid"][r]["correct"] = start, end
+    results["before"]["hybrid"]["7 digits"]["correct"], results["accuracy"]["hybrid"]["7 digits"]["correct"] = 6, 3
+    line = "hybrid prefix ended below its own start: 20.0 points at 5 digits, 10.0 points at 7 digits"
+    assert report.losses_against_start(results) == [line]
+    assert line in report.table(results)
 
 
 def test_plots_are_written_as_png(tmp_path):
-    report.plot_loss(some_results(), tmp_path / "loss.png")
-    report.plot_lengths(some_results(), tmp_path / "lengths.png")
+    plots.plot_loss(some_results(), tmp_path / "loss.png")
+    plots.plot_lengths(some_results(), tmp_path / "lengths.png")
     for name in ("loss.png", "lengths.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_exact_match_in_one_pass_equals_greedy_decoding(tiny, tokenizer):
+    """Answers that the base itself writes count, and one that differs in its last token does not."""
+    context = tokenizer.encode_task("1+1=2$\n")
+    past = tiny.prefill(torch.tensor([context]))
+    encoded, loss = [], []
+    for question in ("2+3=", "45+1=", "7*8=", "x"):
+        tokens = tokenizer.encode_task(question)
+        answer = tiny.generate(torch.tensor([tokens]), 6, past)[0].tolist()
+        encoded.append((tokens, answer))
+        text = torch.tensor([tokens + answer])
+        log_p = tiny.logits(tiny(text[:, :-1], past)).log_softmax(-1)[0, len(tokens) - 1 :]
+        loss.append(-log_p.gather(1, torch.tensor(answer)[:, None]))
+    exact, got = exact_match(tiny, context, encoded)
+    assert exact == 4
+    assert math.isclose(got, torch.cat(loss).mean().item(), rel_tol=1e-4)
+    question, answer = encoded[2]
+    encoded[2] = question, [*answer[:-1], (answer[-1] + 1) % 256]
+    assert exact_match(tiny, context, encoded)[0] == 3
+
+
+def test_the_best_context_is_the_best_of_its_candidates(tokenizer, monkeypatch):
+    torch.manual_seed(1)
+    tiny = GPT(GPTConfig(vocab_size=1024, block_size=512, n_layer=1, n_head=2, n_embd=16)).freeze()
+    task = tasks.load("word_reversal")
+    examples = task.examples(200, split="train")
+    test = {e.question for r in task.ranges for e in task.examples(500, r)}
+    tokens, best, candidates = best_context(tiny, tokenizer, examples, max_tokens=10_000)
+    assert tokens == tokenizer.encode_task(best["text"])
+    tried = {(c["shots"], c["lengths"]) for c in candidates}
+    assert tried == {(k, lengths) for k in (1, 2, 4, 8) for lengths in ("longest", "mixed")}
+    assert best["exact_match"] == max(c["exact_match"] for c in candidates)
+    assert best["loss"] == min(c["loss"] for c in candidates if c["exact_match"] == best["exact_match"])
+    lines = best["text"].splitlines()
+    assert len(lines) == best["shots"]
+    assert not test & {line.split("=")[0] + "=" for line in lines}
+    # a context is never asked its own examples, and never longer than there is room for
+    few = best_context(tiny, tokenizer, examples[:9], max_tokens=60)
+    assert all(c["n"] == 9 - c["shots"] for c in few[2]) and len(few[0]) <= 60
+    assert best_context(tiny, tokenizer, examples, max_tokens=5) == ([], None, [])
+    # the example that prompts begin as is one of them
+    seen = []
+    monkeypatch.setattr("eval.baselines.exact_match", lambda model, context, _: seen.append(context) or (0, 1.0))
+    best_context(tiny, tokenizer, examples, max_tokens=10_000)
+    assert tokenizer.encode_task(as_text(longest_examples(examples, 1))) in seen
+
+
+def test_word_frequencies_tell_classes_apart(tmp_path):
+    pytest.importorskip("sklearn")
+    colors = {"red": "apples and cherries", "blue": "the sea and the sky"}
+    task = your_data(tmp_path, [(f"{text} number {i}", color) for i in range(40) for color, text in colors.items()])
+    questions = task.examples(None)
+    texts = tfidf(task, task.examples(None, split="train"), questions)
+    assert [task.final_answer(t) for t in texts] == [task.final_answer(e.answer) for e in questions]
+    assert {task.final_answer(t) for t in majority(task, questions)} == {task.majority}
 
 
 def your_data(tmp_path, rows):
@@ -178,7 +251,8 @@ def test_the_likeliest_answer_by_brute_force(tiny, tokenizer, tmp_path):
     tiny.h[0].attn.c_attn.weight.data *= 10
     examples = task.examples(None, split="train")
     before = tokenizer.encode("Say so: ")
-    got = rank_choices(tiny, TextPrompt(tiny, before)(tiny), tokenizer, task, encode(tokenizer, examples), batch_size=4)
+    past = TextPrompt(tiny, before).past(tiny)
+    got = rank_choices(tiny, past, tokenizer, task, encode(tokenizer, examples), batch_size=4)
     for e, chosen in zip(examples, got):
         totals = []
         for answer in task.classes:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 import prefix
-from eval.baselines import scratch
 from model import GPT
 
 transformers = pytest.importorskip("transformers")
@@ -35,7 +34,7 @@ def test_logits_and_gradients_equal_peft(tiny, tmp_path, mlp):
         torch.nn.init.normal_(prompt.mlp[2].weight, std=0.3)
     theirs = in_peft(tiny, tmp_path, prompt.embeddings().detach())
     tokens = torch.randint(1024, (4, 20), generator=torch.Generator().manual_seed(1))
-    got = tiny.logits(tiny(tokens, prompt(tiny)))
+    got = tiny.logits(tiny(tokens, prompt.past(tiny)))
     want = theirs(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[:, 8:]
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     if not mlp:
@@ -57,7 +56,7 @@ def test_both_ends_of_the_dial(tiny):
     assert len(prefix.HybridPrefix(tiny, 6).rows) == 6
     words = prefix.HybridPrefix(tiny, 0, [1, 2, 3])
     text = prefix.TextPrompt(tiny, [1, 2, 3])
-    for pair, want in zip(words(tiny), text(tiny)):  # words that have not moved are the words
+    for pair, want in zip(words.past(tiny), text.past(tiny)):  # words that have not moved are the words
         for got, w in zip(pair, want):
             torch.testing.assert_close(got, w)
     with pytest.raises(ValueError, match="no rows"):
@@ -73,27 +72,31 @@ def test_seeds_repeat(tiny):
 
 def test_only_the_prefix_gets_gradients(tiny):
     prompt = prefix.HybridPrefix(tiny, 4, [1], True)
-    tiny(torch.zeros(2, 3, dtype=torch.long), prompt(tiny)).sum().backward()
+    tiny(torch.zeros(2, 3, dtype=torch.long), prompt.past(tiny)).sum().backward()
     assert all(p.grad is None for p in tiny.parameters())
     assert prompt.rows.grad is not None
 
 
 LABELS = [[11, 12], [13]]
-CASES = {method: {"labels": LABELS} if "labels" in kind.options else {} for method, kind in prefix.METHODS.items()} | {
+CASES = {method: {"labels": LABELS} if kind.needs_labels else {} for method, kind in prefix.METHODS.items()} | {
     "hybrid, MLP": {"mlp": True},
     "prompt, labels": {"init": "labels", "labels": LABELS},
-    "ptuning, inside": {"place": "inside"},
-    "ptuning, after": {"place": "after"},
+    "ptuning, inside": {"position": "inside"},
+    "ptuning, after": {"position": "after"},
     "ptuning2, top layer": {"layers": 1},
     "ptuning2, head": {"head": True, "labels": LABELS},
     "prefix, top layer": {"layers": 1},
     "adapter-prefix, all layers": {"layers": 2},
+    "hybrid, shots": {},
+    "finetune, shots": {},
 }
 
 
 def make(case, model):
     """The method of that case, as if it had been tuned a while."""
     prompt = prefix.METHODS[case.split(",")[0]](model, n_random=3, trigger=[40, 41], seed=3, **CASES[case])
+    if case.endswith("shots"):
+        prompt.shots = torch.tensor([[50, 51, 52]])
     rng = torch.Generator().manual_seed(5)
     for p in prompt.parameters():
         if p.requires_grad:
@@ -103,7 +106,7 @@ def make(case, model):
 
 def logits_behind(prompt, model, tokens):
     """Of each text in a list, behind the method, as training and evaluation put it."""
-    network, past = prompt.network(model), prompt(model)
+    network, past = prompt.network(model), prompt.past(model)
     return [network.logits(network(torch.tensor([prompt.insert_rows(text)]), past)) for text in tokens]
 
 
@@ -123,11 +126,11 @@ def test_saved_and_loaded_it_is_the_same(tiny, tokenizer, tmp_path, case):
     assert header["base_fingerprint"] == tiny.fingerprint()
     assert header["tokenizer"] == tokenizer.name
     with safe_open(tmp_path / "p.safetensors", framework="pt") as file:  # readable by anyone
-        assert file.metadata()["method"] == prompt.method
+        assert file.metadata()["method"] == prompt.name
     assert os.listdir(tmp_path) == ["p.safetensors"]
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c not in ("instruct", "hard")])
+@pytest.mark.parametrize("case", [c for c in CASES if c not in ("zero-shot", "text", "few-shot", "hard")])
 def test_gradients_equal_finite_differences(tiny, case):
     """In float64, along a random direction of each parameter; the base gets none."""
     model = tiny.double()
@@ -170,7 +173,7 @@ def test_the_weights_are_shared_and_stay_as_they_are(tiny):
         twin = prompt.network(tiny)
         assert twin.wte.weight.data_ptr() == tiny.wte.weight.data_ptr()
         optimizer = torch.optim.SGD(prompt.parameters(), 1.0)
-        twin.logits(twin(torch.tensor(TEXTS[:1]), prompt(tiny))).logsumexp(-1).sum().backward()
+        twin.logits(twin(torch.tensor(TEXTS[:1]), prompt.past(tiny))).logsumexp(-1).sum().backward()
         optimizer.step()
     assert all(torch.equal(p, before[n]) for n, p in tiny.named_parameters())
     assert not any("attention" in n or "block" in n for n, _ in tiny.named_parameters())
@@ -185,19 +188,19 @@ def test_top_2_blocks_alone_learn(tiny):
 
 def test_soft_words_without_shifts_are_a_prompt_and_a_shift_acts_from_its_layer_on(tiny):
     words, rows = prefix.SoftWords(tiny, 3, [5], seed=1), prefix.HybridPrefix(tiny, 3, [5], seed=1)
-    for pair, want in zip(words(tiny), rows(tiny)):
+    for pair, want in zip(words.past(tiny), rows.past(tiny)):
         torch.testing.assert_close(pair, want)
     words.shifts.data[1, :, 3] = 0.5  # at the second layer's input
-    keys = [k for k, _ in words(tiny)]
-    plain = [k for k, _ in rows(tiny)]
+    keys = [k for k, _ in words.past(tiny)]
+    plain = [k for k, _ in rows.past(tiny)]
     torch.testing.assert_close(keys[0], plain[0])
     assert not torch.allclose(keys[1], plain[1], atol=1e-3)
 
 
 def test_rows_of_p_tuning_stand_where_they_are_placed(tiny):
-    for place, where in (("inside", 2), ("after", 5)):
+    for position, where in (("inside", 2), ("after", 5)):
         prompt = make("ptuning, after", tiny)
-        prompt.place = place
+        prompt.position = position
         text = TEXTS[0]
         words, rows = tiny.wte(torch.tensor(text)), prompt.embeddings()
         want = tiny(torch.cat([words[:where], rows, words[where:]])[None])
@@ -213,7 +216,7 @@ def test_rows_of_p_tuning_stand_where_they_are_placed(tiny):
 
 def test_output_rows_of_warp_stand_in_for_the_labels_tokens_alone(tiny):
     prompt = make("warp", tiny)
-    network, past, tokens = prompt.network(tiny), prompt(tiny), torch.tensor(TEXTS[:1])
+    network, past, tokens = prompt.network(tiny), prompt.past(tiny), torch.tensor(TEXTS[:1])
     hidden = tiny(tokens, past)
     want = tiny.logits(hidden)
     for token, row in zip((11, 12, 13), prompt.label_rows):
@@ -229,7 +232,7 @@ def test_keys_and_values_begin_as_words_that_the_base_expects(tiny):
     tiny.ln_f.bias.data.copy_(1000 * tiny.wte.weight[7])
     (expected,) = (tiny.wte.weight @ tiny.wte.weight[7]).topk(1).indices.tolist()
     for got, want in zip(
-        prefix.DeepPrefix(tiny, 3, [40, 41])(tiny), tiny.prefill(torch.tensor([[expected] * 3 + [40, 41]]))
+        prefix.DeepPrefix(tiny, 3, [40, 41]).past(tiny), tiny.prefill(torch.tensor([[expected] * 3 + [40, 41]]))
     ):
         torch.testing.assert_close(got, want)
 
@@ -238,7 +241,7 @@ def test_a_head_scores_the_labels_tokens_and_rules_out_all_others(tiny):
     prompt = prefix.DeepPrefix(tiny, 3, [40], head=True, labels=LABELS)
     torch.nn.init.normal_(prompt.head.weight)
     torch.nn.init.normal_(prompt.head.bias)
-    network, past, tokens = prompt.network(tiny), prompt(tiny), torch.tensor(TEXTS[:1])
+    network, past, tokens = prompt.network(tiny), prompt.past(tiny), torch.tensor(TEXTS[:1])
     hidden = tiny(tokens, past)
     got = network.logits(network(tokens, past))
     for i, token in enumerate((11, 12, 13)):
@@ -279,10 +282,9 @@ def test_a_hard_prompt_finds_the_best_of_all_words(tiny):
 
     prompt = prefix.HardPrompt(tiny, [5])
     prompt.candidates = 1023
-    hidden = tiny(tokens, prompt(tiny))
-    now = tiny.loss(hidden[answer], targets[answer])
+    now = prompt.loss(tiny, tokens, targets, answer)
     now.backward()
-    prompt.improve(tiny, tokens, targets, answer, now)
+    prompt.after_backward(tiny, (tokens, targets, answer), now)
     assert loss(prompt.tokens.item()) == pytest.approx(min(loss(word) for word in range(1024)), abs=1e-5)
 
 
@@ -317,7 +319,7 @@ def test_p_tuning_and_prefix_tuning_equal_peft_on_shared_weights(tiny, tmp_path)
             encoder.embedding.weight.data.copy_(prompt.code)
             encoder.transform.load_state_dict(prompt.mlp.state_dict())
         want = theirs(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[:, -20:]
-        torch.testing.assert_close(tiny.logits(tiny(tokens, prompt(tiny))), want, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(tiny.logits(tiny(tokens, prompt.past(tiny))), want, atol=1e-4, rtol=1e-4)
 
 
 def by_hand(model, tokens, cache, start, gated=None):
@@ -354,7 +356,7 @@ def test_keys_and_values_in_the_top_layers(tiny, tokenizer, tmp_path, layers):
     prefix.save(prompt, tmp_path / "p.safetensors", tiny, tokenizer)
     prompt, _ = prefix.load(tmp_path / "p.safetensors", tiny, tokenizer)
     assert prompt.rows.shape == (4, layers * 2 * 16)
-    cache = prompt(tiny)
+    cache = prompt.past(tiny)
     tokens = torch.randint(1024, (2, 9), generator=torch.Generator().manual_seed(1))
     got = tiny.logits(tiny(tokens, cache))
     for row, text in zip(got, tokens):
@@ -383,7 +385,7 @@ def test_another_base_tokenizer_or_file_is_refused(tiny, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="was tuned on the base 'untrained'"):
         prefix.load(path, other, tokenizer)
     with pytest.raises(ValueError, match="with the tokenizer nano-1024, not with bytes"):
-        prefix.load(path, tiny, scratch(0, 8)[1])
+        prefix.load(path, tiny, prefix.Scratch(block_size=8).tokenizer(tokenizer))
     with pytest.raises(ValueError, match="no prefix file"):
         prefix.load(tmp_path / "none.safetensors", tiny, tokenizer)
     tiny.save(tmp_path)
@@ -397,7 +399,7 @@ def test_another_base_tokenizer_or_file_is_refused(tiny, tokenizer, tmp_path):
 def test_deep_rows_that_have_not_moved_are_the_words(tiny):
     for kind in (prefix.DeepPrefix, prefix.PrefixTuning):
         deep = kind(tiny, 0, [1, 2, 3])
-        for pair, want in zip(deep(tiny), prefix.TextPrompt(tiny, [1, 2, 3])(tiny)):
+        for pair, want in zip(deep.past(tiny), prefix.TextPrompt(tiny, [1, 2, 3]).past(tiny)):
             for got, w in zip(pair, want):
                 torch.testing.assert_close(got, w)
 
@@ -412,6 +414,36 @@ def test_gradients_of_deep_rows_equal_peft(tiny, tmp_path):
     weight = theirs.prompt_encoder.default.embedding.weight
     weight.data.copy_(prompt.rows.data)
     tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(4))
-    F.cross_entropy(tiny.logits(tiny(tokens, prompt(tiny)))[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    logits = tiny.logits(tiny(tokens, prompt.past(tiny)))[:, :-1]
+    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
     theirs(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=tokens).loss.backward()
     torch.testing.assert_close(prompt.rows.grad, weight.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_worked_examples_stand_between_the_prompt_and_the_question(tiny):
+    prompt = prefix.HybridPrefix(tiny, 3, [5], seed=1)
+    alone, shots = prompt.past(tiny), torch.tensor([[50, 51]])
+    assert (prompt.n_rows(), prompt.n_positions()) == (4, 4)
+    prompt.shots = shots
+    assert (prompt.n_rows(), prompt.n_positions()) == (4, 6)
+    for got, want in zip(prompt.past(tiny), tiny.prefill(shots, alone)):
+        torch.testing.assert_close(got, want)
+
+
+def test_rows_of_an_adapter_prefix_are_counted_and_take_no_position(tiny):
+    prompt = prefix.AdapterPrefix(tiny, 3, [5])
+    assert (prompt.n_rows(), prompt.n_positions()) == (4, 0)
+
+
+def test_the_loss_of_every_method_is_that_of_its_logits(tiny):
+    """Method.loss against cross-entropy of all logits, at answer positions."""
+    tokens, targets = torch.tensor([[3, 1, 4, 1], [9, 2, 6, 5]]), torch.tensor([[11, 12, 13, 12], [12, 13, 11, 13]])
+    answer = torch.tensor([[False, True, True, False], [False, False, True, True]])
+    for case in CASES:
+        if case.startswith("ptuning, "):
+            continue  # rows inside a question lengthen it
+        prompt = make(case, tiny)
+        network = prompt.network(tiny)
+        logits = network.logits(network(tokens, prompt.past(network)))
+        want = F.cross_entropy(logits[answer], targets[answer])
+        torch.testing.assert_close(prompt.loss(network, tokens, targets, answer), want, atol=1e-5, rtol=1e-4)
