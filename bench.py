@@ -21,15 +21,15 @@ import time
 import warnings
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
 import peft_io
 import prefix
 from cli import Parser, run
-from eval.report import finish
+from generate import generate
 from model import GPT, GPTConfig, best_dtype, write_json
+from train_task import train_step
 
 JOBS = {
     "prompt": "prompt tuning, a step",
@@ -39,7 +39,7 @@ JOBS = {
 }
 
 
-def read_args():
+def parse_args(argv=None):
     p = Parser(__doc__)
     p.add_argument("--n-layer", type=int, default=12)
     p.add_argument("--n-embd", type=int, default=768, help="64 for each head (default %(default)s)")
@@ -54,7 +54,7 @@ def read_args():
     p.add_argument("--plot", metavar="FILE", help="with --sweep: cost against prompt length, a PNG")
     p.add_argument("--json", metavar="FILE", help="write the numbers")
     p.add_argument("--worker", help="JSON: one side of one measurement; what this program calls itself with")
-    return p.parse_args()
+    return p.parse_args(argv)
 
 
 # ---------------------------------------------------------------- one side of one measurement, in its own process
@@ -66,31 +66,24 @@ def some_text(w):
 
 
 def ours(w):
-    """() -> loss or text of one step or one decoding, by this project."""
+    """() -> loss or text of one step or one decoding, by this project: the step is the one that trains."""
     dtype = getattr(torch, w["dtype"])
-    model = GPT.load(w["folder"], w["device"], dtype if w["job"] != "finetune" else torch.float32).freeze()
+    model = GPT.load(w["folder"], w["device"], dtype).freeze()
     tokens, Q = some_text(w), w["question"]
-    prompt = peft_io.import_peft(Path(w["folder"]) / w["adapter"], model) if w["job"] != "finetune" else None
+    if w["job"] == "finetune":
+        method = prefix.Finetune(model)
+    else:
+        method = peft_io.import_peft(Path(w["folder"]) / w["adapter"], model)
     if w["job"] == "decode":
         with torch.no_grad():
-            past = prompt(model)
-        return lambda: model.generate(tokens[:, :Q], w["answer"], past).tolist()
-    learns = prompt or model.requires_grad_(True)
-    optimizer = torch.optim.AdamW(learns.parameters(), 1e-3, weight_decay=0)
+            past = method.past(model)
+        questions = tokens[:, :Q].tolist()
+        return lambda: generate(model, questions, w["answer"], past)
+    network, optimizers = method.network(model), method.optimizers(1e-3, dtype)
     answer = torch.zeros_like(tokens[:, 1:], dtype=torch.bool)  # (B, T-1)
     answer[:, Q - 1 :] = True
-
-    def step():
-        with torch.autocast(w["device"], dtype, enabled=w["job"] == "finetune" and dtype != torch.float32):
-            past = prompt(model) if prompt else None
-            hidden = model(tokens[:, :-1], past)  # (B, T-1, C)
-            loss = model.loss(hidden[answer], tokens[:, 1:][answer])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
-
-    return step
+    batch = tokens[:, :-1], tokens[:, 1:], answer
+    return lambda: train_step(method, network, batch, optimizers, dtype).item()
 
 
 def theirs(w):
@@ -125,6 +118,7 @@ def theirs(w):
         with torch.autocast(w["device"], torch.bfloat16, enabled=autocast):
             loss = model(input_ids=tokens, attention_mask=ones, labels=labels).loss
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return loss.item()
@@ -136,19 +130,12 @@ def without_a_cache(w):
     """Greedy decoding as nanoGPT does it: the whole text again for every token."""
     model = GPT.load(w["folder"], w["device"], getattr(torch, w["dtype"])).freeze()
     tokens, Q = some_text(w), w["question"]
-    prompt = peft_io.import_peft(Path(w["folder"]) / w["adapter"], model)
-
-    def decode():
-        with torch.no_grad():
-            past, text = prompt(model), tokens[:, :Q]
-            for _ in range(w["answer"]):
-                text = torch.cat([text, model.logits(model(text, past)[:, -1]).argmax(-1, keepdim=True)], dim=1)
-        return text[:, Q:].tolist()
-
-    return decode
+    with torch.no_grad():
+        past = peft_io.import_peft(Path(w["folder"]) / w["adapter"], model).past(model)
+    return lambda: model.generate(tokens[:, :Q], w["answer"], past).tolist()
 
 
-def products(w):
+def matmul_lower_bound(w):
     """The matrix products of one step or decoding, and nothing else: what the machine would need for them alone."""
     dtype, C, V, L = getattr(torch, w["dtype"]), w["n_embd"], w["vocab_size"], w["n_layer"]
     B, Q, A, P = w["batch_size"], w["question"], w["answer"], w["rows"]
@@ -181,7 +168,7 @@ def products(w):
     return multiply
 
 
-SIDES = {"ours": ours, "PEFT": theirs, "no cache": without_a_cache, "products alone": products}
+SIDES = {"ours": ours, "PEFT": theirs, "no cache": without_a_cache, "products alone": matmul_lower_bound}
 
 
 def work(w):
@@ -252,8 +239,8 @@ def measure(w, sides, repeat, bar):
     }
 
 
-def main():
-    args = read_args()
+def main(argv=None):
+    args = parse_args(argv)
     if args.worker:
         work(json.loads(args.worker))
         return
@@ -343,7 +330,9 @@ def table(results, args):
 
 def plot(results, args):
     """Seconds of a prompt-tuning step against the number of virtual tokens, of both sides."""
-    fig, axis = plt.subplots(figsize=(5.2, 3.6), constrained_layout=True)
+    from eval.plots import finish, plt  # imported here, so that --help need not wait for matplotlib
+
+    fig, axis = plt.subplots(figsize=(7.2, 4.2), constrained_layout=True)
     some = [r for r in results if r["job"] == "prompt" and r["batch"] == args.batch_size]
     for dtype in sorted({r["dtype"] for r in some}):
         for side, style in (("ours", "-"), ("PEFT", "--")):

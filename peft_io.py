@@ -11,7 +11,7 @@ import torch
 
 from cli import Parser, run
 from data.tokenizer import Tokenizer
-from model import GPT, HUB, write_json, write_tensors
+from model import BUNDLED, GPT, HUB, write_json, write_tensors
 from prefix import DeepPrefix, HybridPrefix, PrefixTuning, PromptTuning, PTuning, load, read, save
 
 
@@ -20,13 +20,15 @@ def export_peft(prefix, model, folder):
     """Write adapter_config.json and adapter_model.safetensors, which PeftModel.from_pretrained takes:
     PROMPT_TUNING for rows at the input, PREFIX_TUNING for keys and values, an MLP folded into either."""
     if type(prefix) not in (HybridPrefix, PromptTuning, PTuning, DeepPrefix, PrefixTuning):
-        raise ValueError(f"PEFT has no adapter for {prefix.method}")
+        raise ValueError(f"PEFT has no adapter for {prefix.name}")
     folder, c, rows = Path(folder), model.config, prefix.embeddings()
     deep = isinstance(prefix, DeepPrefix)
-    if getattr(prefix, "place", "before") != "before":
-        raise ValueError(f"rows {prefix.place} the question: PEFT puts them before it")
+    if getattr(prefix, "position", "before") != "before":
+        raise ValueError(f"rows {prefix.position} the question: PEFT puts them before it")
     if deep and prefix.layers < c.n_layer:
         raise ValueError(f"a prefix in the top {prefix.layers} of {c.n_layer} layers: PEFT knows none but in all")
+    if prefix.shots is not None:
+        raise ValueError("a prompt with worked examples behind it (--shots): PEFT's adapter would lose them")
     if "head" in prefix.init_kwargs:
         raise ValueError("a prefix with a classification head: PEFT's adapter would lose it")
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,26 +85,38 @@ def import_peft(folder, model):
     return prefix.to(model.wte.weight.device)
 
 
-def main():
+def base_of(source):
+    """The --model that a run was tuned on, from its results.json or its prompt's header."""
+    file = source / "prefix.safetensors" if source.is_dir() else source
+    if (file.parent / "results.json").is_file():
+        return json.loads((file.parent / "results.json").read_text())["args"]["model"]
+    header, _ = read(file)
+    name = header.get("base", "")
+    if name not in (*BUNDLED, *HUB):
+        raise ValueError(f"{source} was tuned on the base {name!r}: name its folder with --model")
+    return name
+
+
+def main(argv=None):
     p = Parser(__doc__)
-    p.add_argument("what", choices=["export", "import"])
+    p.add_argument("what", choices=["export", "import"], help="from a run to PEFT's files, or from those to a prompt")
     p.add_argument("source", help="export: a run's folder or its prefix.safetensors; import: a PEFT adapter's folder")
-    p.add_argument("target", help="export: the adapter's folder; import: the prefix file. Must not exist yet")
-    p.add_base()
-    args = p.parse_args()
+    p.add_argument("target", help="export: the adapter's folder; import: the prompt's file. Must not exist yet")
+    p.add_argument("--model", help="the base (default: export: what the run was tuned on; import: nano)")
+    args = p.parse_args(argv)
     if Path(args.target).exists():
         raise ValueError(f"{args.target} exists already: name another, or remove it")
-    model = GPT.load(args.model, args.device, args.dtype).freeze()
+    source = Path(args.source)
+    model = GPT.load(args.model or (base_of(source) if args.what == "export" else "nano")).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
     if args.what == "export":
-        source = Path(args.source)
-        prefix, _ = load(source / "prefix.safetensors" if source.is_dir() else source, model, tokenizer)
-        export_peft(prefix, model, args.target)
+        method, _ = load(source / "prefix.safetensors" if source.is_dir() else source, model, tokenizer)
+        export_peft(method, model, args.target)
     else:
-        prefix = import_peft(args.source, model)
+        method = import_peft(args.source, model)
         tokenizer.tokenize = "bpe"  # PEFT knows no other text than BPE
-        save(prefix, args.target, model, tokenizer)
-    print(f"wrote {len(prefix.rows)} rows to {args.target}")
+        save(method, args.target, model, tokenizer)
+    print(f"wrote {method.n_rows()} rows to {args.target}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from model import GPT, HUB, GPTConfig, stack
+from model import GPT, HUB, GPTConfig
 
 transformers = pytest.importorskip("transformers")
 
@@ -157,58 +157,6 @@ def test_generate_behind_a_prompt_equals_the_whole_text(tiny):
     want = greedy_without_a_cache(tiny, tokens, 15)[:, 20:]
     assert tiny.generate(tokens[:, 8:], 15, tiny.prefill(tokens[:1, :8])).tolist() == want.tolist()
     assert tiny.generate(tokens[:, 8:], 15, tiny.prefill(tokens[:, :8])).tolist() == want.tolist()
-
-
-def test_rows_end_at_the_stop_token_and_stay_ended(tiny):
-    tokens = torch.randint(1024, (6, 5), generator=torch.Generator().manual_seed(9))
-    free = tiny.generate(tokens, 12).tolist()
-    stop = free[2][3]
-    for row, want in zip(tiny.generate(tokens, 12, stop=stop).tolist(), free):
-        if stop in want:
-            end = want.index(stop)
-            assert row[: end + 1] == want[: end + 1]
-            assert set(row[end:]) == {stop}
-        else:
-            assert row == want
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_rows_that_leave_early_change_nothing_for_the_rest(tiny, shared):
-    """Half of the rows end after a few tokens and leave the batch; each has to equal its own decoding alone."""
-    rng = torch.Generator().manual_seed(11)
-    tokens, before = torch.randint(1024, (8, 5), generator=rng), torch.randint(1024, (8, 6), generator=rng)
-    past = tiny.prefill(before[:1] if shared else before)
-    alone = [[tuple(p if shared else p[i : i + 1] for p in pair) for pair in past] for i in range(8)]
-    free = [tiny.generate(tokens[i : i + 1], 12, alone[i])[0].tolist() for i in range(8)]
-    ends = [1, 9, 2, 11, 1, 3, 10, 2]
-    together = tiny.generate(tokens, 12, past, torch.tensor([row[end] for row, end in zip(free, ends)])).tolist()
-    for row, want, end in zip(together, free, ends):
-        end = want.index(want[end])  # it may have said the same before
-        assert row[: end + 1] == want[: end + 1]
-        assert set(row[end:]) == {want[end]}
-
-
-def test_generation_stops_early_when_every_row_has(tiny):
-    tokens = torch.randint(1024, (1, 5), generator=torch.Generator().manual_seed(10))
-    stop = tiny.generate(tokens, 1).item()
-    assert tiny.generate(tokens, 40, stop=stop).tolist() == [[stop]]
-
-
-def test_sampling_follows_the_softmax(tiny):
-    """Frequencies of 20,000 draws of one token against the distribution itself."""
-    tokens = torch.randint(1024, (1, 5), generator=torch.Generator().manual_seed(11))
-    top = tiny.logits(tiny(tokens))[0, -1].topk(4)
-    want = (top.values / 3.0).softmax(-1)
-    drawn = tiny.generate(tokens.expand(20_000, -1), 1, temperature=3.0, top_k=4, seed=1)[:, 0]
-    got = torch.stack([(drawn == t).float().mean() for t in top.indices])
-    assert got.sum() == 1
-    torch.testing.assert_close(got, want, atol=0.015, rtol=0)
-
-
-def test_sampling_repeats_with_its_seed(tiny):
-    tokens = torch.zeros(2, 3, dtype=torch.long)
-    one, again, other = (tiny.generate(tokens, 20, temperature=1.0, seed=s).tolist() for s in (1, 1, 2))
-    assert one == again != other
 
 
 def test_save_and_load_keep_every_bit(tmp_path, tiny):
@@ -368,19 +316,6 @@ def test_loading_holds_little_more_than_the_model(tmp_path, dtype):
     GPT(GPTConfig(vocab_size=50257, block_size=1024, n_layer=6, n_head=8, n_embd=512)).save(tmp_path)
     done = subprocess.run([sys.executable, "-c", PEAK, tmp_path, dtype], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.3
-
-
-@pytest.mark.parametrize("lengths", [(3, 9, 5), (1, 1, 40), (7, 7, 7)])
-def test_rows_behind_caches_of_other_lengths_equal_rows_alone(tiny, lengths):
-    rng = torch.Generator().manual_seed(12)
-    before = [torch.randint(1024, (1, n), generator=rng) for n in lengths]
-    last = torch.randint(1024, (3, 2), generator=rng)
-    cache, pad = stack([tiny.prefill(tokens) for tokens in before])
-    got = tiny.generate(last, 30, cache, pad=pad).tolist()
-    for row, tokens, end in zip(got, before, last):
-        assert (
-            row == greedy_without_a_cache(tiny, torch.cat([tokens, end[None]], 1), 30)[0, tokens.size(1) + 2 :].tolist()
-        )
 
 
 @pytest.mark.parametrize(

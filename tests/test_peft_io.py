@@ -61,7 +61,7 @@ def test_an_adapter_that_peft_trained_gives_its_logits_here(tiny, tmp_path, kind
     prompt = peft_io.import_peft(tmp_path / "adapter", tiny)
     with torch.no_grad():
         want = theirs(input_ids=tokens, attention_mask=ones).logits[:, -20:]
-        past = prompt(tiny)
+        past = prompt.past(tiny)
         torch.testing.assert_close(tiny.logits(tiny(tokens, past)), want, atol=1e-4, rtol=1e-4)
     assert tiny.generate(tokens, 50, past).tolist() == greedy(theirs, tokens, 50)
 
@@ -85,7 +85,7 @@ def test_our_export_gives_our_logits_in_peft(tiny, tmp_path, kind):
     theirs = peft.PeftModel.from_pretrained(in_transformers(tiny, tmp_path / "base"), tmp_path / "adapter").eval()
     tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        past = prompt(tiny)
+        past = prompt.past(tiny)
         want = theirs(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[:, -20:]
         torch.testing.assert_close(tiny.logits(tiny(tokens, past)), want, atol=1e-4, rtol=1e-4)
     assert tiny.generate(tokens, 50, past).tolist() == greedy(theirs, tokens, 50)
@@ -96,7 +96,7 @@ def test_our_export_gives_our_logits_in_peft(tiny, tmp_path, kind):
     [
         ("adapter", {}, "no adapter for adapter"),
         ("softwords", {}, "no adapter for softwords"),
-        ("ptuning", {"place": "after"}, "rows after the question"),
+        ("ptuning", {"position": "after"}, "rows after the question"),
         ("ptuning2", {"layers": 1}, "top 1 of 2 layers"),
         ("ptuning2", {"head": True, "labels": [[3]]}, "a classification head"),
     ],
@@ -128,9 +128,10 @@ def test_export_and_import_from_the_command_line(tiny, tokenizer, tmp_path, comm
     base = GPT.load(tmp_path / "base")
     prompt = prefix.DeepPrefix(base, 4, [7])
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text(json.dumps({"args": {"model": str(tmp_path / "base")}}))
     prefix.save(prompt, tmp_path / "run" / "prefix.safetensors", base, tokenizer, "addition")
     model = "--model", tmp_path / "base"
-    done = command("peft_io.py", "export", tmp_path / "run", tmp_path / "adapter", *model)
+    done = command("peft_io.py", "export", tmp_path / "run", tmp_path / "adapter")  # results.json names the base
     assert (done.code, done.out) == (0, f"wrote 5 rows to {tmp_path / 'adapter'}\n")
     assert command("peft_io.py", "import", tmp_path / "adapter", tmp_path / "again.safetensors", *model).code == 0
     again, header = prefix.load(tmp_path / "again.safetensors", base, tokenizer)
@@ -140,3 +141,13 @@ def test_export_and_import_from_the_command_line(tiny, tokenizer, tmp_path, comm
     assert done.code == 2
     assert done.err.count("\n") == 1
     assert "exists already" in done.err
+    (tmp_path / "run" / "results.json").unlink()
+    done = command("peft_io.py", "export", tmp_path / "run", tmp_path / "other")
+    assert (done.code, done.err.count("\n")) == (2, 1) and "was tuned on the base 'base': name its folder" in done.err
+
+
+def test_worked_examples_behind_a_prompt_are_not_exported(tiny, tmp_path):
+    prompt = prefix.HybridPrefix(tiny, 3)
+    prompt.shots = torch.tensor([[1, 2]])
+    with pytest.raises(ValueError, match="would lose them"):
+        peft_io.export_peft(prompt, tiny, tmp_path / "adapter")

@@ -1,7 +1,6 @@
 """sample.py: rows of one batch behind prefixes of their own, and the command line."""
 
 import io
-import random
 import shutil
 import sys
 
@@ -11,32 +10,10 @@ import torch
 import prefix
 from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig
-from sample import decode
-
-
-def test_rows_behind_other_prefixes_equal_decoding_one_at_a_time(tiny, tokenizer):
-    """Prompts of five kinds and lengths, questions of any length, in one batch against a batch of one."""
-    prompts = [
-        prefix.HybridPrefix(tiny, 7, [1, 2]),
-        prefix.DeepPrefix(tiny, 3, [5]),
-        prefix.DeepPrefix(tiny, 9, layers=1),
-        prefix.TextPrompt(tiny, tokenizer.encode("Say it again:")),
-    ]
-    rng = random.Random(0)
-    rows = []
-    for i in range(15):
-        question = [rng.randrange(1024) for _ in range(rng.randint(1, 20))]
-        rows.append(([*prompts, None][i % 5], question, rng.randrange(1024)))
-    with torch.no_grad():
-        rows = [(prompt(tiny) if prompt else None, question, stop) for prompt, question, stop in rows]
-    together = decode(tiny, rows, 40)
-    for (past, question, stop), got in zip(rows, together):
-        alone = tiny.generate(torch.tensor([question]), 40, past)[0].tolist()
-        assert got == (alone[: alone.index(stop)] if stop in alone else alone)
 
 
 @pytest.mark.parametrize(
-    "method, own", [("adapter", {}), ("warp", {"labels": [[3, 4]]}), ("ptuning", {"place": "after"})]
+    "method, own", [("adapter", {}), ("warp", {"labels": [[3, 4]]}), ("ptuning", {"position": "after"})]
 )
 def test_methods_with_a_network_of_their_own_answer_beside_the_others(base, command, method, own):
     model, tokenizer = GPT.load(base), Tokenizer.load(base, 1024)
@@ -50,7 +27,7 @@ def test_methods_with_a_network_of_their_own_answer_beside_the_others(base, comm
     assert done.code == 0, done.err
     question = torch.tensor([prompt.insert_rows(tokenizer.encode_task("12+3="))])
     with torch.no_grad():
-        new = prompt.network(model).generate(question, 20, prompt(model), tokenizer.encode_task("$")[0])[0].tolist()
+        new = prompt.network(model).generate(question, 20, prompt.past(model))[0].tolist()
     assert f"{method}: {tokenizer.decode(new).partition('$')[0]}" in done.out
 
 
@@ -70,7 +47,7 @@ def base(tmp_path_factory):
     prefix.save(rows, folder / "adding" / "prefix.safetensors", model, tokenizer, "addition", stop="$")
     tokenizer.tokenize = "bpe"
     deep = prefix.DeepPrefix(model, 6, seed=2)
-    prefix.save(deep, folder / "asking.safetensors", model, tokenizer, "trec", form="{}\nAnswer:", stop="\n")
+    prefix.save(deep, folder / "asking.safetensors", model, tokenizer, "trec", question_format="{}\nAnswer:", stop="\n")
     return folder
 
 
@@ -95,7 +72,7 @@ def test_every_prefix_and_the_base_answer_in_their_own_form(run, base):
     ):
         tokenizer.tokenize = tokenize
         prompt, _ = prefix.load(path, model, tokenizer)
-        for label, past in ((name, prompt(model)), (f"{name}, base alone", None)):
+        for label, past in ((name, prompt.past(model)), (f"{name}, base alone", None)):
             new = model.generate(torch.tensor([tokenizer.encode_task(question)]), 8, past)[0].tolist()
             end = tokenizer.encode_task(stop)[-1]
             want += f"{label}: {tokenizer.decode(new[: new.index(end)] if end in new else new)}\n"
@@ -121,7 +98,7 @@ def test_sampling_repeats_with_its_seed(run):
         (["--prompt", ""], "the prompt is empty"),
         (["--prompt", "a" * 100, "--tokenize", "bytes"], "exceed block_size 64"),
         (["--prefix", "none.safetensors", "--prompt", "a"], "no prefix file"),
-        (["--top-k", "0", "--prompt", "a"], "--top-k start at 1"),
+        (["--top-k", "0", "--prompt", "a"], "--top-k: 0: give at least 1"),
         (["--tokens", "3"], "unrecognized arguments"),
     ],
 )
