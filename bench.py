@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 import peft_io
 import prefix
-from cli import Parser, run
+from checkpoint import load_model, read_tensors, save_model, write_json
+from cli import Parser, best_dtype, run
 from generate import generate
-from model import GPT, GPTConfig, best_dtype, write_json
+from model import GPT, GPTConfig
 from train_task import train_step
 
 JOBS = {
@@ -68,7 +69,7 @@ def some_text(w):
 def ours(w):
     """() -> loss or text of one step or one decoding, by this project: the step is the one that trains."""
     dtype = getattr(torch, w["dtype"])
-    model = GPT.load(w["folder"], w["device"], dtype).freeze()
+    model = load_model(w["folder"], w["device"], dtype).freeze()
     tokens, Q = some_text(w), w["question"]
     if w["job"] == "finetune":
         method = prefix.Finetune(model)
@@ -101,7 +102,7 @@ def theirs(w):
         # peft loads a prompt for inference only: a new one is given our rows
         kind = peft.PrefixTuningConfig if w["job"] == "prefix" else peft.PromptTuningConfig
         model = peft.get_peft_model(model, kind(task_type="CAUSAL_LM", num_virtual_tokens=w["rows"]))
-        _, tensors = prefix.read(Path(w["folder"]) / w["adapter"] / "adapter_model.safetensors")
+        _, tensors = read_tensors(Path(w["folder"]) / w["adapter"] / "adapter_model.safetensors")
         model.prompt_encoder.default.embedding.weight.data.copy_(tensors["prompt_embeddings"])
     model.eval()  # no dropout, on either side
     tokens, Q = some_text(w), w["question"]
@@ -128,7 +129,7 @@ def theirs(w):
 
 def without_a_cache(w):
     """Greedy decoding as nanoGPT does it: the whole text again for every token."""
-    model = GPT.load(w["folder"], w["device"], getattr(torch, w["dtype"])).freeze()
+    model = load_model(w["folder"], w["device"], getattr(torch, w["dtype"])).freeze()
     tokens, Q = some_text(w), w["question"]
     with torch.no_grad():
         past = peft_io.import_peft(Path(w["folder"]) / w["adapter"], model).past(model)
@@ -262,7 +263,7 @@ def main(argv=None):
         block_size = max(1024, args.question + args.answer + 200)
         config = GPTConfig(args.vocab_size, block_size, args.n_layer, args.n_embd // 64, args.n_embd)
         model = GPT(config).freeze()
-        model.save(folder)
+        save_model(model, folder)
         for job, dtype, rows, batch in points:
             deep = job == "prefix"
             adapter = f"{'prefix' if deep else 'prompt'}-{rows}"

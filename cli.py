@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from model import BUNDLED, HUB, best_dtype
+from checkpoint import BUNDLED, HUB
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,6 +37,14 @@ class Parser(argparse.ArgumentParser):
         if "dtype" in args:
             args.dtype = getattr(torch, args.dtype) if args.dtype else best_dtype(args.device)
         return args
+
+
+def best_dtype(device):
+    """bfloat16 where the device multiplies matrices faster in it, else float32."""
+    if str(device).startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capable = torch.cpu.get_capabilities()
+    return torch.bfloat16 if capable.get("amx_bf16") or capable.get("avx512_bf16") else torch.float32
 
 
 def at_least(least):

@@ -26,9 +26,9 @@ from tqdm import tqdm
 import prefix
 import tasks
 import train_task
+from checkpoint import fingerprint, load_model, write_json, write_text
 from cli import Parser, at_least, run
 from eval import report
-from model import GPT, write_json
 from tasks import IN_DISTRIBUTION
 
 TASKS = ["addition", "multiplication", "symbolic_sum", "word_reversal", "last_letter"]
@@ -172,7 +172,7 @@ def steps(args):
 
 def base_size(args):
     """Whether the gap between prompts and fine-tuning closes as the base grows (Lester et al. 2021, figure 1)."""
-    parameters = {m: sum(p.numel() for p in GPT.load(m).parameters()) for m in (args.model, *args.sizes)}
+    parameters = {m: sum(p.numel() for p in load_model(m).parameters()) for m in (args.model, *args.sizes)}
     return [
         cell(args, task, method, n, "--method", method, model=model)
         for task in args.tasks or THREE
@@ -290,7 +290,7 @@ def run_all(cells, args, folder):
     for c in cells:
         c["runs"] = []
         model = c["args"][c["args"].index("--model") + 1]
-        bases[model] = bases.get(model) or GPT.load(model).fingerprint()
+        bases[model] = bases.get(model) or fingerprint(load_model(model))
         for seed in range(args.seeds):
             line = [*c["args"], "--seed", str(seed), "--device", args.device]
             out = run_folder(folder, line, bases[model], source)
@@ -374,8 +374,7 @@ def main(argv=None):
         rows = summary(cells, run_all(cells, args, Path(args.out) / "runs"))
         text = report.study_table(rows, args, AXES.get(name, ""))
         print(f"\n{text}")
-        (folder / "table.tmp").write_text(text)
-        os.replace(folder / "table.tmp", folder / "table.md")
+        write_text(folder / "table.md", text)
         write_json(folder / "study.json", rows)
         (plots.plot_curves if name in AXES else plots.plot_dots)(rows, folder / "figure.png", AXES.get(name, ""))
         print(f"wrote table.md, study.json and figure.png to {folder} after {(time.time() - started) / 60:.0f} minutes")

@@ -1,28 +1,19 @@
-"""GPT-2 in one file: the model, its KV cache, generation, and its weights on disk.
+"""GPT-2: the network and nothing else. generate.py decodes with it, checkpoint.py reads and writes its weights.
 
-Everything that stands before a question reaches it only through the keys and values it leaves
-in each layer, so `forward` takes them as `past`, and `prefill` is how anything makes them.
+Everything that stands before a question reaches it only through the keys and values it leaves in each layer, so
+`forward` takes them as `past`, and `prefill` is how anything makes them.
 Radford et al. (2019), "Language Models are Unsupervised Multitask Learners".
 
-Shapes: B batch, T new tokens, P cached positions, C = n_embd, D = head_dim = C / n_head.
+Shapes: B batch, T new tokens, P cached positions, S = P + T, C = n_embd, D = head_dim = C / n_head.
 A cache is a list with one (keys, values) pair per layer, each (B or 1, n_head, P, D).
 """
 
-import hashlib
-import json
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import logging
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 
 @dataclass
@@ -108,21 +99,12 @@ class GPT(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         for name, p in self.named_parameters():
-            if name.endswith(
-                "c_proj.weight"
-            ):  # each block adds to the stream twice: keep its variance at 1 (GPT-2, section 2.3)
+            if name.endswith("c_proj.weight"):  # each block adds to the stream twice: keep its variance (section 2.3)
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer))
             elif p.dim() == 2:
                 nn.init.normal_(p, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
-        # positions start as sinusoids (Vaswani et al. 2017, section 3.5) of the same size as the random rows of GPT-2:
-        # "one to the left" is then the same turn everywhere, and training need not find it anew at each position
-        angle = torch.arange(config.block_size)[:, None] / 10000 ** (torch.arange(0, config.n_embd, 2) / config.n_embd)
-        with torch.no_grad():
-            self.wpe.weight.copy_(
-                torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, : config.n_embd] * 0.02 * 2**0.5
-            )
 
     def run(self, x, past=None, kv_cache=None, cache_len=0, past_pad=None, left_pad=None):
         """The one path through the network: tokens (B, T) or embeddings (B, T, C) -> final hidden states (B, T, C),
@@ -205,82 +187,8 @@ class GPT(nn.Module):
             text = torch.cat([text, token], dim=1)
         return text[:, tokens.size(1) :]
 
-    def fingerprint(self):
-        """Sixteen hex digits of the weights, the same in float32 and bfloat16."""
-        digest = hashlib.sha256()
-        for name, p in sorted(self.named_parameters()):
-            digest.update(name.encode())
-            digest.update(p.detach().to(torch.bfloat16).contiguous().view(torch.uint8).cpu().numpy())
-        return digest.hexdigest()[:16]
-
     def freeze(self):
         return self.requires_grad_(False)
-
-    def save(self, folder, dtype=torch.float32):
-        """Write config.json and model.safetensors in the hub's GPT-2 layout, which transformers reads too."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {n: (p.T if transposed(n) else p).to(dtype) for n, p in self.named_parameters()}
-        write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-        c = self.config
-        write_json(
-            folder / "config.json",
-            {
-                "model_type": "gpt2",
-                "architectures": ["GPT2LMHeadModel"],
-                "activation_function": "gelu_new",
-                "layer_norm_epsilon": 1e-5,
-                "n_positions": c.block_size,
-                "vocab_size": c.vocab_size,
-                "n_layer": c.n_layer,
-                "n_head": c.n_head,
-                "n_embd": c.n_embd,
-            },
-        )
-
-    @classmethod
-    def load(cls, source, device="cpu", dtype=torch.float32):
-        """Read a GPT-2 checkpoint: nano, a name of HUB, a folder as the hub and transformers write it,
-        or one .safetensors file. `model.folder` is where its tokenizer would lie.
-
-        Tensors are read one by one, the largest first, and cast at once: what is held in memory never
-        exceeds the loaded model by more than one small tensor. Raises ValueError that names what is
-        missing, broken, wrong-shaped or left over.
-        """
-        config_file, index = find(source)
-        config = read_config(config_file, index)
-        with torch.device("meta"):
-            model = cls(config)
-        wanted = dict(model.named_parameters())
-        tensors, head = {}, None
-        for key, (file, shape) in sorted(index.items(), key=lambda item: -math.prod(item[1][1])):
-            name = key.removeprefix("transformer.")
-            if name.endswith((".attn.bias", ".attn.masked_bias")):
-                continue  # the causal mask, which old checkpoints store
-            if name not in wanted and name != "lm_head.weight":
-                raise ValueError(f"{file} holds {key!r}, which GPT-2 does not have: it is another model")
-            with safe_open(file, framework="pt") as opened:  # memory-mapped, and unmapped again before the next
-                t = opened.get_tensor(key)
-            if name == "lm_head.weight":
-                head = t[:: max(1, len(t) // 512)].clone(), file
-                continue
-            t = t.T if transposed(name) else t
-            if t.shape != wanted[name].shape:
-                raise ValueError(
-                    f"{file}: {key!r} is {tuple(shape)}, {config_file.name} asks for "
-                    f"{tuple(wanted[name].shape[:: -1 if transposed(name) else 1])}"
-                )
-            tensors[name] = torch.empty(t.shape, dtype=dtype, device=device).copy_(t)
-        if missing := sorted(wanted.keys() - tensors.keys()):
-            raise ValueError(f"{source} lacks {len(missing)} tensors, first {missing[0]!r}: fetch it again")
-        model.load_state_dict(tensors, assign=True)
-        if head is not None:  # stored beside the table by some: it has to be the same
-            rows = model.wte.weight[:: max(1, config.vocab_size // 512)]
-            if not torch.equal(rows, head[0].to(rows)):
-                raise ValueError(f"{head[1]} has a head that is not its embedding table: only tied heads are supported")
-        model.folder = config_file.parent
-        model.name = source if source in HUB else model.folder.resolve().name
-        return model
 
 
 # ---------------------------------------------------------------- fast paths, each with the slow line it equals
@@ -318,116 +226,3 @@ class CrossEntropy(torch.autograd.Function):
     def backward(ctx, upstream):
         (grad,) = ctx.saved_tensors
         return grad * upstream, None, None
-
-
-BUNDLED = ("nano", "nano-1m", "nano-11m")  # in data/, each with its card
-HUB = {  # name -> repository and revision, so that the same name is the same weights tomorrow
-    "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
-    "gpt2-medium": ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),
-    "gpt2-large": ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519"),
-    "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
-    "distilgpt2": ("distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa"),
-}
-
-
-def find(source):
-    """The config.json of a checkpoint, and {stored name: (file, shape)} over its weight files."""
-    folder, name = Path(source), "model.safetensors"
-    if source in BUNDLED:
-        folder = Path(__file__).parent / "data" / source
-    elif source in HUB and not folder.exists():
-        repository, revision = HUB[source]
-        logging.set_verbosity_error()  # its retries would bury the one line below
-        try:
-            for file in ("config.json", name):
-                folder = Path(hf_hub_download(repository, file, revision=revision)).parent
-        except (OSError, HfHubHTTPError) as error:
-            raise ValueError(
-                f"cannot fetch {source} ({type(error).__name__}): go online once, or put config.json and {name} "
-                f"of the hub's {repository} into a folder and name that with --model"
-            ) from None
-    elif folder.suffix == ".safetensors":
-        folder, name = folder.parent, folder.name
-    elif not folder.is_dir():
-        names = ", ".join([*BUNDLED, *HUB])
-        raise ValueError(f"no model {str(source)!r}: give {names}, a checkpoint's folder or its .safetensors file")
-    parts = [folder / name]
-    shards = folder / "model.safetensors.index.json"
-    if not parts[0].is_file() and shards.is_file():
-        try:
-            parts = [folder / file for file in sorted(set(json.loads(shards.read_text())["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{shards} is no index of shards ({error!r}): fetch it again") from None
-    index = {}
-    for part in parts:
-        if not part.is_file():
-            raise ValueError(f"no {part.name} in {folder}: a model is a folder with config.json and {name}")
-        try:
-            with safe_open(part, framework="pt") as file:
-                index |= {key: (part, tuple(file.get_slice(key).get_shape())) for key in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{part} cannot be read ({error}): fetch it again") from None
-    return folder / "config.json", index
-
-
-def read_config(path, index):
-    """GPTConfig of a config.json, or, where there is none, of the tensors' shapes."""
-    shapes = {key.removeprefix("transformer."): shape for key, (_, shape) in index.items()}
-    if not path.is_file():
-        try:
-            (vocab_size, n_embd), block_size = shapes["wte.weight"], shapes["wpe.weight"][0]
-        except (KeyError, ValueError):
-            raise ValueError(
-                f"no config.json in {path.parent}, and its weights are not GPT-2's: name another"
-            ) from None
-        if n_embd % 64:
-            raise ValueError(f"no config.json in {path.parent}: it says how many heads share {n_embd} columns")
-        n_layer = len({key.split(".")[1] for key in shapes if key.startswith("h.")})
-        return GPTConfig(vocab_size, block_size, n_layer, n_embd // 64, n_embd)  # a head of GPT-2 is 64 wide
-    try:
-        c = json.loads(path.read_text())
-        config = GPTConfig(c["vocab_size"], c["n_positions"], c["n_layer"], c["n_head"], c["n_embd"])
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): fetch the checkpoint again") from None
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} has no {error}: only GPT-2 checkpoints can be loaded") from None
-    # settings under which the same weights would mean another network
-    for key, same in {
-        "activation_function": ("gelu_new",),
-        "layer_norm_epsilon": (1e-5,),
-        "n_inner": (None, 4 * config.n_embd),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    }.items():
-        if c.get(key, same[0]) not in same:
-            raise ValueError(f"{path} says {key} = {c[key]!r}: only GPT-2's own {same[0]!r} is supported")
-    return config
-
-
-def best_dtype(device):
-    """bfloat16 where the device multiplies matrices faster in it, else float32."""
-    if str(device).startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    capable = torch.cpu.get_capabilities()
-    return torch.bfloat16 if capable.get("amx_bf16") or capable.get("avx512_bf16") else torch.float32
-
-
-def transposed(name):
-    """The hub stores a block's matrices as (in, out), nn.Linear holds (out, in)."""
-    return name.startswith("h.") and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
-
-
-def write_tensors(path, tensors, metadata):
-    """Write safetensors, {name: tensor} and {name: text}, under a temporary name and rename."""
-    path = Path(path)
-    tensors = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
-    save_file(tensors, path.with_name(path.name + ".tmp"), metadata=metadata)
-    os.replace(path.with_name(path.name + ".tmp"), path)
-
-
-def write_json(path, value):
-    """Write JSON under a temporary name and rename, so that no reader sees half a file."""
-    path = Path(path)
-    path.with_name(path.name + ".tmp").write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(path.with_name(path.name + ".tmp"), path)

@@ -1,4 +1,4 @@
-"""The optimizers of whatever is trained from nothing: Muon for the matrices, AdamW for the rest."""
+"""What training from nothing needs: Muon for the matrices, AdamW for the rest, and a start for the positions."""
 
 import torch
 
@@ -44,3 +44,16 @@ def optimizers(model, lr, adam_lr, dtype=torch.float32):
     matrices = [p for n, p in model.named_parameters() if n.startswith("h.") and p.dim() == 2]
     others = [p for n, p in model.named_parameters() if not (n.startswith("h.") and p.dim() == 2)]
     return [Muon(matrices, lr, dtype=dtype), torch.optim.AdamW(others, adam_lr, betas=(0.9, 0.95), weight_decay=0)]
+
+
+@torch.no_grad()
+def sinusoidal_positions(model):
+    """Let the position table of a GPT start as sinusoids, of the size of GPT-2's random rows.
+
+    "One to the left" is then the same rotation at every position, and training need not find it anew at each.
+    Vaswani et al. (2017), section 3.5; GPT-2 itself starts from random rows.
+    """
+    block_size, C = model.wpe.weight.shape
+    angle = torch.arange(block_size)[:, None] / 10000 ** (torch.arange(0, C, 2) / C)  # (block_size, C / 2)
+    waves = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :C]  # (block_size, C)
+    model.wpe.weight.copy_(waves * 0.02 * 2**0.5)

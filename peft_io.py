@@ -9,10 +9,19 @@ from pathlib import Path
 
 import torch
 
+from checkpoint import (
+    BUNDLED,
+    HUB,
+    load_model,
+    load_prefix,
+    read_tensors,
+    save_prefix,
+    write_json,
+    write_tensors,
+)
 from cli import Parser, run
 from data.tokenizer import Tokenizer
-from model import BUNDLED, GPT, HUB, write_json, write_tensors
-from prefix import DeepPrefix, HybridPrefix, PrefixTuning, PromptTuning, PTuning, load, read, save
+from prefix import DeepPrefix, HybridPrefix, PrefixTuning, PromptTuning, PTuning
 
 
 @torch.no_grad()
@@ -67,7 +76,7 @@ def import_peft(folder, model):
     }
     if kind not in kinds:
         raise ValueError(f"{folder} is a {kind} adapter: only {', '.join(kinds)} are soft prompts")
-    _, tensors = read(weights)
+    _, tensors = read_tensors(weights)
     if list(tensors) != ["prompt_embeddings"]:
         extra = next((name for name in tensors if name != "prompt_embeddings"), "nothing")
         raise ValueError(
@@ -90,7 +99,7 @@ def base_of(source):
     file = source / "prefix.safetensors" if source.is_dir() else source
     if (file.parent / "results.json").is_file():
         return json.loads((file.parent / "results.json").read_text())["args"]["model"]
-    header, _ = read(file)
+    header, _ = read_tensors(file)
     name = header.get("base", "")
     if name not in (*BUNDLED, *HUB):
         raise ValueError(f"{source} was tuned on the base {name!r}: name its folder with --model")
@@ -107,15 +116,15 @@ def main(argv=None):
     if Path(args.target).exists():
         raise ValueError(f"{args.target} exists already: name another, or remove it")
     source = Path(args.source)
-    model = GPT.load(args.model or (base_of(source) if args.what == "export" else "nano")).freeze()
+    model = load_model(args.model or (base_of(source) if args.what == "export" else "nano")).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
     if args.what == "export":
-        method, _ = load(source / "prefix.safetensors" if source.is_dir() else source, model, tokenizer)
+        method, _ = load_prefix(source / "prefix.safetensors" if source.is_dir() else source, model, tokenizer)
         export_peft(method, model, args.target)
     else:
         method = import_peft(args.source, model)
         tokenizer.tokenize = "bpe"  # PEFT knows no other text than BPE
-        save(method, args.target, model, tokenizer)
+        save_prefix(method, args.target, model, tokenizer)
     print(f"wrote {method.n_rows()} rows to {args.target}")
 
 

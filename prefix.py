@@ -7,18 +7,15 @@ the question. A method of your own is one more class of this file with a `name`:
 """
 
 import copy
-import json
-from pathlib import Path
 
 import tiktoken
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import muon
 from data.tokenizer import Tokenizer
-from model import GPT, GPTConfig, write_tensors
+from model import GPT, GPTConfig
 
 LAYERS = {"layers": {"type": int, "help": "in the top ones only"}}
 
@@ -612,6 +609,7 @@ class Scratch(Method):
         torch.manual_seed(seed)
         self.net = GPT(GPTConfig(vocab_size=257, block_size=block_size, n_layer=3, n_head=4, n_embd=128))
         self.net.name = "scratch"
+        muon.sinusoidal_positions(self.net)
 
     def network(self, model):
         return self.net
@@ -626,57 +624,3 @@ class Scratch(Method):
 
 
 METHODS = {c.name: c for c in list(globals().values()) if isinstance(c, type) and issubclass(c, Method) and c.name}
-# ---------------------------------------------------------------- files
-
-
-def save(prompt, path, model, tokenizer, task="", trigger="", question_format="{}", stop=""):
-    """Write what was trained. The header says which base, tokenizer, task and trigger it belongs to, how
-    a question is put (`question_format`, with {} for it) and what ends its answer ('': the end-of-text token)."""
-    header = {
-        "format": "nanoprompt prefix",
-        "method": prompt.name,
-        "init_kwargs": json.dumps(prompt.init_kwargs),
-        "base": model.name,
-        "base_fingerprint": model.fingerprint(),
-        "tokenizer": tokenizer.name,
-        "tokenize": tokenizer.tokenize,
-        "task": task,
-        "trigger": trigger,
-        "question_format": question_format,
-        "stop": stop,
-    }
-    frozen = {name for name, p in prompt.named_parameters() if not p.requires_grad}
-    write_tensors(path, {n: t for n, t in prompt.state_dict().items() if n not in frozen}, header)
-
-
-def load(path, model, tokenizer):
-    """(prompt, header) from a file. Raises ValueError where it is broken or for another base or tokenizer.
-
-    Whether the text of its task is bytes or BPE, header["tokenize"], is for the caller to follow.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"no prefix file {path}: train_task.py writes prefix.safetensors into its run's folder")
-    header, tensors = read(path)
-    if header.get("format") != "nanoprompt prefix" or "init_kwargs" not in header:
-        raise ValueError(f"{path} is no prefix: name the prefix.safetensors of a run")
-    if header["base_fingerprint"] != model.fingerprint():
-        tuned_on = f"{header['base']!r} ({header['base_fingerprint']})"
-        raise ValueError(f"{path} was tuned on the base {tuned_on}, not on {model.name!r} ({model.fingerprint()})")
-    if header["tokenizer"] != tokenizer.name:
-        raise ValueError(f"{path} was tuned with the tokenizer {header['tokenizer']}, not with {tokenizer.name}")
-    prompt = METHODS[header["method"]](model, **json.loads(header["init_kwargs"]))
-    prompt.shots = tensors.get("shots")
-    missing, unknown = prompt.load_state_dict(tensors, strict=False)
-    trained = {name for name, p in prompt.named_parameters() if p.requires_grad}
-    if unknown or trained & set(missing):
-        raise ValueError(f"{path} is no complete {header['method']}: train it again")
-    return prompt.to(model.wte.weight.device), header
-
-
-def read(path):
-    """(header, {name: tensor}) of a safetensors file. Raises ValueError where it is none."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118, not a dict
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read ({error}): it is no safetensors file, or it was cut off") from None

@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 import muon
 import tasks
+from checkpoint import save_model, write_json, write_tensors
 from cli import Parser, run
 from data import pages
 from data.tokenizer import Tokenizer
-from model import GPT, GPTConfig, write_json, write_tensors
+from model import GPT, GPTConfig
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -326,7 +327,7 @@ def main():
             plot(log, out / "ladder.png")
     bar.close()
     seconds += time.time() - started
-    model.save(out, torch.bfloat16)
+    save_model(model, out, torch.bfloat16)
     print(f"saved {out}: {steps * args.batch_tokens / 1e6:.1f}M tokens in {seconds / 60:.0f} minutes")
     write_card(args, out, model, log[-1], seconds)
 

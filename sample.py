@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 import prefix
+from checkpoint import load_model, load_prefix
 from cli import Parser, at_least, run, weight
 from data.tokenizer import Tokenizer
 from generate import generate, stack_caches
@@ -67,7 +68,7 @@ def load_voices(args, model):
     base = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize)
     alone, voices = prefix.METHODS["zero-shot"](model), []
     for path in map(Path, args.prefix):
-        method, header = prefix.load(path, model, base)
+        method, header = load_prefix(path, model, base)
         network, tokenizer = method.network(model), Tokenizer(base.encoding, header["tokenize"])
         name = path.resolve().parent.name if path.name == "prefix.safetensors" else path.stem
         format_and_stop = header["question_format"], header["stop"]
@@ -106,7 +107,7 @@ def answer(voices, question, args):
 
 def main(argv=None):
     args = parse_args(argv)
-    model = GPT.load(args.model, args.device, args.dtype).freeze()
+    model = load_model(args.model, args.device, args.dtype).freeze()
     voices = load_voices(args, model)
     if args.prompt is not None:
         questions = [args.prompt]

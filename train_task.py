@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import prefix
 import tasks
+from checkpoint import fingerprint, load_model, load_prefix, save_prefix, write_json
 from cli import Parser, at_least, rate, run, weight, words
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
@@ -25,7 +25,6 @@ from eval import report
 from eval.accuracy import classification, generate_answers, majority_vote, rank_choices, score
 from eval.baselines import as_text, best_context, longest_examples, majority, tfidf
 from eval.neighbors import nearest_tokens
-from model import GPT, write_json
 from prefix import METHODS
 from tasks import IN_DISTRIBUTION
 
@@ -182,7 +181,7 @@ def build_prompts(args, model, tokenizer, task):
 def load_prompts(args, model, tokenizer):
     """{name: Method} of --load, {name: the same before it was tuned} and their trigger. The tokenizer is set to what
     they were tuned with. Several have to be able to vote."""
-    loaded = [prefix.load(path, model, tokenizer) for path in args.load]
+    loaded = [load_prefix(path, model, tokenizer) for path in args.load]
     first, header = loaded[0]
     methods, starts = {}, {}
     for path, (method, other) in zip(args.load, loaded):
@@ -380,7 +379,7 @@ def describe(args, task, model, contenders, trigger, context):
         "answers": task.classes,
         "base": {
             "name": model.name,
-            "fingerprint": model.fingerprint(),
+            "fingerprint": fingerprint(model),
             "parameters": sum(p.numel() for p in model.parameters()),
         },
         "prompt": {"rows": first.n_rows(), "random": first.n_random, "trigger": trigger[1]},
@@ -448,7 +447,7 @@ def main(argv=None):
     args = parse_args(argv)
     columns = dict(zip(("prompt", "answer"), args.columns or ("prompt", "answer")))
     task = tasks.load(args.task[0], **({"test": (args.task + [None])[1]} | columns if args.own_data else {}))
-    model = GPT.load(args.model, args.device, args.dtype).freeze()
+    model = load_model(args.model, args.device, args.dtype).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize or task.tokenize)
 
     # what is compared
@@ -485,7 +484,7 @@ def main(argv=None):
         results["nearest_tokens"] = nearest_tokens(model, tokenizer, prompts[args.method])
     if args.method in prompts and not args.load:
         about = task.name, trigger[1], task.question_format, task.stop
-        prefix.save(prompts[args.method], out / "prefix.safetensors", model, tokenizer, *about)
+        save_prefix(prompts[args.method], out / "prefix.safetensors", model, tokenizer, *about)
     write_results(results, out, args, task)
     return results
 

@@ -1,13 +1,11 @@
 """The figures that a paper shows, all from the content of results.json or of a study."""
 
-import os
-from pathlib import Path
-
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from checkpoint import replacing
 from eval.accuracy import wilson
 
 RED = "#c1272d"  # of whatever was tuned
@@ -30,10 +28,9 @@ def finish(fig, axis, path):
 
 
 def write(fig, path):
-    """A PNG, under a temporary name and renamed."""
-    path = Path(path)
-    fig.savefig(path.with_name("tmp.png"), dpi=160)
-    os.replace(path.with_name("tmp.png"), path)
+    """A PNG."""
+    with replacing(path) as temporary:
+        fig.savefig(temporary, dpi=160)
     plt.close(fig)
 
 

@@ -10,6 +10,7 @@ import torch
 import compare
 import prefix
 import train_task
+from checkpoint import load_model, save_model
 from eval import plots, report
 from model import GPT, GPTConfig
 
@@ -17,7 +18,7 @@ from model import GPT, GPTConfig
 @pytest.fixture
 def args(tmp_path):
     torch.manual_seed(0)
-    GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)).save(tmp_path / "little")
+    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), tmp_path / "little")
     shutil.copy("data/nano/encoding.json", tmp_path / "little")
     return SimpleNamespace(
         model=str(tmp_path / "little"), tasks=None, seeds=2, examples=32, questions=5, jobs=2, device="cpu", sizes=[]
@@ -97,7 +98,7 @@ def test_every_study_is_a_grid_of_commands_that_exist(args, name):
 
 def test_sizes_stand_at_their_number_of_parameters(args, tmp_path):
     args.sizes = [args.model]
-    want = sum(p.numel() for p in GPT.load(args.model).parameters())
+    want = sum(p.numel() for p in load_model(args.model).parameters())
     assert {c["x"] for c in compare.base_size(args)} == {want}
 
 
@@ -143,7 +144,7 @@ def test_a_run_is_finished_for_its_arguments_its_base_and_the_source_alone(args,
     compare.run_all(cells, args, tmp_path / "study")
     before = cells[0]["runs"][0][0]
     torch.manual_seed(1)
-    GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)).save(args.model)
+    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), args.model)
     compare.run_all(cells, args, tmp_path / "study")
     assert cells[0]["runs"][0][0] != before and (before / "results.json").exists()
 

@@ -9,6 +9,7 @@ import torch
 
 import peft_io
 import prefix
+from checkpoint import load_model, load_prefix, save_model, save_prefix
 from model import GPT
 
 transformers = pytest.importorskip("transformers")
@@ -39,7 +40,7 @@ def greedy(theirs, tokens, n):
 
 
 def in_transformers(tiny, folder):
-    tiny.save(folder)
+    save_model(tiny, folder)
     return transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
 
 
@@ -123,18 +124,18 @@ def test_adapters_that_are_no_soft_prompt_for_this_base_are_refused(tiny, tmp_pa
 
 
 def test_export_and_import_from_the_command_line(tiny, tokenizer, tmp_path, command):
-    tiny.save(tmp_path / "base")
+    save_model(tiny, tmp_path / "base")
     shutil.copy("data/nano/encoding.json", tmp_path / "base")
-    base = GPT.load(tmp_path / "base")
+    base = load_model(tmp_path / "base")
     prompt = prefix.DeepPrefix(base, 4, [7])
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text(json.dumps({"args": {"model": str(tmp_path / "base")}}))
-    prefix.save(prompt, tmp_path / "run" / "prefix.safetensors", base, tokenizer, "addition")
+    save_prefix(prompt, tmp_path / "run" / "prefix.safetensors", base, tokenizer, "addition")
     model = "--model", tmp_path / "base"
     done = command("peft_io.py", "export", tmp_path / "run", tmp_path / "adapter")  # results.json names the base
     assert (done.code, done.out) == (0, f"wrote 5 rows to {tmp_path / 'adapter'}\n")
     assert command("peft_io.py", "import", tmp_path / "adapter", tmp_path / "again.safetensors", *model).code == 0
-    again, header = prefix.load(tmp_path / "again.safetensors", base, tokenizer)
+    again, header = load_prefix(tmp_path / "again.safetensors", base, tokenizer)
     assert torch.equal(again.rows, prompt.rows)
     assert (header["tokenize"], header["stop"]) == ("bpe", "")
     done = command("peft_io.py", "export", tmp_path / "run", tmp_path / "adapter", *model)

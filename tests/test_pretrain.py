@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pretrain
+from checkpoint import load_model
 from data import pages
 from data.tokenizer import Tokenizer
 from model import GPT
@@ -84,7 +85,7 @@ def test_a_stopped_run_carries_on_to_the_same_weights(monkeypatch, capsys, prose
     monkeypatch.setattr(torch.Tensor, "isfinite", original)
     assert not (tmp_path / "stopped" / "model.safetensors").exists()
     assert "carrying on from step 5" in pretrain_to("stopped", 2560, 5)
-    whole, stopped = GPT.load(tmp_path / "whole"), GPT.load(tmp_path / "stopped")
+    whole, stopped = load_model(tmp_path / "whole"), load_model(tmp_path / "stopped")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), stopped.parameters()))
     card = (tmp_path / "whole" / "README.md").read_text()
     assert "| seed | 0 |" in card and "321" not in card.split("## What it has not seen")[0]

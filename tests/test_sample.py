@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import prefix
+from checkpoint import load_model, load_prefix, save_model, save_prefix
 from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig
 
@@ -16,12 +17,12 @@ from model import GPT, GPTConfig
     "method, own", [("adapter", {}), ("warp", {"labels": [[3, 4]]}), ("ptuning", {"position": "after"})]
 )
 def test_methods_with_a_network_of_their_own_answer_beside_the_others(base, command, method, own):
-    model, tokenizer = GPT.load(base), Tokenizer.load(base, 1024)
+    model, tokenizer = load_model(base), Tokenizer.load(base, 1024)
     prompt = prefix.METHODS[method](model, n_random=3, **own)
     for p in prompt.parameters():
         torch.nn.init.normal_(p, std=0.5)
     path = base / f"{method}.safetensors"
-    prefix.save(prompt, path, model, tokenizer, "addition", stop="$")
+    save_prefix(prompt, path, model, tokenizer, "addition", stop="$")
     args = "--model", base, "--prompt", "12+3=", "--max-new-tokens", 20
     done = command("sample.py", *args, "--prefix", base / "asking.safetensors", path, "--dtype", "float32")
     assert done.code == 0, done.err
@@ -39,15 +40,15 @@ def base(tmp_path_factory):
     model = GPT(GPTConfig(vocab_size=1024, block_size=64, n_layer=2, n_head=2, n_embd=32))
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
-    model.save(folder)
+    save_model(model, folder)
     shutil.copy("data/nano/encoding.json", folder)
-    model, tokenizer = GPT.load(folder), Tokenizer.load(folder, 1024)
+    model, tokenizer = load_model(folder), Tokenizer.load(folder, 1024)
     (folder / "adding").mkdir()
     rows = prefix.HybridPrefix(model, 4, seed=1)
-    prefix.save(rows, folder / "adding" / "prefix.safetensors", model, tokenizer, "addition", stop="$")
+    save_prefix(rows, folder / "adding" / "prefix.safetensors", model, tokenizer, "addition", stop="$")
     tokenizer.tokenize = "bpe"
     deep = prefix.DeepPrefix(model, 6, seed=2)
-    prefix.save(deep, folder / "asking.safetensors", model, tokenizer, "trec", question_format="{}\nAnswer:", stop="\n")
+    save_prefix(deep, folder / "asking.safetensors", model, tokenizer, "trec", question_format="{}\nAnswer:", stop="\n")
     return folder
 
 
@@ -64,14 +65,14 @@ def test_every_prefix_and_the_base_answer_in_their_own_form(run, base):
     both = [base / "adding" / "prefix.safetensors", base / "asking.safetensors"]
     done = run("--prefix", *both, "--compare", "--prompt", "1+2=", "--max-new-tokens", 8)
     assert done.code == 0, done.err
-    model, tokenizer = GPT.load(base), Tokenizer.load(base, 1024)
+    model, tokenizer = load_model(base), Tokenizer.load(base, 1024)
     want = ""
     for name, path, tokenize, question, stop in (
         ("adding", both[0], "bytes", "1+2=", "$"),
         ("asking", both[1], "bpe", "1+2=\nAnswer:", "\n"),
     ):
         tokenizer.tokenize = tokenize
-        prompt, _ = prefix.load(path, model, tokenizer)
+        prompt, _ = load_prefix(path, model, tokenizer)
         for label, past in ((name, prompt.past(model)), (f"{name}, base alone", None)):
             new = model.generate(torch.tensor([tokenizer.encode_task(question)]), 8, past)[0].tolist()
             end = tokenizer.encode_task(stop)[-1]

@@ -9,6 +9,7 @@ import torch
 import prefix
 import tasks
 import train_task
+from checkpoint import load_model, read_tensors, save_model
 from data.batches import encode
 from eval.accuracy import generate_answers, score
 from model import GPT, GPTConfig
@@ -21,7 +22,7 @@ def base(tmp_path_factory):
     """A checkpoint folder as --model takes it."""
     folder = tmp_path_factory.mktemp("models") / "little"
     torch.manual_seed(0)
-    GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=2, n_head=2, n_embd=32)).save(folder)
+    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=2, n_head=2, n_embd=32)), folder)
     shutil.copy("data/nano/encoding.json", folder)
     return folder
 
@@ -116,7 +117,7 @@ def test_l2_sp_keeps_rows_near_their_start(run, tmp_path):
         out = tmp_path / str(weight)
         done = run("--l2-sp", weight, "--lr", 0.1, "--epochs", 10, "--beside", "none", "--out", out)
         assert done.code == 0, done.err
-        _, tensors = prefix.read(out / "prefix.safetensors")
+        _, tensors = read_tensors(out / "prefix.safetensors")
         distances.append((tensors["rows"] - tensors["start"]).norm().item())
     assert 0 < distances[1] < 0.7 * distances[0]
     done = run("--method", "adapter", "--l2-sp", 1, "--out", tmp_path / "no")
@@ -295,7 +296,7 @@ def tune(method, model, encoded, epochs, batch_size):
 
 
 def test_tuning_leaves_the_base_bit_identical(base, tokenizer):
-    model = GPT.load(base).freeze()
+    model = load_model(base).freeze()
     before = [p.clone() for p in model.parameters()]
     prompt = HybridPrefix(model, 4, [40], mlp=True)
     start = prompt.rows.detach().clone()
@@ -320,7 +321,7 @@ def test_training_learns_what_it_is_shown(tokenizer):
 
 def test_a_prefix_steers_nano(tokenizer):
     """The loss of the frozen base on 64 examples falls by a third within half a minute of tuning."""
-    nano = GPT.load("data/nano").freeze()
+    nano = load_model("data/nano").freeze()
     encoded = encode(tokenizer, tasks.load("addition").examples(64, split="train"))
     loss = tune(HybridPrefix(nano, 8), nano, encoded, 15, 16)["loss"]
     assert sum(loss[-8:]) < 2 / 3 * sum(loss[:8])
@@ -393,10 +394,10 @@ def test_a_used_folder_is_refused_and_kept(run, tmp_path):
 
 def test_a_loss_that_is_not_a_number_ends_the_run_and_loses_nothing(run, tmp_path, base):
     folder = tmp_path / "broken"
-    model = GPT.load(base)
+    model = load_model(base)
     with torch.no_grad():
         model.ln_f.weight[0] = torch.nan
-    model.save(folder)
+    save_model(model, folder)
     shutil.copy(base / "encoding.json", folder)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.json").write_text("precious")

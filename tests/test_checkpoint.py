@@ -1,0 +1,284 @@
+"""checkpoint.py: weights that transformers wrote and reads, broken files, and the files of trained prompts."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+import prefix
+from checkpoint import (
+    HUB,
+    fingerprint,
+    load_model,
+    load_prefix,
+    read_tensors,
+    replacing,
+    save_model,
+    save_prefix,
+    write_json,
+    write_tensors,
+)
+from model import GPT, GPTConfig
+
+transformers = pytest.importorskip("transformers")
+
+
+
+def reference(folder, n_layer=2, n_head=4, n_embd=32, seed=0):
+    """A GPT-2 that transformers made and saved."""
+    torch.manual_seed(seed)
+    config = transformers.GPT2Config(
+        vocab_size=101, n_positions=64, n_layer=n_layer, n_head=n_head, n_embd=n_embd, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)  # larger than the default: no near ties in greedy decoding
+    model.save_pretrained(folder)
+    return model
+
+
+def test_transformers_reads_what_we_save(tmp_path, tiny):
+    save_model(tiny, tmp_path)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    tokens = torch.randint(1024, (2, 20), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        torch.testing.assert_close(tiny.logits(tiny(tokens)), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_old_dialect_of_the_hub_loads(tmp_path):
+    """Names without `transformer.`, causal masks stored, the head stored beside the table."""
+    theirs = reference(tmp_path)
+    tensors = {n.removeprefix("transformer."): t.clone() for n, t in load_file(tmp_path / "model.safetensors").items()}
+    for i in range(2):
+        tensors[f"h.{i}.attn.bias"] = torch.ones(1, 1, 64, 64).tril()
+        tensors[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+    tensors["lm_head.weight"] = tensors["wte.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        ours = load_model(tmp_path)
+        torch.testing.assert_close(ours.logits(ours(tokens)), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_save_and_load_keep_every_bit(tmp_path, tiny):
+    save_model(tiny, tmp_path)
+    again = load_model(tmp_path)
+    assert again.config == tiny.config
+    assert fingerprint(again) == fingerprint(tiny)
+    assert all(torch.equal(a, b) for a, b in zip(tiny.parameters(), again.parameters()))
+
+
+def test_fingerprint_is_the_same_in_bfloat16_and_changes_with_the_weights(tmp_path, tiny):
+    save_model(tiny, tmp_path, torch.bfloat16)
+    again = load_model(tmp_path)
+    assert fingerprint(again) == fingerprint(tiny)
+    with torch.no_grad():
+        again.h[1].mlp.c_fc.weight[3, 2] *= 1.5
+    assert fingerprint(again) != fingerprint(tiny)
+
+
+def broken(tmp_path, change):
+    """A good checkpoint with its tensors changed by `change`."""
+    reference(tmp_path)
+    tensors = {n: t.clone() for n, t in load_file(tmp_path / "model.safetensors").items()}
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def truncate(path, share=0.5):
+    os.truncate(path, int(path.stat().st_size * share))
+
+
+def test_broken_checkpoints_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="no model.safetensors in .*: a model is a folder"):
+        load_model(tmp_path)
+    with pytest.raises(ValueError, match="no model 'nanoo': give nano, nano-1m, nano-11m, nano-1m-bytes, gpt2"):
+        load_model("nanoo")
+    with pytest.raises(ValueError, match=r"lacks 1 tensors, first 'h.1.ln_2.bias'"):
+        load_model(broken(tmp_path, lambda t: t.pop("transformer.h.1.ln_2.bias")))
+    with pytest.raises(ValueError, match="'h.9.odd', which GPT-2 does not have"):
+        load_model(broken(tmp_path, lambda t: t.update({"h.9.odd": torch.zeros(1)})))
+    with pytest.raises(ValueError, match=r"wpe.weight' is \(63, 32\), config.json asks for \(64, 32\)"):
+        load_model(broken(tmp_path, lambda t: t.update({"transformer.wpe.weight": torch.zeros(63, 32)})))
+    reference(tmp_path)
+    truncate(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_model(tmp_path)
+    reference(tmp_path)
+    truncate(tmp_path / "config.json")
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_model(tmp_path)
+
+
+def test_a_sharded_checkpoint_loads_and_a_missing_shard_is_named(tmp_path):
+    theirs = reference(tmp_path)
+    whole = load_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    theirs.save_pretrained(tmp_path, max_shard_size="30KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert fingerprint(load_model(tmp_path)) == fingerprint(whole)
+    shards[1].unlink()
+    with pytest.raises(ValueError, match=f"no {shards[1].name} in"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no index of shards"):
+        load_model(tmp_path)
+
+
+def test_a_file_alone_says_its_shape_as_far_as_it_can(tmp_path):
+    """Heads of 64 columns, as in every GPT-2 that was published; else config.json has to say it."""
+    theirs = reference(tmp_path, n_layer=3, n_head=2, n_embd=128)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    ours = load_model(tmp_path / "weights.safetensors")
+    assert (ours.config.n_layer, ours.config.n_head, ours.config.block_size) == (3, 2, 64)
+    tokens = torch.randint(101, (2, 30), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(ours.logits(ours(tokens)), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+    reference(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="no config.json in .* how many heads share 32 columns"):
+        load_model(tmp_path)
+
+
+def test_a_head_of_its_own_is_refused(tmp_path):
+    broken(tmp_path, lambda t: t.update({"lm_head.weight": torch.zeros(101, 32)}))
+    with pytest.raises(ValueError, match="only tied heads"):
+        load_model(tmp_path)
+
+
+def test_hub_names_are_fetched_at_a_pinned_revision(tmp_path, monkeypatch):
+    reference(tmp_path)
+    asked = []
+
+    def fetch(repository, file, revision):
+        asked.append((repository, file, revision))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    model = load_model("gpt2")
+    assert model.name == "gpt2"
+    assert {a[0] for a in asked} == {"openai-community/gpt2"}
+    assert {a[1] for a in asked} == {"config.json", "model.safetensors"}
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for _, revision in HUB.values())
+    assert {a[2] for a in asked} == {HUB["gpt2"][1]}
+
+
+def test_what_the_hub_s_cache_holds_loads_offline(tmp_path):
+    """The cache as huggingface_hub lays it out, and no network: its own code finds the pinned revision."""
+    repository, revision = HUB["distilgpt2"]
+    snapshot = tmp_path / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots" / revision
+    theirs = reference(snapshot)
+    code = "from checkpoint import load_model; m = load_model('distilgpt2'); "
+    code += "print(m.name, m.wte.weight.double().sum().item())"
+    offline = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline)
+    name, total = done.stdout.split()
+    assert name == "distilgpt2"
+    assert abs(float(total) - theirs.transformer.wte.weight.double().sum().item()) < 1e-9
+    (snapshot / "config.json").unlink()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline)
+    assert "cannot fetch distilgpt2" in done.stderr
+
+
+def test_offline_and_not_cached_one_line_says_what_to_fetch(monkeypatch):
+    def fetch(*_, **__):
+        raise LocalEntryNotFoundError("a paragraph of advice")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    with pytest.raises(ValueError, match="cannot fetch gpt2-xl .*openai-community/gpt2-xl into a folder") as error:
+        load_model("gpt2-xl")
+    assert "\n" not in str(error.value)
+
+
+PEAK = """
+import resource, sys
+from checkpoint import load_model
+import torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = load_model(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) * 1024 / sum(p.numel() * p.element_size() for p in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts other units elsewhere")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_holds_little_more_than_the_model(tmp_path, dtype):
+    """GPT-2's own proportions, a third of the weights in the table: 186 MB in float32."""
+    save_model(GPT(GPTConfig(vocab_size=50257, block_size=1024, n_layer=6, n_head=8, n_embd=512)), tmp_path)
+    done = subprocess.run([sys.executable, "-c", PEAK, tmp_path, dtype], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.3
+
+
+@pytest.mark.parametrize(
+    "key, value", [("activation_function", "relu"), ("n_inner", 40), ("scale_attn_by_inverse_layer_idx", True)]
+)
+def test_a_checkpoint_that_means_another_network_is_refused(tmp_path, key, value):
+    reference(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ValueError, match=key):
+        load_model(tmp_path)
+
+
+def test_another_base_tokenizer_or_file_is_refused(tiny, tokenizer, tmp_path):
+    path = tmp_path / "p.safetensors"
+    save_prefix(prefix.HybridPrefix(tiny, 2), path, tiny, tokenizer, "addition", "")
+    other = GPT(tiny.config)
+    with pytest.raises(ValueError, match="was tuned on the base 'untrained'"):
+        load_prefix(path, other, tokenizer)
+    with pytest.raises(ValueError, match="with the tokenizer nano-1024, not with bytes"):
+        load_prefix(path, tiny, prefix.Scratch(block_size=8).tokenizer(tokenizer))
+    with pytest.raises(ValueError, match="no prefix file"):
+        load_prefix(tmp_path / "none.safetensors", tiny, tokenizer)
+    save_model(tiny, tmp_path)
+    with pytest.raises(ValueError, match="is no prefix: name"):
+        load_prefix(tmp_path / "model.safetensors", tiny, tokenizer)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_prefix(path, tiny, tokenizer)
+
+
+def test_a_prompt_s_file_of_the_first_version_still_loads(tiny, tokenizer, tmp_path):
+    """It said made_with, tokenise, letters, form and place."""
+    prompt = prefix.PTuning(tiny, 3, [5], position="after")
+    path = tmp_path / "new.safetensors"
+    save_prefix(prompt, path, tiny, tokenizer, "addition", question_format="{}?")
+    header, tensors = read_tensors(path)
+    old = {k: v for k, v in header.items() if k not in ("init_kwargs", "tokenize", "question_format")}
+    kwargs = '{"n_random": 3, "trigger": [5], "place": "after"}'
+    old |= {"made_with": kwargs, "tokenise": "letters", "form": "{}?"}
+    write_tensors(tmp_path / "old.safetensors", tensors, old)
+    again, read = load_prefix(tmp_path / "old.safetensors", tiny, tokenizer)
+    assert (again.position, read["tokenize"], read["question_format"]) == ("after", "bytes", "{}?")
+    assert torch.equal(again.embeddings(), prompt.embeddings())
+
+
+def test_worked_examples_are_in_the_file(tiny, tokenizer, tmp_path):
+    prompt = prefix.HybridPrefix(tiny, 3)
+    prompt.shots = torch.tensor([[1, 2]])
+    save_prefix(prompt, tmp_path / "p.safetensors", tiny, tokenizer)
+    again, _ = load_prefix(tmp_path / "p.safetensors", tiny, tokenizer)
+    assert again.shots.tolist() == [[1, 2]]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"kept": True})
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half of")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"kept": True}
+    with pytest.raises(TypeError):
+        write_json(path, {"not JSON": object()})
+    assert json.loads(path.read_text()) == {"kept": True}
+    assert os.listdir(tmp_path) == ["results.json"]
