@@ -1,82 +1,75 @@
 """How the embedded base model `nano` was made, and how to make another.
 
-    python pretrain.py --text FOLDER        FOLDER holds .txt files of prose, one per book
-    python pretrain.py --show-pages 5       look at what it reads beside them
+    python pretrain.py --text FOLDER         FOLDER holds .txt files of prose, one for each book
+    python pretrain.py --show-documents 5    look at the synthetic documents that it reads beside them
 
-Trains a tokenizer, prepares token files, pretrains, and writes a model folder that
-train_task.py --model takes. Stopped runs carry on from their last checkpoint.
+Trains a tokenizer, prepares token files, pretrains, and writes a model folder that train_task.py --model takes. A
+stopped run carries on from its last checkpoint.
 """
 
 import json
 import math
-import os
 import random
 import time
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from tiktoken._educational import bpe_train
 from tqdm import tqdm
 
 import muon
 import tasks
-from checkpoint import save_model, write_json, write_tensors
-from cli import Parser, run
-from data import pages
+from checkpoint import replacing, save_model, write_json, write_tensors, write_text
+from cli import Parser, at_least, rate, run, weight
+from data import documents
 from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 # words with their leading space, each digit alone, runs of marks, white space
 PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
 
 
-def read_args():
+def parse_args(argv=None):
     p = Parser(__doc__)
     p.add_argument("--text", help="folder of .txt files of prose")
     p.add_argument("--out", default="out/nano", help="checkpoints, logs and the finished model (default %(default)s)")
-    p.add_argument("--show-pages", type=int, metavar="N", help="print N pages of worked examples and stop")
-    p.add_argument("--tokens", type=float, default=32e6, help="tokens to train on (default %(default).0f)")
-    p.add_argument("--prose", type=float, default=0.1, help="share of prose among them (default %(default)s)")
+    p.add_argument("--show-documents", type=at_least(1), metavar="N", help="print N synthetic documents and stop")
+    p.add_argument("--tokens", type=rate, default=32e6, help="to train on (default %(default).0f)")
+    p.add_argument("--prose", type=weight, default=0.1, help="share of prose among them (default %(default)s)")
+    p.add_argument("--question-weight", type=weight, default=0.2, help="of the loss on questions (default %(default)s)")
     p.add_argument(
-        "--question-weight", type=float, default=0.2, help="weight of the loss on questions (default %(default)s)"
+        "--vocab-size", type=at_least(257), default=1024, help="257: plain bytes; more: byte-level BPE (%(default)s)"
     )
-    p.add_argument("--vocab-size", type=int, default=1024, help="257: plain bytes; more: byte-level BPE (%(default)s)")
-    p.add_argument("--block-size", type=int, default=512)
+    p.add_argument("--block-size", type=at_least(2), default=512, help="positions (default %(default)s)")
     p.add_argument(
-        "--short",
-        type=float,
+        "--short-context-frac",
+        type=weight,
         default=0.75,
-        help="first share of the steps, with windows of half a block: faster, and no worse (default %(default)s)",
+        help="first share of the steps, in windows of half a block, which is faster (default %(default)s)",
     )
-    p.add_argument("--n-layer", type=int, default=6)
-    p.add_argument("--n-embd", type=int, default=256, help="128: 1.4M parameters; 256: 5M; 384: 11M")
-    p.add_argument("--n-head", type=int, help="default: as many heads as 64 goes into --n-embd")
-    p.add_argument("--batch-tokens", type=int, default=4096, help="tokens per step (default %(default)s)")
-    p.add_argument("--lr", type=float, default=0.02, help="of the matrices, by Muon (default %(default)s)")
-    p.add_argument("--adam-lr", type=float, default=2e-3, help="of everything else, by AdamW (default %(default)s)")
+    p.add_argument("--n-layer", type=at_least(1), default=6, help="(default %(default)s)")
+    p.add_argument("--n-embd", type=at_least(2), default=256, help="128: 1.4M parameters; 256: 5M; 384: 11M")
+    p.add_argument("--n-head", type=at_least(1), help="(default: as many heads as 64 goes into --n-embd)")
+    p.add_argument("--batch-tokens", type=at_least(1), default=4096, help="tokens per step (default %(default)s)")
+    p.add_argument("--lr", type=rate, default=0.02, help="of the matrices, by Muon (default %(default)s)")
+    p.add_argument("--adam-lr", type=rate, default=2e-3, help="of everything else, by AdamW (default %(default)s)")
     p.add_argument(
-        "--decay",
-        type=float,
-        default=0.4,
-        help="last share of the steps, over which both fall to zero (default %(default)s)",
+        "--decay-frac", type=rate, default=0.4, help="last share of the steps, in which both rates fall to zero (0.4)"
     )
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--every", type=int, default=250, help="steps between checkpoints and ladders (default %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of weights, documents and windows (default %(default)s)")
+    p.add_argument("--eval-interval", type=at_least(1), default=250, help="steps between checkpoints (%(default)s)")
     p.add_argument("--compile", action="store_true", help="torch.compile the model")
     p.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
         help="of the matrix products; the weights are trained in float32 (default: what the device does best)",
     )
-    args = p.parse_args()
+    args = p.parse_args(argv)
     args.n_head = args.n_head or max(1, args.n_embd // 64)
+    if args.text is None and args.show_documents is None:
+        raise ValueError("name a folder of .txt files with --text")
     return args
 
 
@@ -84,25 +77,42 @@ def read_args():
 
 
 def train_tokenizer(books, vocab_size, rng):
-    """Byte-level BPE on a sample of every book; vocab_size counts the end-of-text token."""
+    """Byte-level BPE on a sample of every book, as encoding.json holds it; vocab_size counts the end-of-text token."""
+    try:  # imported here, since nothing but pretraining needs it
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    except ImportError:
+        raise ValueError("pretraining needs the tokenizers library: pip install -r requirements-pretrain.txt") from None
     sample = ""
     for book in books:
         start = rng.randrange(max(1, len(book) - 3000))
         sample += book[start : start + 3000]
-    ranks = bpe_train(sample, vocab_size - 1, PATTERN, visualise=None)
-    return {
-        "name": f"nano-{vocab_size}",
-        "pattern": PATTERN,
-        "tokens": [t.decode("latin-1") for t in sorted(ranks, key=ranks.get)],
-    }
+    bpe = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    alphabet = byte_alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=list(alphabet), special_tokens=[], show_progress=False
+    )
+    bpe.train_from_iterator([sample], trainer)
+    merged = [token for token, _ in sorted(bpe.get_vocab().items(), key=lambda item: item[1]) if len(token) > 1]
+    tokens = [chr(b) for b in range(256)] + ["".join(chr(alphabet[c]) for c in token) for token in merged]
+    # a character of encoding.json is a byte; merges keep their order, which is their rank
+    return {"name": f"nano-{vocab_size}", "pattern": PATTERN, "tokens": tokens}
 
 
-def page_tokens(tokenizer, page):
-    """(tokens, asked) of a page, asked 1 where a token is part of a question, which nobody could foresee.
+def byte_alphabet():
+    """{character: byte}: the printable stand-ins of GPT-2's byte-level BPE, which the tokenizers library uses."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
-    Headings are language, examples are spelled, as train_task.py spells its tasks.
+
+def document_tokens(tokenizer, document):
+    """(tokens, asked) of a synthetic document. asked is 1 where a token is part of a question, which nothing foretells.
+
+    Headings are language, examples are bytes, as train_task.py encodes its tasks.
     """
-    _, heading, examples = page
+    _, heading, examples = document
     tokens, asked = tokenizer.encode(heading), []
     asked += [0] * len(tokens)
     for question, answer, end in examples:
@@ -129,32 +139,37 @@ def prepare(args, out):
     held_out = books[::50]  # two books of a hundred
     prose = [b for i, b in enumerate(books) if i % 50]
     random.Random(f"prose {args.seed}").shuffle(prose)
-
-    def draw(seed):
-        rng = random.Random(seed)
-        while True:
-            yield page_tokens(tokenizer, pages.page(rng))
-
+    # the seeds say pages, as when the bundled bases were made: other words, other documents
     streams = {
         "prose": (int(args.tokens * args.prose), (prose_tokens(tokenizer, b) for b in prose)),
         "prose-val": (100_000, (prose_tokens(tokenizer, b) for b in held_out)),
-        "pages": (int(args.tokens * (1 - args.prose)), draw(f"pages {args.seed}")),
-        "pages-val": (100_000, draw(f"validation pages {args.seed}")),
+        "documents": (int(args.tokens * (1 - args.prose)), draw_documents(tokenizer, f"pages {args.seed}")),
+        "documents-val": (100_000, draw_documents(tokenizer, f"validation pages {args.seed}")),
     }
-    for name, (n, documents) in streams.items():
-        if (out / f"{name}.npy").exists():
-            continue
-        n = max(n, args.block_size + 1)  # a window at least
-        parts, bar = [], tqdm(total=n, desc=name, unit="token", unit_scale=True)
-        for document in documents:
-            parts.append(np.array(document, dtype=np.uint16))  # (2, tokens of it)
-            bar.update(parts[-1].shape[1])
-            if bar.n >= n:
-                break
-        bar.close()
-        np.save(out / "tmp.npy", np.concatenate(parts, axis=1)[:, :n])
-        os.replace(out / "tmp.npy", out / f"{name}.npy")
+    for name, (n, stream) in streams.items():
+        if not (out / f"{name}.npy").exists():
+            with replacing(out / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+                np.save(file, first_tokens(stream, max(n, args.block_size + 1), name))  # a window at least
     return tokenizer, {name: np.load(out / f"{name}.npy", mmap_mode="r") for name in streams}
+
+
+def draw_documents(tokenizer, seed):
+    rng = random.Random(seed)
+    while True:
+        yield document_tokens(tokenizer, documents.document(rng))
+
+
+def first_tokens(stream, n, name):
+    """An array (2, at most n) of tokens and asked, from a stream of (tokens, asked)."""
+    parts, seen = [], 0
+    with tqdm(total=n, desc=name, unit="token", unit_scale=True) as bar:
+        for document in stream:
+            parts.append(np.array(document, dtype=np.uint16))  # (2, its tokens)
+            seen += parts[-1].shape[1]
+            bar.update(parts[-1].shape[1])
+            if seen >= n:
+                break
+    return np.concatenate(parts, axis=1)[:, :n]
 
 
 def windows(data, B, T, rng):
@@ -186,17 +201,18 @@ SHOTS = (0, 1, 2, 4, 8)
 
 
 @torch.no_grad()
-def ladder(model, tokenizer, T, n=32):
-    """{skill: {shots: accuracy}} on the first T tokens of n new pages a skill, each in a format of its own.
+def kshot_accuracy(model, tokenizer, T, n=32):
+    """{skill: {shots: accuracy}} on the first T tokens of n new documents a skill, each in a format of its own.
 
-    An answer counts when each of its tokens, and the first of what ends it, is the likeliest
-    one: that is what greedy decoding would have written. One pass gives all shots of a page.
+    An answer counts when each of its tokens, and the first of what ends it, is the likeliest one: that is what greedy
+    decoding would have written. One pass gives all shots of a document.
     """
     scores = {}
-    for skill in pages.SKILLS:
+    for skill in documents.SKILLS:
+        # the seed says ladder, as when the bundled bases were measured
         rng, right = random.Random(f"ladder {skill}"), {k: [] for k in SHOTS}
         for _ in range(n):
-            _, heading, examples = pages.page(rng, skill)
+            _, heading, examples = documents.document(rng, skill)
             tokens, spans = tokenizer.encode(heading), []
             for question, answer, end in examples:
                 tokens += tokenizer.encode_task(question)
@@ -211,86 +227,89 @@ def ladder(model, tokenizer, T, n=32):
     return scores
 
 
-def plot(log, path):
+def measure(model, tokenizer, data, tokens_seen, T):
+    """A row of the log: losses on held-out text, and accuracy behind k worked examples."""
+    row = {"tokens": tokens_seen}
+    row["kshot"] = {s: {str(k): a for k, a in v.items()} for s, v in kshot_accuracy(model, tokenizer, T).items()}
+    row["prose"], _ = validation_loss(model, data["prose-val"], T)
+    row["documents"], row["answers"] = validation_loss(model, data["documents-val"], T)
+    return row
+
+
+def line(row):
+    four = ", ".join(f"{skill} {100 * v.get('4', math.nan):.0f}" for skill, v in row["kshot"].items())
+    losses = ", ".join(f"{name} {row[name]:.3f}" for name in ("documents", "answers", "prose"))
+    return f"{row['tokens'] / 1e6:.1f}M tokens, {losses}, 4-shot {four}"
+
+
+def plot_learning_curves(log, path):
     """Four-shot accuracy of every skill, and the losses, against tokens."""
+    from eval.plots import plt, write  # imported here, so that --help need not wait for matplotlib
+
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     millions = [row["tokens"] / 1e6 for row in log]
-    for i, skill in enumerate(pages.SKILLS):
-        left.plot(
-            millions,
-            [100 * row["ladder"][skill].get("4", math.nan) for row in log],
-            label=skill,
-            color=plt.cm.tab20(i / 12),
-            lw=1.5,
-        )
+    for i, skill in enumerate(documents.SKILLS):
+        accuracy = [100 * row["kshot"][skill].get("4", math.nan) for row in log]
+        left.plot(millions, accuracy, label=skill, color=plt.cm.tab20(i / 12), lw=1.5)
     left.set(xlabel="tokens (millions)", ylabel="4-shot accuracy, new format (%)", ylim=(-3, 103))
     left.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    for name in ("pages", "answers", "prose"):
+    for name in ("documents", "answers", "prose"):
         right.plot(millions, [row[name] for row in log], label=name)
     right.set(xlabel="tokens (millions)", ylabel="validation loss (nats per token)", ylim=(0, None))
     right.legend(frameon=False)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    fig.savefig(path.with_name("tmp.png"), dpi=150)
-    os.replace(path.with_name("tmp.png"), path)
-    plt.close(fig)
+    write(fig, path)
 
 
-# ---------------------------------------------------------------- main
+# ---------------------------------------------------------------- training
 
 
-def main():
-    args = read_args()
-    if args.show_pages is not None:
-        rng = random.Random(args.seed)
-        for _ in range(args.show_pages):
-            skill, heading, examples = pages.page(rng)
-            print(f"---- {skill}\n{heading}{pages.text(examples)}")
-        return
-    if args.text is None:
-        raise ValueError("name a folder of .txt files with --text")
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    init_kwargs = {
-        k: v
-        for k, v in vars(args).items()
-        if k not in ("text", "out", "tokens", "show_pages", "compile", "device", "dtype", "every", "decay")
-    }
-    if (out / "args.json").exists() and (made_before := json.loads((out / "args.json").read_text())) != init_kwargs:
-        changed = [k for k in init_kwargs if init_kwargs[k] != made_before.get(k)]
-        raise ValueError(f"{out} holds a run with another --{changed[0].replace('_', '-')}: give another --out")
+def check_arguments(args, out):
+    """Refuse a folder that holds a run of other arguments, with ValueError; write this run's."""
+    free = ("text", "out", "tokens", "show_documents", "compile", "device", "dtype", "eval_interval", "decay_frac")
+    init_kwargs = {k: v for k, v in vars(args).items() if k not in free}
+    if (out / "args.json").exists():
+        before = json.loads((out / "args.json").read_text())
+        changed = [k for k in init_kwargs if init_kwargs[k] != before.get(k)]
+        if changed:
+            raise ValueError(f"{out} holds a run with another --{changed[0].replace('_', '-')}: give another --out")
     write_json(out / "args.json", init_kwargs)
-    tokenizer, data = prepare(args, out)
 
-    torch.manual_seed(args.seed)
-    model = GPT(GPTConfig(args.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd)).to(args.device)
+
+def batch(args, data, step, T):
+    """Tokens, targets and asked, (B, T) each, of one step. They depend on the seed and the step alone."""
+    rng, B = np.random.default_rng([args.seed, step]), args.batch_tokens // T
+    n_prose = rng.binomial(B, args.prose)
+    shares = ("prose", n_prose), ("documents", B - n_prose)
+    parts = [windows(data[name], n, T, rng) for name, n in shares if n]
+    return [torch.cat(tensors).to(args.device) for tensors in zip(*parts)]
+
+
+def token_losses(model, x, y):
+    """Cross-entropy of each target, (B * T), for tokens x (B, T) and targets y (B * T)."""
+    return F.cross_entropy(model.logits(model(x)).flatten(0, 1).float(), y, reduction="none")
+
+
+def train(args, out, model, tokenizer, data):
+    """Train to the last step, from the last checkpoint where there is one. Returns the log and the seconds it took."""
     optimizers = muon.optimizers(model, args.lr, args.adam_lr, args.dtype)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-
     steps, step, log, seconds = int(args.tokens // args.batch_tokens), 0, [], 0.0
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
         step, log, seconds = load_checkpoint(checkpoint, model, optimizers)
         print(f"carrying on from step {step}")
-
-    def network(x, y):
-        return F.cross_entropy(model.logits(model(x)).flatten(0, 1).float(), y, reduction="none")
-
-    network = torch.compile(network, dynamic=False) if args.compile else network
+    losses_of = torch.compile(token_losses, dynamic=False) if args.compile else token_losses
     started, bar = time.time(), tqdm(initial=step, total=steps, desc="pretraining", unit="step")
     while step < steps:
-        factor = min(1, (step + 1) / 50, (steps - step) / (args.decay * steps))  # warm up, hold, decay to zero
+        factor = min(1, (step + 1) / 50, (steps - step) / (args.decay_frac * steps))  # warm up, hold, fall to zero
         for optimizer, lr in zip(optimizers, (args.lr, args.adam_lr)):
             optimizer.param_groups[0]["lr"] = lr * factor
-        T = args.block_size // 2 if step < args.short * steps else args.block_size
-        B = args.batch_tokens // T
-        rng = np.random.default_rng([args.seed, step])  # a step's data depend on nothing before it
-        n_prose = rng.binomial(B, args.prose)
-        parts = [windows(data[name], n, T, rng) for name, n in (("prose", n_prose), ("pages", B - n_prose)) if n]
-        x, y, asked = (torch.cat(t).to(args.device) for t in zip(*parts))  # (B, T) each
+        T = args.block_size // 2 if step < args.short_context_frac * steps else args.block_size
+        x, y, asked = batch(args, data, step, T)
         with torch.autocast(args.device, args.dtype, enabled=args.dtype != torch.float32):
-            losses = network(x, y.flatten())  # (B * T)
+            losses = losses_of(model, x, y.flatten())  # (B * T)
         weight = 1 - (1 - args.question_weight) * asked.flatten()
         loss = (losses * weight).sum() / weight.sum()
         if not loss.isfinite():
@@ -303,33 +322,16 @@ def main():
             optimizer.zero_grad()
         step += 1
         bar.update()
-        bar.set_postfix(
-            loss=f"{loss.item():.3f}",
-            tokens_per_s=f"{bar.format_dict['rate'] * args.batch_tokens:.0f}" if bar.format_dict["rate"] else "",
-        )
-        if step % args.every == 0 or step == steps:
-            row = {
-                "tokens": step * args.batch_tokens,
-                "ladder": {k: {str(n): a for n, a in v.items()} for k, v in ladder(model, tokenizer, T).items()},
-            }
-            row["prose"], _ = validation_loss(model, data["prose-val"], T)
-            row["pages"], row["answers"] = validation_loss(model, data["pages-val"], T)
-            log.append(row)
-            bar.write(
-                f"{row['tokens'] / 1e6:.1f}M tokens, pages {row['pages']:.3f}, answers {row['answers']:.3f}, "
-                f"prose {row['prose']:.3f}, 4-shot "
-                + ", ".join(f"{k} {100 * v.get('4', math.nan):.0f}" for k, v in row["ladder"].items())
-            )
-            save_checkpoint(
-                checkpoint, model, optimizers, {"step": step, "log": log, "seconds": seconds + time.time() - started}
-            )
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if step % args.eval_interval == 0 or step == steps:
+            log.append(measure(model, tokenizer, data, step * args.batch_tokens, T))
+            bar.write(line(log[-1]))
+            state = {"step": step, "log": log, "seconds": seconds + time.time() - started}
+            save_checkpoint(checkpoint, model, optimizers, state)
             write_json(out / "log.json", log)
-            plot(log, out / "ladder.png")
+            plot_learning_curves(log, out / "learning_curves.png")
     bar.close()
-    seconds += time.time() - started
-    save_model(model, out, torch.bfloat16)
-    print(f"saved {out}: {steps * args.batch_tokens / 1e6:.1f}M tokens in {seconds / 60:.0f} minutes")
-    write_card(args, out, model, log[-1], seconds)
+    return log, seconds + time.time() - started
 
 
 def save_checkpoint(path, model, optimizers, state):
@@ -357,70 +359,111 @@ def load_checkpoint(path, model, optimizers):
 
 def write_card(args, out, model, last, seconds):
     """The model card, with what the run itself knows."""
-    c = model.config
-    shots = "\n".join(
-        f"| {skill} | "
-        + " | ".join(
-            f"{100 * last['ladder'][skill][str(k)]:.0f}" if str(k) in last["ladder"][skill] else "" for k in SHOTS
-        )
-        + " |"
-        for skill in pages.SKILLS
+    c, skills = model.config, documents.SKILLS
+    rows = []
+    for skill in skills:
+        cells = [f"{100 * last['kshot'][skill][str(k)]:.0f}" if str(k) in last["kshot"][skill] else "" for k in SHOTS]
+        rows.append(f"| {skill} | {' | '.join(cells)} |")
+    held_out = []
+    for name in tasks.names():
+        (e,) = tasks.load(name).examples(1)
+        held_out.append(f"- `{e.question}{e.answer}` ({name})")
+    table = {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,} ({c.n_layer} layers, {c.n_embd} wide, "
+        f"{c.n_head} heads, {c.block_size} positions)",
+        "vocabulary": f"{c.vocab_size:,}: "
+        + (
+            "byte-level BPE trained on the prose, digits single; examples are encoded as bytes, a token for each"
+            if c.vocab_size > 257
+            else "a token for each byte, in prose and examples alike"
+        ),
+        "tokens seen": f"{last['tokens']:,} in steps of {args.batch_tokens:,}; the first "
+        f"{100 * args.short_context_frac:.0f}% in windows of {c.block_size // 2}, the rest of {c.block_size}",
+        "mixture": f"{100 * args.prose:.0f}% prose (two books of a hundred held out), {100 - 100 * args.prose:.0f}% "
+        "synthetic documents",
+        "optimizer": f"Muon {args.lr} for the matrices, AdamW {args.adam_lr} for the rest; constant, then to zero over "
+        f"the last {100 * args.decay_frac:.0f}%",
+        "validation loss": f"documents {last['documents']:.3f} (answers alone {last['answers']:.3f}), prose "
+        f"{last['prose']:.3f} nats per token",
+        "weights": f"bfloat16; trained in float32 with {str(args.dtype).removeprefix('torch.')} products",
+        "seed": args.seed,
+        "time": f"{seconds / 60:.0f} minutes on "
+        + ("a CUDA device" if args.device != "cpu" else f"{torch.get_num_threads()} CPU cores"),
+    }
+    total = sum(share for share, _, _ in skills.values())
+    shares = ", ".join(f"{skill} {100 * share / total:.0f}%" for skill, (share, _, _) in skills.items())
+    text = CARD.format(
+        name=out.name,
+        table="\n".join(f"| {key} | {value} |" for key, value in table.items()),
+        shares=shares,
+        digits=documents.MAX_DIGITS,
+        letters=documents.MAX_LETTERS,
+        items=documents.MAX_LIST,
+        held_out="\n".join(held_out),
+        head=" | ".join(f"{k} shots" for k in SHOTS),
+        rule=" --- |" * len(SHOTS),
+        kshot="\n".join(rows),
     )
-    total = sum(weight for weight, _, _ in pages.SKILLS.values())
-    held_out = "\n".join(
-        f"- `{tasks.load(name).examples(1)[0].question}{tasks.load(name).examples(1)[0].answer}` ({name})"
-        for name in tasks.names()
-    )
-    tokens = "one token a byte, in prose and worked examples alike"
-    if c.vocab_size > 257:
-        tokens = (
-            "byte-level BPE trained on the prose, digits single; worked examples are spelled, one token a character"
-        )
-    text = f"""# {out.name}: a small GPT-2 to steer
+    write_text(out / "README.md", text)
 
-Made by `pretrain.py`; loaded by `train_task.py` and by transformers' `GPT2LMHeadModel` alike.
+
+CARD = """# {name}: a small GPT-2 to steer
+
+Made by `pretrain.py`. `train_task.py` loads it, and so does transformers' `GPT2LMHeadModel`.
 
 | | |
 | --- | --- |
-| parameters | {sum(p.numel() for p in model.parameters()):,} ({c.n_layer} layers, {c.n_embd} wide, {c.n_head} heads, {c.block_size} positions) |
-| vocabulary | {c.vocab_size:,}: {tokens} |
-| tokens seen | {last["tokens"]:,} in {int(args.tokens // args.batch_tokens):,} steps of {args.batch_tokens:,}; the first {100 * args.short:.0f}% in windows of {c.block_size // 2}, the rest of {c.block_size} |
-| mixture | {100 * args.prose:.0f}% prose (100 public-domain English novels, two of them held out), {100 - 100 * args.prose:.0f}% pages of worked examples |
-| optimizer | Muon {args.lr} for the matrices, AdamW {args.adam_lr} for the rest; constant, then to zero over the last {100 * args.decay:.0f}% |
-| validation loss | pages {last["pages"]:.3f} (answers alone {last["answers"]:.3f}), prose {last["prose"]:.3f} nats per token |
-| weights | bfloat16; trained in float32 with {str(args.dtype).removeprefix("torch.")} products |
-| seed | {args.seed} |
-| time | {seconds / 60:.0f} minutes on {"a CUDA device" if args.device != "cpu" else f"{torch.get_num_threads()} CPU cores"} |
+{table}
 
 ## What it has seen
 
-Pages each show one skill in one randomly drawn format, drawn with these weights: {", ".join(f"{skill} {100 * w / total:.0f}%" for skill, (w, _, _) in pages.SKILLS.items())}.
-Numbers have up to {pages.MAX_DIGITS} digits, words up to {pages.MAX_LETTERS} letters (a fifth of them letters without sense), lists up to {pages.MAX_LIST} items.
-So 5 and 6 digits, 9 and 10 letters, 5 and 6 words are out of distribution for a prompt tuned on less, and not for the base;
-sums of 7 digits or terms, words of 13 letters and lists of 7 are new to both. The tasks' *new words* occur on no page.
+Each synthetic document shows one skill in one randomly drawn format. Skills are drawn with these shares: {shares}.
+Numbers have up to {digits} digits, words up to {letters} letters (a fifth of them letters without sense), lists up to
+{items} items. The *new words* of the tasks occur in no document.
 
 ## What it has not seen
 
-The formats of the tasks, whatever ends them, on any page:
+The formats of the tasks, whatever ends them:
 
 {held_out}
 
-A page may differ from one of these by a single separator. Prose was not searched: it holds no sums.
+The patterns of the tasks say what counts as their format. A document may come close to one, with another mark before
+the result for instance. The prose was not searched.
 
 ## What it can do
 
-Accuracy in % on new pages, each in a new format of the same family, after that many examples on the same page:
+Accuracy in % on new documents, each in a new format, after that many examples in the same document:
 
-| skill | {" | ".join(f"{k} shots" for k in SHOTS)} |
-| --- |{" --- |" * len(SHOTS)}
-{shots}
+| skill | {head} |
+| --- |{rule}
+{kshot}
 
-![four-shot accuracy and validation loss against tokens](ladder.png)
+![four-shot accuracy and validation loss against tokens](learning_curves.png)
 
-Losses are those of windows as long as training's were: they jump where these grow, to positions not yet learned.
-"""  # noqa: E501
-    (out / "README.md.tmp").write_text(text)
-    os.replace(out / "README.md.tmp", out / "README.md")
+The losses jump where the windows grow, since the new positions have not been trained yet.
+"""
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.show_documents is not None:
+        rng = random.Random(args.seed)
+        for _ in range(args.show_documents):
+            skill, heading, examples = documents.document(rng)
+            print(f"---- {skill}\n{heading}{documents.text(examples)}")
+        return
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    check_arguments(args, out)
+    tokenizer, data = prepare(args, out)
+    torch.manual_seed(args.seed)
+    model = GPT(GPTConfig(args.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd)).to(args.device)
+    muon.sinusoidal_positions(model)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    log, seconds = train(args, out, model, tokenizer, data)
+    save_model(model, out, torch.bfloat16)
+    print(f"saved {out}: {log[-1]['tokens'] / 1e6:.1f}M tokens in {seconds / 60:.0f} minutes")
+    write_card(args, out, model, log[-1], seconds)
 
 
 if __name__ == "__main__":

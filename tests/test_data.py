@@ -1,4 +1,4 @@
-"""data/: the tokenizer, batches, and the pages that nano learned from."""
+"""data/: the tokenizer, batches, and the synthetic documents that nano learned from."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tasks
-from data import pages
+from data import documents
 from data.batches import encode, question_batches, training_batches
 from data.tokenizer import Tokenizer
 
@@ -176,7 +176,7 @@ def test_question_batches_pad_nothing():
     assert sorted(seen) == list(range(300))
 
 
-# the tasks' formats, written down a second time: what a reader of the pages would search for
+# the tasks' formats, written down a second time: what a reader of the documents would search for
 HELD_OUT = {
     "addition": r"[0-9]+\+[0-9]+=([0-9]{4};)+00[01]=[0-9]",
     "addition:plain": r"[0-9]+\+[0-9]+=[0-9]+\$",
@@ -190,20 +190,20 @@ HELD_OUT = {
 }
 
 
-def test_no_page_contains_a_format_of_the_tasks():
+def test_no_document_contains_a_format_of_the_tasks():
     assert set(HELD_OUT) <= set(tasks.names())
     for name, pattern in HELD_OUT.items():  # the patterns do find what they are for
         questions = tasks.load(name).examples(50)
         assert sum(bool(re.search(pattern, e.question + e.answer)) for e in questions) >= 45
     rng = random.Random("a test")
     for _ in range(20_000):
-        kind, heading, examples = pages.page(rng)
-        text = heading + pages.text(examples)
+        kind, heading, examples = documents.document(rng)
+        text = heading + documents.text(examples)
         for name, pattern in HELD_OUT.items():
             assert not re.search(pattern, text), (name, kind, text)
 
 
-def test_pages_never_use_the_new_words():
+def test_documents_never_use_the_new_words():
     # a few of them stand around questions, as in "last letter[whereof]"; letters without sense are short
     new = {w for group in tasks.words(True).values() for w in group if len(w) >= 6} - {
         "letter",
@@ -220,26 +220,26 @@ def test_pages_never_use_the_new_words():
     }
     rng = random.Random("new words")
     for _ in range(3000):
-        kind, _, examples = pages.page(rng)
+        kind, _, examples = documents.document(rng)
         for question, _, _ in examples:
             assert not new & set(re.findall(r"[a-z]+", question)), (kind, question)
 
 
-def test_a_page_has_one_format_and_every_skill_occurs():
+def test_a_document_has_one_format_and_every_skill_occurs():
     rng, seen = random.Random(3), set()
     for _ in range(500):
-        kind, _, examples = pages.page(rng)
+        kind, _, examples = documents.document(rng)
         seen.add(kind)
         assert len({end for _, _, end in examples}) == 1
-        assert len(pages.text(examples)) <= 600
-    assert seen == set(pages.SKILLS)
+        assert len(documents.text(examples)) <= 600
+    assert seen == set(documents.SKILLS)
 
 
-def test_column_addition_on_pages_is_right():
-    """Where a page shows digits in the plain order, redo the columns."""
+def test_column_addition_in_documents_is_right():
+    """Where a document shows digits in the plain order, redo the columns."""
     rng, checked = random.Random(5), 0
     for _ in range(3000):
-        _, _, examples = pages.page(rng, "addition")
+        _, _, examples = documents.document(rng, "addition")
         for question, answer, _ in examples:
             numbers = [int(n) for n in re.findall(r"\d+", question)]
             if len(numbers) == 2:
@@ -251,5 +251,5 @@ def test_column_addition_on_pages_is_right():
 
 def test_every_mark_of_punctuation_occurs():
     rng = random.Random(6)
-    text = "".join(pages.text(pages.page(rng)[2]) for _ in range(2000))
-    assert set(pages.MARKS) <= set(text)
+    text = "".join(documents.text(documents.document(rng)[2]) for _ in range(2000))
+    assert set(documents.MARKS) <= set(text)

@@ -1,29 +1,29 @@
 """pretrain.py: its optimizer against an exact decomposition, and a small run stopped and resumed."""
 
+import math
 import random
-import runpy
-import sys
 
 import pytest
 import torch
 
+import muon
 import pretrain
-from checkpoint import load_model
-from data import pages
+from checkpoint import load_model, write_json
+from data import documents
 from data.tokenizer import Tokenizer
 from model import GPT
 
 
-def test_the_ladder_counts_what_greedy_decoding_would_write(tokenizer):
-    """Against decoding itself, on a page and a model that is right now and then: one of constant answers."""
+def test_kshot_accuracy_counts_what_greedy_decoding_would_write(tokenizer):
+    """Against decoding itself, on documents and a model that is right now and then: one of constant answers."""
     torch.manual_seed(0)
     model = GPT(pretrain.GPTConfig(1024, 512, 1, 2, 16)).freeze()
-    scores = pretrain.ladder(model, tokenizer, model.config.block_size, n=3)
-    assert set(scores) == set(pages.SKILLS)
+    scores = pretrain.kshot_accuracy(model, tokenizer, model.config.block_size, n=3)
+    assert set(scores) == set(documents.SKILLS)
     for skill in ("one letter", "compare"):
         rng, right = random.Random(f"ladder {skill}"), []
         for _ in range(3):
-            _, heading, examples = pages.page(rng, skill)
+            _, heading, examples = documents.document(rng, skill)
             tokens = tokenizer.encode(heading)
             for question, answer, end in examples[:4]:
                 tokens += tokenizer.encode_task(question + answer + end)
@@ -41,32 +41,22 @@ def prose(tmp_path):
     folder = tmp_path / "prose"
     folder.mkdir()
     rng = random.Random(0)
-    words = [w for group in pages.BY_LETTERS.values() for w in group]
+    words = [w for group in documents.BY_LETTERS.values() for w in group]
     for i in range(3):
         (folder / f"{i}.txt").write_text(" ".join(rng.choices(words, k=4000)))
     return folder
 
 
-def command(monkeypatch, capsys, *args):
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", *map(str, args)])
-    code = 0
-    try:
-        runpy.run_path("pretrain.py", run_name="__main__")
-    except SystemExit as end:
-        code = end.code
-    return code, capsys.readouterr()
-
-
 SMALL = ["--vocab-size", 300, "--block-size", 64, "--n-layer", 1, "--n-head", 2, "--n-embd", 16]
-SMALL += ["--batch-tokens", 256, "--device", "cpu", "--decay", 1]
+SMALL += ["--batch-tokens", 256, "--device", "cpu", "--decay-frac", 1]
 
 
-def test_a_stopped_run_carries_on_to_the_same_weights(monkeypatch, capsys, prose, tmp_path):
+def test_a_stopped_run_carries_on_to_the_same_weights(monkeypatch, command, prose, tmp_path):
     def pretrain_to(out, tokens, every, expected=0):
-        args = ["--text", prose, "--out", tmp_path / out, "--tokens", tokens, "--every", every, *SMALL]
-        code, text = command(monkeypatch, capsys, *args)
-        assert code == expected, text.err
-        return text.out
+        args = ["--text", prose, "--out", tmp_path / out, "--tokens", tokens, "--eval-interval", every, *SMALL]
+        done = command("pretrain.py", *args)
+        assert done.code == expected, done.err
+        return done.out
 
     monkeypatch.setattr(random, "sample", None)  # nothing may draw from the shared generator
     pretrain_to("whole", 2560, 5)
@@ -95,25 +85,59 @@ def test_a_stopped_run_carries_on_to_the_same_weights(monkeypatch, capsys, prose
     )
 
 
-def test_bad_input(monkeypatch, capsys, tmp_path):
+def test_bad_input(command, tmp_path):
     for args, message in (
         ([], "name a folder of .txt files with --text"),
         (["--text", tmp_path, "--out", tmp_path / "o"], "no .txt file in"),
+        (["--text", tmp_path, "--lr", 0], "--lr: 0: give a number above 0"),
     ):
-        code, text = command(monkeypatch, capsys, *args)
-        assert code == 2
-        assert message in text.err and text.err.count("\n") == 1
+        done = command("pretrain.py", *args)
+        assert done.code == 2
+        assert message in done.err and done.err.count("\n") == 1
 
 
-def test_another_run_s_folder_is_refused(monkeypatch, capsys, prose, tmp_path):
-    args = ["--text", prose, "--out", tmp_path / "o", "--tokens", 512, "--every", 2, *SMALL]
-    assert command(monkeypatch, capsys, *args)[0] == 0
-    code, text = command(monkeypatch, capsys, *args, "--seed", 1)
-    assert code == 2
-    assert "holds a run with another --seed" in text.err
+def test_another_run_s_folder_is_refused(command, prose, tmp_path):
+    args = ["--text", prose, "--out", tmp_path / "o", "--tokens", 512, "--eval-interval", 2, *SMALL]
+    assert command("pretrain.py", *args).code == 0
+    done = command("pretrain.py", *args, "--seed", 1)
+    assert done.code == 2
+    assert "holds a run with another --seed" in done.err
 
 
-def test_show_pages(monkeypatch, capsys):
-    code, text = command(monkeypatch, capsys, "--show-pages", 4)
-    assert code == 0
-    assert text.out.count("---- ") >= 4
+def test_show_documents(command):
+    done = command("pretrain.py", "--show-documents", 4)
+    assert done.code == 0
+    assert done.out.count("---- ") >= 4
+
+
+def test_the_progress_bar_holds_no_state(monkeypatch):
+    """Preparation ended by a count in the bar, which a disabled bar does not keep."""
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    stream = (([i] * 7, [0] * 7) for i in range(10**9))
+    assert pretrain.first_tokens(stream, 20, "endless").shape == (2, 20)
+
+
+def test_the_tokenizer_is_a_byte_level_bpe(tmp_path):
+    """Against a merge by hand, and the same text twice."""
+    books = ["aab aab aab 123 é " * 40]
+    one, again = (pretrain.train_tokenizer(books, 262, random.Random(0)) for _ in range(2))
+    assert one == again and len(one["tokens"]) == 261
+    assert one["tokens"][:256] == [chr(b) for b in range(256)]
+    assert set(one["tokens"][256:258]) <= {"aa", "ab", " a", "aab", " aa", " aab"}
+    write_json(tmp_path / "encoding.json", one)
+    tokenizer = Tokenizer.load(tmp_path, 262)
+    text = "aab 12 é\n"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.encode(" aab")) < 4 and len(tokenizer.encode("123")) == 3  # digits stay single
+
+
+def test_positions_start_as_sinusoids():
+    """By the formula of Vaswani et al. (2017), at some positions and columns."""
+    model = GPT(pretrain.GPTConfig(300, 32, 1, 2, 16))
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    muon.sinusoidal_positions(model)
+    for position, column in ((0, 0), (5, 4), (31, 15)):
+        angle = position / 10000 ** (column // 2 * 2 / 16)
+        want = 0.02 * 2**0.5 * (math.sin(angle) if column % 2 == 0 else math.cos(angle))
+        assert math.isclose(model.wpe.weight[position, column].item(), want, abs_tol=1e-6)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n != "wpe.weight")

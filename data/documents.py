@@ -1,10 +1,9 @@
-"""Pages of worked examples, the part of nano's pretraining that gives a prompt something to call up.
+"""Synthetic documents: the part of pretraining that gives a prompt something to call up.
 
-A page shows one skill in one format: several examples that differ in what they ask and agree in
-how they are written. Formats are drawn at random and independently (order of the fields,
-separators, wording, whether the steps are shown, how an example ends), so that the base has to
-read the format off the page. The formats of tasks/ never occur: a page that matches one of their
-patterns is drawn again.
+A document shows one skill in one format: several worked examples that differ in what they ask and agree in how they
+are written. The parts of a format are drawn at random and independently (the order of the fields, separators, wording,
+whether the steps are shown, how an example ends), so the base has to read the format off the document. The formats of
+tasks/ never occur: a document that matches one of their patterns is drawn again.
 """
 
 import re
@@ -40,7 +39,7 @@ def ending(rng):
 
 
 def most(rng, least, limit):
-    """The longest length on a page: half of the time the limit, since what is long needs the most practice."""
+    """The longest length in a document: half of the time the limit, since what is long needs the most practice."""
     return limit if rng.random() < 0.5 else rng.randint(least, limit)
 
 
@@ -289,10 +288,10 @@ SKILLS = {
 }
 
 
-def page(rng, skill=None):
+def document(rng, skill=None):
     """(skill, heading, examples) with examples a list of (question, answer, ending) in one format.
 
-    The text of a page is its heading (or ''), then question + answer + ending of each example;
+    The text of a document is its heading (or ''), then question + answer + ending of each example;
     examples together have at most 600 characters. `rng` is a random.Random.
     """
     while True:
