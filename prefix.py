@@ -102,14 +102,15 @@ class Method(nn.Module):
 
 
 class HybridPrefix(Method):
-    """P rows at the input: n_random random ones, then one for each token of the trigger.
+    """Rows at the input: random ones, then one for each token of the trigger.
 
-    rows (P, C) stand where token embeddings would: Lester et al. (2021), "The Power of Scale for
-    Parameter-Efficient Prompt Tuning", section 2; words to start from help in low-data settings:
-    Li & Liang (2021), "Prefix-Tuning", section 7.4. With `mlp` the model sees rows + MLP(rows),
-    the reparameterisation of Li & Liang (section 4.3) as a residual, which starts at zero so that
-    trigger rows start as words: Razdaibiedina et al. (2023), "Residual Prompt Tuning".
-    Random rows are drawn with the embedding table's own standard deviation.
+    rows (P, C) stand where token embeddings would: Lester et al. (2021), "The Power of Scale for Parameter-Efficient
+    Prompt Tuning", section 2. The first n_random of them are drawn with the standard deviation of the embedding table.
+    The others begin as the embeddings of the trigger; words to start from help in low-data settings: Li & Liang
+    (2021), "Prefix-Tuning", section 7.4.
+
+    With `mlp` the model sees rows + MLP(rows): the reparameterisation of Li & Liang (section 4.3) as a residual, which
+    starts at zero, so that the trigger rows start as words. Razdaibiedina et al. (2023), "Residual Prompt Tuning".
     """
 
     name, label = "hybrid", "hybrid prefix"
@@ -141,7 +142,9 @@ class HybridPrefix(Method):
 
 
 class PromptTuning(HybridPrefix):
-    """P rows at the input: Lester et al. (2021), section 2, whose ways to begin (section 3.2) are `init`:
+    """Rows at the input, of one kind: Lester et al. (2021).
+
+    Section 2, with the ways to begin of section 3.2 as `init`:
 
     uniform     each number from [-0.5, 0.5]
     vocabulary  the embeddings of tokens drawn from the 5,000 most frequent, which byte-level BPE numbers first
@@ -178,8 +181,10 @@ class PromptTuning(HybridPrefix):
 
 
 class PTuning(HybridPrefix):
-    """P rows that a bidirectional LSTM and an MLP make of P learned ones, which ties them to one another:
-    Liu et al. (2021), "GPT Understands, Too", section 3.2; PEFT's PromptEncoder has the same layers.
+    """Rows at the input that an LSTM and an MLP make of learned ones: Liu et al. (2021).
+
+    "GPT Understands, Too", section 3.2: the bidirectional LSTM ties the rows to one another. PEFT's PromptEncoder has
+    the same layers.
 
     `position` puts them before the question, inside it, at its middle, or after it (section 3.1, the template).
     """
@@ -232,8 +237,10 @@ class SoftTokenGPT(GPT):
 
 
 class SoftWords(HybridPrefix):
-    """P rows at the input, and a learned shift of each at the input of every layer, all zero at first:
-    Qin & Eisner (2021), "Learning How to Ask", section 3.3, "Deeply perturbing"."""
+    """Rows at the input, and a shift of each at the input of every layer: Qin & Eisner (2021).
+
+    "Learning How to Ask", section 3.3, "Deeply perturbing". The shifts are zero at first.
+    """
 
     name, label, options = "softwords", "soft words", {}
 
@@ -264,16 +271,18 @@ class ShiftedBlock(nn.Module):
 
 
 class DeepPrefix(Method):
-    """P keys and values in every layer, and nothing at the input: Liu et al. (2022), "P-Tuning v2", section 3.
+    """Keys and values in every layer, and nothing at the input: Liu et al. (2022).
 
-    With `layers` only the top ones have them, and those below run as without a prefix, and without gradients.
-    rows (P, layers * 2 * C), per layer its keys, then its values: PEFT's layout. They begin as what the base
-    computes of n_random words, drawn as it expects texts to begin, and the trigger (Li & Liang 2021, section 7.4).
-    Numbers drawn with one spread for all layers learn nothing here: activations differ too much from layer to layer.
-    So do words drawn evenly from the vocabulary, where the base has never read most of it, as with plain bytes.
+    "P-Tuning v2", section 3. With `layers` only the top ones have them; those below run as without a prefix, and
+    without gradients. rows (P, layers * 2 * C) hold the keys of each layer, then its values, as PEFT does.
 
-    With `head` a linear layer scores the K tokens that the labels (token lists) are made of in place of the base's
-    output rows (section 3.2, "Classification Head"); it starts at zero, and no other token can be written.
+    They begin as what the base computes of n_random words, drawn as it expects texts to begin, and of the trigger
+    (Li & Liang 2021, section 7.4). Numbers drawn with one spread for all layers learn nothing here, since activations
+    differ too much from layer to layer. Words drawn evenly from the vocabulary learn nothing either where the base has
+    never read most of it, as with plain bytes.
+
+    With `head` a linear layer scores the K tokens of the labels (token lists) in place of the base's output rows
+    (section 3.2, "Classification Head"). It starts at zero, and no other token can be written.
     """
 
     name, label, lr, needs_labels = "ptuning2", "P-tuning v2", 2e-2, True
@@ -327,8 +336,11 @@ class DeepPrefix(Method):
 
 
 class PrefixTuning(DeepPrefix):
-    """The same behind a reparameterisation: to the rows is added what an MLP makes of a code (P, C), at first
-    nothing. Li & Liang (2021), "Prefix-Tuning", sections 4.2 and 4.3, as a residual."""
+    """Keys and values in every layer, through an MLP: Li & Liang (2021).
+
+    "Prefix-Tuning", sections 4.2 and 4.3, as a residual: to the rows of P-tuning v2 is added what an MLP makes of a
+    code (P, C), at first nothing.
+    """
 
     name, label, lr, needs_labels = "prefix", "prefix-tuning", 3e-3, False
     options = LAYERS
@@ -365,7 +377,7 @@ class ZeroShot(Method):
 
 
 class TextPrompt(Method):
-    """Words instead of vectors: an instruction, or worked examples in the context. Nothing is trained.
+    """The trigger as text: an instruction, or worked examples in the context. Nothing is trained.
 
     trigger: a list of P token numbers.
     """
@@ -384,7 +396,9 @@ class TextPrompt(Method):
 
 
 class FewShot(TextPrompt):
-    """The best context: as many worked examples as serve best (eval/baselines.py chooses them).
+    """The best context: as many worked examples as serve best.
+
+    eval/baselines.py chooses them.
 
     trigger: their tokens.
     """
@@ -393,9 +407,9 @@ class FewShot(TextPrompt):
 
 
 class HardPrompt(TextPrompt):
-    """P words of the base's own vocabulary, found by gradient: Shin et al. (2020), "AutoPrompt", section 2.2.
+    """Words of the base's own vocabulary, found by gradient: Shin et al. (2020).
 
-    Begins as n_random words drawn from the vocabulary and those of the trigger.
+    "AutoPrompt", section 2.2. Begins as n_random words drawn from the vocabulary and those of the trigger.
     """
 
     name, label = "hard", "hard prompt"
@@ -450,8 +464,9 @@ def share_weights(model, kind=GPT, prompt=None):
 
 
 class Warp(HybridPrefix):
-    """P rows at the input, and learned output rows for the tokens that answers are made of, which begin as the
-    base's own: Hambardzumyan et al. (2021), "WARP: Word-level Adversarial ReProgramming", section 3.
+    """Rows at the input, and output rows for the tokens of answers: Hambardzumyan et al. (2021).
+
+    "WARP: Word-level Adversarial ReProgramming", section 3. The output rows begin as the base's own.
 
     labels: a list of token lists, whose tokens get output rows.
     """
@@ -492,9 +507,11 @@ class HeadGPT(LabelRowsGPT):
 
 
 class AdapterPrefix(Method):
-    """P rows in each of the top `layers` (default: half of them), of which the layer's own weights make keys and
-    values; they have a softmax of their own, weighted by a gate a head that starts at zero, so that nothing
-    changes at first: Zhang et al. (2023), "LLaMA-Adapter", section 3.
+    """Rows in the upper layers, behind a gate that starts at zero: Zhang et al. (2023).
+
+    "LLaMA-Adapter", section 3. Each of the top `layers` (half of them by default) has P rows, of which its own weights
+    make keys and values. These have a softmax of their own, weighted by a gate for each head, so that nothing changes
+    at first.
 
     y = softmax(q K') V + tanh(gate) softmax(q K(rows)') V(rows)
     """
@@ -542,9 +559,11 @@ class GatedAttention(nn.Module):
 
 
 class Adapter(Method):
-    """A bottleneck after each block: y + W_up gelu(W_down y), with W_up zero at first. Houlsby et al. (2019),
-    "Parameter-Efficient Transfer Learning for NLP", section 2.1, who have two in each; one does as well
-    according to Pfeiffer et al. (2021), "AdapterFusion", section 3.2."""
+    """A bottleneck after each block: Houlsby et al. (2019).
+
+    "Parameter-Efficient Transfer Learning for NLP", section 2.1: y + W_up gelu(W_down y), with W_up zero at first. They
+    have two in each block; one does as well according to Pfeiffer et al. (2021), "AdapterFusion", section 3.2.
+    """
 
     name, label, lr = "adapter", "adapter", 1e-3
     options = {"bottleneck": {"type": int, "help": "the width of its hidden layer (default 16)"}}
@@ -575,7 +594,7 @@ class AdaptedBlock(nn.Module):
 
 
 class Finetune(Method):
-    """All weights of a copy, in float32, or those of its top blocks."""
+    """All weights of a copy of the base, in float32."""
 
     name, label, lr = "finetune", "fine-tuned", 3e-4
     top = None
@@ -591,13 +610,15 @@ class Finetune(Method):
 
 
 class FinetuneTop2(Finetune):
-    """The top two blocks alone: Li & Liang (2021), table 1, "FT-top2"."""
+    """The weights of the top two blocks: "FT-top2" of Li & Liang (2021), table 1."""
 
     name, label, top = "finetune-top2", "top 2 blocks", 2
 
 
 class Scratch(Method):
-    """The study's task transformer, a small GPT trained from nothing on the task alone; it reads bytes.
+    """The study's task transformer: a small GPT trained from nothing on the task alone.
+
+    It reads bytes.
 
     block_size: the longest text, in bytes.
     """

@@ -28,11 +28,13 @@ from eval.neighbors import nearest_tokens
 from prefix import METHODS
 from tasks import IN_DISTRIBUTION
 
+OPTIONS = {name: spec for cls in METHODS.values() for name, spec in cls.options.items()}
 
-def parse_args(argv=None):
+
+def parser():
     p = Parser(__doc__)
     p.epilog = "methods:\n" + "\n".join(
-        f"  {name:<16}{' '.join(cls.__doc__.split(':')[0].split())}" for name, cls in METHODS.items()
+        f"  {name:<16}{cls.__doc__.splitlines()[0]}" for name, cls in METHODS.items()
     )
     p.add_argument(
         "--task",
@@ -52,7 +54,9 @@ def parse_args(argv=None):
     p.add_argument("--quick", action="store_true", help="a look in a minute: less to learn from and to test on")
 
     g = p.add_argument_group("the prompt")
-    g.add_argument("--method", choices=METHODS, default="hybrid", help="see below (default %(default)s)")
+    g.add_argument(
+        "--method", choices=METHODS, default="hybrid", metavar="METHOD", help="see below (default %(default)s)"
+    )
     g.add_argument("--n-random", type=at_least(0), default=24, help="rows that begin at random (default %(default)s)")
     g.add_argument(
         "--trigger",
@@ -74,8 +78,7 @@ def parse_args(argv=None):
     )
 
     g = p.add_argument_group("options of methods")
-    options = {name: spec for cls in METHODS.values() for name, spec in cls.options.items()}
-    for name, spec in options.items():
+    for name, spec in OPTIONS.items():
         takes = ", ".join(cls.name for cls in METHODS.values() if name in cls.options)
         g.add_argument(f"--{name}", **spec | {"default": None, "help": f"{takes}: {spec['help']}"})
 
@@ -94,17 +97,22 @@ def parse_args(argv=None):
         "--beside",
         nargs="+",
         choices=["finetune", "finetune-top2", "adapter", "scratch", "none"],
-        help="what else learns from the same examples (default scratch; your own data: finetune scratch); none: the "
-        "method alone, without the best context and so without a table",
+        metavar="METHOD",
+        help="what else learns from the same examples: finetune, finetune-top2, adapter, scratch (default scratch; "
+        "your own data: finetune scratch); none: the method alone, without the best context and so without a table",
     )
-    args = p.parse_args(argv)
+    return p
 
+
+def parse_args(argv=None):
+    """The command line, checked, with the defaults that depend on the task."""
+    args = parser().parse_args(argv)
     args.own_data = Path(args.task[0]).suffix in tasks.FILES
     if not args.own_data and (len(args.task) > 1 or args.columns):
         raise ValueError(f"a second file and --columns are for your own data: {args.task[0]} makes its own")
     if len(args.task) > 2:
         raise ValueError(f"--task {' '.join(args.task)}: give one file to tune on and one to test on")
-    for name in options:
+    for name in OPTIONS:
         if getattr(args, name) is not None and name not in METHODS[args.method].options:
             takes = ", ".join(cls.name for cls in METHODS.values() if name in cls.options)
             raise ValueError(f"--{name} is not for --method {args.method}: {takes} take it")
@@ -127,6 +135,14 @@ def budget(args, method):
 
 
 # ---------------------------------------------------------------- what is compared
+
+
+def load_task(args):
+    if not args.own_data:
+        return tasks.load(args.task[0])
+    prompt, answer = args.columns or ("prompt", "answer")
+    test = args.task[1] if len(args.task) > 1 else None
+    return tasks.load(args.task[0], test=test, prompt=prompt, answer=answer)
 
 
 def trigger_of(args, task, tokenizer, examples):
@@ -367,9 +383,10 @@ def output_folder(args, task, model):
     return out
 
 
-def describe(args, task, model, contenders, trigger, context):
-    """The part of results.json that is known before anything is measured."""
-    first = contenders.get(args.method) or next(iter(contenders.values()))
+def describe(args, task, model, contenders, name, trigger, context):
+    """The part of results.json that is known before anything is measured; `name` is the contender that the run is
+    about."""
+    method = contenders[name]
     options = {k: v for k, v in vars(args).items() if k not in ("out", "overwrite", "load")}
     return {
         "task": task.name,
@@ -382,7 +399,8 @@ def describe(args, task, model, contenders, trigger, context):
             "fingerprint": fingerprint(model),
             "parameters": sum(p.numel() for p in model.parameters()),
         },
-        "prompt": {"rows": first.n_rows(), "random": first.n_random, "trigger": trigger[1]},
+        "method": name,
+        "prompt": {"rows": method.n_rows(), "random": method.n_random, "trigger": trigger[1]},
         "args": options | {"dtype": str(args.dtype).removeprefix("torch.")},
         "context": context,
         "labels": {name: method.label for name, method in contenders.items()},
@@ -414,12 +432,10 @@ def tune(method, name, args, model, tokenizer, examples, results):
     """Train a method on its share of the examples and put the loss curve into results."""
     start, (n, epochs) = time.time(), budget(args, method)
     encoded = encode(method.tokenizer(tokenizer), examples[:n])
-    lr = (args.lr if name == args.method else None) or method.lr
-    l2_sp = args.l2_sp if name == args.method else 0.0
+    lr, l2_sp = (args.lr or method.lr, args.l2_sp) if method.name == args.method else (method.lr, 0.0)
     results["examples"][name] = len(encoded), epochs
-    results["loss"][name] = train(
-        method, model, encoded, epochs, args.batch_size, lr, args.dtype, args.seed, l2_sp
-    )
+    curve = train(method, model, encoded, epochs, args.batch_size, lr, args.dtype, args.seed, l2_sp)
+    results["loss"][name] = curve
     results["seconds"][f"{method.label}, tuning"] = time.time() - start
 
 
@@ -430,7 +446,7 @@ def write_results(results, out, args, task):
     if results["loss"]:
         plots.plot_loss(results, out / "loss.png")
     if task.classes:
-        plots.plot_confusion(results, args.method, out / "confusion.png")
+        plots.plot_confusion(results, results["method"], out / "confusion.png")
     elif not args.own_data:
         plots.plot_lengths(results, out / "accuracy_by_length.png")
     write_json(out / "results.json", results)
@@ -445,8 +461,7 @@ def write_results(results, out, args, task):
 
 def main(argv=None):
     args = parse_args(argv)
-    columns = dict(zip(("prompt", "answer"), args.columns or ("prompt", "answer")))
-    task = tasks.load(args.task[0], **({"test": (args.task + [None])[1]} | columns if args.own_data else {}))
+    task = load_task(args)
     model = load_model(args.model, args.device, args.dtype).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize or task.tokenize)
 
@@ -459,20 +474,23 @@ def main(argv=None):
     n_positions = max((method.n_positions() for method in prompts.values()), default=0)
     examples, tests, free = draw_examples(args, task, model, tokenizer, n_positions)
     contenders, context = contexts(args, model, tokenizer, examples, trigger, free)
-    contenders |= prompts | rivals(args, model, tokenizer, task, examples, tests)
+    contenders |= prompts
+    if not args.load:
+        contenders |= rivals(args, model, tokenizer, task, examples, tests)
+    name = next(iter(prompts)) if args.load else args.method
     out = output_folder(args, task, model)
-    results = describe(args, task, model, contenders, trigger, context)
+    results = describe(args, task, model, contenders, name, trigger, context)
     print(report.heading(results, examples[0]))
 
     # everything that learns is measured before and after
-    for name, method in contenders.items():
-        if name in starts:
-            measure(starts[name], name, model, tokenizer, task, tests, results, "before")
+    for key, method in contenders.items():
+        if key in starts:
+            measure(starts[key], key, model, tokenizer, task, tests, results, "before")
         elif method.learns() and not args.load:
-            measure(method, name, model, tokenizer, task, tests, results, "before")
-            tune(method, name, args, model, tokenizer, examples, results)
-        measure(method, name, model, tokenizer, task, tests, results)
-        for line in report.losses_against_start(results, name):
+            measure(method, key, model, tokenizer, task, tests, results, "before")
+            tune(method, key, args, model, tokenizer, examples, results)
+        measure(method, key, model, tokenizer, task, tests, results)
+        for line in report.losses_against_start(results, key):
             print(line, file=sys.stderr)
     if len(prompts) > 1 and args.load:
         results["labels"]["vote"] = f"vote of {len(prompts)}"
@@ -480,11 +498,11 @@ def main(argv=None):
     if task.classes and args.beside != ["none"]:
         measure_texts(task, examples, tests, results)
 
-    if args.method in prompts:
-        results["nearest_tokens"] = nearest_tokens(model, tokenizer, prompts[args.method])
-    if args.method in prompts and not args.load:
+    if name in prompts:
+        results["nearest_tokens"] = nearest_tokens(model, tokenizer, prompts[name])
+    if name in prompts and not args.load:
         about = task.name, trigger[1], task.question_format, task.stop
-        save_prefix(prompts[args.method], out / "prefix.safetensors", model, tokenizer, *about)
+        save_prefix(prompts[name], out / "prefix.safetensors", model, tokenizer, *about)
     write_results(results, out, args, task)
     return results
 

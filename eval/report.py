@@ -3,7 +3,7 @@
 
 def heading(results, example):
     """What is run, in three lines."""
-    base, rows, method = results["base"], results["prompt"]["rows"], results["args"]["method"]
+    base, rows, method = results["base"], results["prompt"]["rows"], results["method"]
     trainable = results["trainable"].get(method, 0)
     lines = [
         f"{results['task']} on {base['name']}: {base['parameters']:,} frozen parameters, {trainable:,} trainable "

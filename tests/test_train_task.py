@@ -288,6 +288,8 @@ def test_a_saved_prefix_reproduces_its_accuracy(run, tmp_path):
     one, two = without_timings(tmp_path / "one"), without_timings(tmp_path / "two")
     assert one["accuracy"]["hybrid"] == two["accuracy"]["hybrid"]
     assert one["nearest_tokens"] == two["nearest_tokens"]
+    assert one["before"]["hybrid"] == two["before"]["hybrid"]  # the start is made again from the file
+    assert "scratch" not in two["accuracy"]  # nothing is trained
     assert two["loss"] == {}
 
 
