@@ -68,13 +68,13 @@ def parse_args(argv=None):
 # ---------------------------------------------------------------- the studies
 
 
-def cell(args, task, series, x=None, *more, model=None, then=()):
+def cell(args, task, series, x=None, *flags, model=None, then=()):
     """One run for each seed: what it is called in the table, where it stands on the axis, and its command line;
     `then` are tasks on which what it learned is measured as well."""
     given = ["--task", task, "--model", model or args.model, "--beside", "none", "--test-examples", args.questions]
-    given += [] if "--examples" in more else ["--examples", args.examples]
-    given += [] if "--method" in more else ["--method", "hybrid"]
-    return {"task": task, "series": series, "x": x, "args": [str(a) for a in (*given, *more)], "then": then}
+    given += [] if "--examples" in flags else ["--examples", args.examples]
+    given += [] if "--method" in flags else ["--method", "hybrid"]
+    return {"task": task, "series": series, "x": x, "args": [str(a) for a in (*given, *flags)], "then": then}
 
 
 def context_cells(args, task, model=None):
@@ -145,13 +145,13 @@ def data_efficiency(args):
     cells = []
     for task in args.tasks or ["addition", "symbolic_sum"]:
         for n in [n for n in (16, 128, 1000) if n < args.examples] + [args.examples]:
-            often = ["--examples", n, "--epochs", args.examples // n] if n < args.examples else []
+            budget = ["--examples", n, "--epochs", args.examples // n] if n < args.examples else []
             cells += [
-                cell(args, task, "hybrid, instruction", n, "--trigger", "instruction", *often),
-                cell(args, task, "hybrid, example", n, *often),
-                cell(args, task, "finetune", n, "--method", "finetune", *often),
-                cell(args, task, "finetune, 1 shot", n, "--method", "finetune", "--shots", 1, *often),
-                cell(args, task, "scratch", n, "--method", "scratch", *often),
+                cell(args, task, "hybrid, instruction", n, "--trigger", "instruction", *budget),
+                cell(args, task, "hybrid, example", n, *budget),
+                cell(args, task, "finetune", n, "--method", "finetune", *budget),
+                cell(args, task, "finetune, 1 shot", n, "--method", "finetune", "--shots", 1, *budget),
+                cell(args, task, "scratch", n, "--method", "scratch", *budget),
             ]
     return cells
 
@@ -227,7 +227,7 @@ def length_generalization(args):
         ("from scratch", ["--method", "scratch"]),
     ]
     tasks = args.tasks or ["addition"]
-    return [cell(args, task, series, None, *more) for task in tasks for series, more in changes]
+    return [cell(args, task, series, None, *flags) for task in tasks for series, flags in changes]
 
 
 STUDIES = {

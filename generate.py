@@ -83,3 +83,9 @@ def stack_caches(caches):
         padded = [[F.pad(x, (0, 0, longest - x.size(2), 0)) for x in xs] for xs in (keys, values)]
         stacked.append(tuple(torch.cat(xs) for xs in padded))  # (B, n_head, longest, D) each
     return stacked, past_pad.to(caches[0][0][0].device)
+
+
+def empty_cache(network):
+    """The cache of no positions, which stands before a question where there is no prompt."""
+    c, weight = network.config, network.wte.weight
+    return [(weight.new_zeros(1, c.n_head, 0, c.n_embd // c.n_head),) * 2 for _ in range(c.n_layer)]

@@ -17,7 +17,7 @@ import prefix
 from checkpoint import load_model, load_prefix
 from cli import Parser, at_least, run, weight
 from data.tokenizer import Tokenizer
-from generate import generate, stack_caches
+from generate import empty_cache, generate, stack_caches
 from model import GPT
 
 
@@ -44,7 +44,7 @@ def ask():
         print()
 
 
-class Voice(NamedTuple):
+class PromptedBase(NamedTuple):
     """What answers a question: a base behind a prompt, or alone."""
 
     name: str
@@ -63,52 +63,49 @@ class Voice(NamedTuple):
 
 
 @torch.no_grad()
-def load_voices(args, model):
-    """A Voice for each prompt file, and with --compare the base alone beside each."""
+def load_bases(args, model):
+    """A PromptedBase for each prompt file, and with --compare the base alone beside each."""
     base = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize)
-    alone, voices = prefix.METHODS["zero-shot"](model), []
+    alone, bases = prefix.METHODS["zero-shot"](model), []
     for path in map(Path, args.prefix):
         method, header = load_prefix(path, model, base)
         network, tokenizer = method.network(model), Tokenizer(base.encoding, header["tokenize"])
         name = path.resolve().parent.name if path.name == "prefix.safetensors" else path.stem
         format_and_stop = header["question_format"], header["stop"]
-        voices.append(Voice(name, method, network, method.past(network), tokenizer, *format_and_stop))
+        bases.append(PromptedBase(name, method, network, method.past(network), tokenizer, *format_and_stop))
         if args.compare:
-            voices.append(Voice(f"{name}, base alone", alone, model, None, tokenizer, *format_and_stop))
-    return voices or [Voice(model.name, alone, model, None, base, "{}", "")]
+            bases.append(PromptedBase(f"{name}, base alone", alone, model, None, tokenizer, *format_and_stop))
+    return bases or [PromptedBase(model.name, alone, model, None, base, "{}", "")]
 
 
 @torch.no_grad()
-def answer(voices, question, args):
-    """[text]: what each voice answers. Those of one network stand in one batch, whatever their prompts' lengths."""
-    texts = [""] * len(voices)
-    for network in dict.fromkeys(voice.network for voice in voices):
-        rows = [i for i, voice in enumerate(voices) if voice.network is network]
-        some = [voices[i] for i in rows]
-        asked = [voice.tokens(question) for voice in some]
-        c = network.config
-        nothing = [(torch.zeros(1, c.n_head, 0, c.n_embd // c.n_head, device=args.device, dtype=args.dtype),) * 2]
-        past, past_pad = stack_caches([voice.past or nothing * c.n_layer for voice in some])
-        for voice, tokens in zip(some, asked):
-            used = (voice.past[-1][0].size(2) if voice.past else 0) + len(tokens)
-            if used + args.max_new_tokens > c.block_size:
+def answer(bases, question, args):
+    """[text]: what each one answers. Those of one network stand in one batch, whatever their prompts' lengths."""
+    texts = [""] * len(bases)
+    for network in dict.fromkeys(one.network for one in bases):
+        rows = [i for i, one in enumerate(bases) if one.network is network]
+        batch = [bases[i] for i in rows]
+        asked = [one.tokens(question) for one in batch]
+        past, past_pad = stack_caches([one.past or empty_cache(network) for one in batch])
+        for one, tokens in zip(batch, asked):
+            used = (one.past[-1][0].size(2) if one.past else 0) + len(tokens)
+            if used + args.max_new_tokens > network.config.block_size:
                 raise ValueError(
-                    f"{voice.name}: {used} tokens of prompt and question and --max-new-tokens {args.max_new_tokens} "
-                    f"exceed block_size {c.block_size}: shorten one"
+                    f"{one.name}: {used} tokens of prompt and question and --max-new-tokens {args.max_new_tokens} "
+                    f"exceed block_size {network.config.block_size}: shorten one"
                 )
-        stop = [voice.stop_token() for voice in some]
-        new = generate(
-            *(network, asked, args.max_new_tokens, past, past_pad, stop), args.temperature, args.top_k, args.seed
-        )
-        for i, voice, tokens, end in zip(rows, some, new, stop):
-            texts[i] = voice.tokenizer.decode(tokens[:-1] if tokens[-1] == end else tokens)
+        stop = [one.stop_token() for one in batch]
+        sampling = {"temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}
+        new = generate(network, asked, args.max_new_tokens, past, past_pad, stop, **sampling)
+        for i, one, tokens, end in zip(rows, batch, new, stop):
+            texts[i] = one.tokenizer.decode(tokens[:-1] if tokens[-1] == end else tokens)
     return texts
 
 
 def main(argv=None):
     args = parse_args(argv)
     model = load_model(args.model, args.device, args.dtype).freeze()
-    voices = load_voices(args, model)
+    bases = load_bases(args, model)
     if args.prompt is not None:
         questions = [args.prompt]
     elif sys.stdin.isatty():
@@ -117,9 +114,9 @@ def main(argv=None):
         questions = (line.rstrip("\n") for line in sys.stdin)
     for question in questions:
         if not question:
-            raise ValueError("the prompt is empty: give some text")
-        for voice, text in zip(voices, answer(voices, question, args)):
-            print(f"{voice.name}: {text}" if len(voices) > 1 else text, flush=True)
+            raise ValueError("the prompt is empty: give batch text")
+        for one, text in zip(bases, answer(bases, question, args)):
+            print(f"{one.name}: {text}" if len(bases) > 1 else text, flush=True)
 
 
 if __name__ == "__main__":

@@ -126,21 +126,21 @@ def plot_curves(rows, path, along):
     the axis, such as the best context, is a horizontal line."""
     series = list(dict.fromkeys(r["series"] for r in rows))
     fig, tasks = panels(rows, 5.4, 5.0, 2)
-    for panel, task, some in tasks:
-        ranges = list(some[0]["accuracy"])[:2]
+    for panel, task, task_rows in tasks:
+        ranges = list(task_rows[0]["accuracy"])[:2]
         for i, s in enumerate(series):
             for name, style in zip(ranges, ("-", "--")):
-                line = sorted((r["x"], r["accuracy"][name]) for r in some if r["series"] == s and r["x"])
+                line = sorted((r["x"], r["accuracy"][name]) for r in task_rows if r["series"] == s and r["x"])
                 label, color = f"{s}, {name}", plt.cm.tab10(i % 10)
                 if not line:
-                    flat = [r["accuracy"][name][0] for r in some if r["series"] == s]
+                    flat = [r["accuracy"][name][0] for r in task_rows if r["series"] == s]
                     panel.axhline(flat[0], ls=style, color=color, lw=1, alpha=0.7, label=label) if flat else None
                     continue
                 x = [v for v, _ in line]
                 mean, low, high = zip(*(a for _, a in line))
                 panel.plot(x, mean, style, color=color, marker="o", ms=3.5, label=label)
                 panel.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
-        at = sorted({r["x"] for r in some if r["x"]})
+        at = sorted({r["x"] for r in task_rows if r["x"]})
         panel.set(xscale="log", xlabel=along, title=task, ylim=(-4, 104), ylabel="final-answer accuracy (%)")
         panel.set_xticks(at, [f"{x:,}" if x < 1e6 else f"{x / 1e6:.1f}M" for x in at])
         panel.minorticks_off()
@@ -152,11 +152,11 @@ def plot_dots(rows, path, _=""):
     """The ranges of every contender as dots, a color for each range; hollow before tuning."""
     series = list(dict.fromkeys(r["series"] for r in rows))
     fig, tasks = panels(rows, 4.6, 0.27 * len(series) + 1.4, 3)
-    for panel, task, some in tasks:
-        ranges = list(some[0]["accuracy"])
+    for panel, task, task_rows in tasks:
+        ranges = list(task_rows[0]["accuracy"])
         for i, name in enumerate(ranges):
             color = plt.cm.viridis(i / max(1, len(ranges) - 0.6))
-            for r in some:
+            for r in task_rows:
                 y, (mean, _, _) = -series.index(r["series"]), r["accuracy"][name]
                 if name in r["before"]:
                     start = r["before"][name][0]

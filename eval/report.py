@@ -22,6 +22,14 @@ def with_interval(a):
     return f"{percent(a):.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}]"
 
 
+def difference(after, before):
+    return f"{percent(after) - percent(before):+.1f}"
+
+
+def line(label, cells, width):
+    return f"{label:<{width}}" + "".join(f"{cell:>22}" for cell in cells)
+
+
 def check_complete(results):
     """Raises ValueError where a result would stand without its own start, or without the best that a context can do:
     most of what a tuned prompt answers, its start or a few worked examples may answer as well."""
@@ -40,27 +48,24 @@ def table(results):
     check_complete(results)
     ranges = list(results["accuracy"]["few-shot"])
     width = 2 + max(len(label) for label in [*results["labels"].values(), "exact match (every step right), %"])
-    lines = [f"{'final-answer accuracy, % [95%]':<{width}}" + "".join(f"{r:>22}" for r in ranges)]
-
-    def line(label, cells):
-        lines.append(f"{label:<{width}}" + "".join(f"{c:>22}" for c in cells))
-
+    lines = [line("final-answer accuracy, % [95%]", ranges, width)]
     context = results["accuracy"]["few-shot"]
     for name, after in results["accuracy"].items():
         before, label = results["before"].get(name), results["labels"][name]
         if before is None:
-            line(label, [with_interval(after[r]) for r in ranges])
+            lines.append(line(label, [with_interval(after[r]) for r in ranges], width))
         else:
             lines.append(label)
-            line("  before tuning", [with_interval(before[r]) for r in ranges])
-            line("  tuned", [with_interval(after[r]) for r in ranges])
-            line("  tuning adds to its start", [f"{percent(after[r]) - percent(before[r]):+.1f}" for r in ranges])
-            line("  and to the best context", [f"{percent(after[r]) - percent(context[r]):+.1f}" for r in ranges])
+            lines.append(line("  before tuning", [with_interval(before[r]) for r in ranges], width))
+            lines.append(line("  tuned", [with_interval(after[r]) for r in ranges], width))
+            lines.append(line("  tuning adds to its start", [difference(after[r], before[r]) for r in ranges], width))
+            lines.append(line("  and to the best context", [difference(after[r], context[r]) for r in ranges], width))
     lines += losses_against_start(results)
     lines.append("exact match (every step right), %")
     for name, after in results["accuracy"].items():
-        line(results["labels"][name], [f"{100 * after[r]['exact_match'] / max(1, after[r]['n']):.1f}" for r in ranges])
-    line("questions", [after[r]["n"] for r in ranges])
+        exact = [f"{100 * after[r]['exact_match'] / max(1, after[r]['n']):.1f}" for r in ranges]
+        lines.append(line(results["labels"][name], exact, width))
+    lines.append(line("questions", [after[r]["n"] for r in ranges], width))
     if results["examples"]:
         seen = [f"{results['labels'][name]} {n:,} x {epochs}" for name, (n, epochs) in results["examples"].items()]
         lines.append(f"learned from (examples x passes): {', '.join(seen)}")
@@ -68,7 +73,7 @@ def table(results):
 
 
 def losses_against_start(results, name=None):
-    """A line for each contender, or for one, whose tuning lost accuracy on some range against its own start."""
+    """A line for each contender, or for one, whose tuning lost accuracy on task_rows range against its own start."""
     lines = []
     for one in [name] if name else results["before"]:
         before, after = results["before"].get(one, {}), results["accuracy"][one]
@@ -83,20 +88,22 @@ def class_table(results):
     """Accuracy of the likeliest answer, macro-F1 and exact match of each contender, before and after tuning."""
     check_complete(results)
     width = max(34, 2 + max(len(label) for label in results["labels"].values()))
-    lines = [f"{'':<{width}}{'likeliest answer, % [95%]':>28}{'macro-F1, %':>14}{'exact match, %':>16}"]
-
-    def line(label, exact, c):
-        likeliest = f"{with_interval(c):>28}{100 * c['macro_f1']:>14.1f}" if c else f"{'':>42}"
-        lines.append(f"{label:<{width}}{likeliest}{percent(exact):>16.1f}")
-
+    lines = [line("", ["likeliest, % [95%]", "macro-F1, %", "exact match, %"], width)]
     for name, by_range in results["accuracy"].items():
         (exact,), label = by_range.values(), results["labels"][name]
         if name in results["before"]:
-            line(f"{label}, before", *results["before"][name].values(), results["classes_before"].get(name))
+            (start,) = results["before"][name].values()
+            lines += [label, line("  before tuning", class_cells(start, results["classes_before"].get(name)), width)]
             label = "  tuned"
-        line(label, exact, results["classes"].get(name))
-    lines.append(f"{'questions':<{width}}{exact['n']:>28}")
-    return "\n".join(lines + base_is_the_limit(results))
+        lines.append(line(label, class_cells(exact, results["classes"].get(name)), width))
+    lines.append(line("questions", [exact["n"]], width))
+    return "\n".join(lines + losses_against_start(results) + base_is_the_limit(results))
+
+
+def class_cells(exact, ranked):
+    """Accuracy and macro-F1 of the likeliest answers, where they were ranked, and exact match of what was written."""
+    likeliest = [with_interval(ranked), f"{100 * ranked['macro_f1']:.1f}"] if ranked else ["", ""]
+    return [*likeliest, f"{percent(exact):.1f}"]
 
 
 def base_is_the_limit(results):
@@ -118,13 +125,13 @@ def token_table(rows, most=12):
     """The tuned prompt as its nearest tokens, a line a row, the first `most` of each kind."""
     lines = [f"{'row':>4}  {'began as':<12} {'cosine to start':>15}   nearest tokens now (cosine)"]
     for random in (True, False):
-        some = [(i, r) for i, r in enumerate(rows) if (r["init_token"] is None) == random]
-        for i, r in some[:most]:
+        of_kind = [(i, r) for i, r in enumerate(rows) if (r["init_token"] is None) == random]
+        for i, r in of_kind[:most]:
             near = "  ".join(f"{t!r} {c:.2f}" for t, c in r["nearest"])
             start = "random" if random else repr(r["init_token"])
             lines.append(f"{i:>4}  {start:<12} {r['cosine_to_init']:>15.2f}   {near}")
-        if len(some) > most:
-            lines.append(f"      ... {len(some) - most} more in results.json")
+        if len(of_kind) > most:
+            lines.append(f"      ... {len(of_kind) - most} more in results.json")
     return "\n".join(lines)
 
 
@@ -137,13 +144,13 @@ def study_table(rows, args, along=""):
         f"tuning and measuring, {args.jobs} at once."
     ]
     for task in dict.fromkeys(r["task"] for r in rows):
-        some = [r for r in rows if r["task"] == task]
-        if not any(r["series"] == "best context" for r in some):
+        task_rows = [r for r in rows if r["task"] == task]
+        if not any(r["series"] == "best context" for r in task_rows):
             raise ValueError(f"{task}: the best context was not measured: there is no table without it")
-        ranges = list(some[0]["accuracy"])
+        ranges = list(task_rows[0]["accuracy"])
         head = ["", *([along] if along else []), *ranges, "trainable", "seconds"]
         lines += ["", f"**{task}**", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-        for r in some:
+        for r in task_rows:
             if r["trainable"] and not r["before"]:
                 raise ValueError(f"{task}, {r['series']}: no accuracy before tuning, and no table without that")
             cells = [r["series"], *([f"{r['x']:,}" if r["x"] else ""] if along else [])]

@@ -28,19 +28,7 @@ from model import GPT, GPTConfig
 
 transformers = pytest.importorskip("transformers")
 
-
-
-def reference(folder, n_layer=2, n_head=4, n_embd=32, seed=0):
-    """A GPT-2 that transformers made and saved."""
-    torch.manual_seed(seed)
-    config = transformers.GPT2Config(
-        vocab_size=101, n_positions=64, n_layer=n_layer, n_head=n_head, n_embd=n_embd, bos_token_id=0, eos_token_id=0
-    )
-    model = transformers.GPT2LMHeadModel(config).eval()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2)  # larger than the default: no near ties in greedy decoding
-    model.save_pretrained(folder)
-    return model
+from test_model import reference  # noqa: E402
 
 
 def test_transformers_reads_what_we_save(tmp_path, tiny):
