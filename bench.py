@@ -27,7 +27,7 @@ from tqdm import tqdm
 import peft_io
 import prefix
 from checkpoint import load_model, read_tensors, save_model, write_json
-from cli import Parser, best_dtype, run
+from cli import Parser, at_least, best_dtype, run
 from generate import generate
 from model import GPT, GPTConfig
 from train_task import train_step
@@ -42,14 +42,14 @@ JOBS = {
 
 def parse_args(argv=None):
     p = Parser(__doc__)
-    p.add_argument("--n-layer", type=int, default=12)
-    p.add_argument("--n-embd", type=int, default=768, help="64 for each head (default %(default)s)")
-    p.add_argument("--vocab-size", type=int, default=50257)
-    p.add_argument("--rows", type=int, default=50, help="virtual tokens (default %(default)s)")
-    p.add_argument("--batch-size", type=int, default=32)
-    p.add_argument("--question", type=int, default=10, help="tokens of it (default %(default)s)")
-    p.add_argument("--answer", type=int, default=30, help="tokens of it (default %(default)s)")
-    p.add_argument("--repeat", type=int, default=5, help="turns of each side (default %(default)s)")
+    p.add_argument("--n-layer", type=at_least(1), default=12, help="of the model (default %(default)s)")
+    p.add_argument("--n-embd", type=at_least(64), default=768, help="64 for each head (default %(default)s)")
+    p.add_argument("--vocab-size", type=at_least(2), default=50257, help="of the model (default %(default)s)")
+    p.add_argument("--rows", type=at_least(1), default=50, help="virtual tokens (default %(default)s)")
+    p.add_argument("--batch-size", type=at_least(1), default=32, help="texts per step (default %(default)s)")
+    p.add_argument("--question", type=at_least(1), default=10, help="tokens of it (default %(default)s)")
+    p.add_argument("--answer", type=at_least(2), default=30, help="tokens of it (default %(default)s)")
+    p.add_argument("--repeat", type=at_least(1), default=5, help="turns of each side (default %(default)s)")
     p.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS), help="(default: all)")
     p.add_argument("--sweep", action="store_true", help="prompt tuning over prompt lengths and batch sizes as well")
     p.add_argument("--plot", metavar="FILE", help="with --sweep: cost against prompt length, a PNG")

@@ -33,7 +33,8 @@ def generate(
     device, B, T = weight.device, len(questions), max(map(len, questions))
     # questions end at the same column, so that the next token of every row is in the last one
     tokens = torch.tensor([[0] * (T - len(q)) + q for q in questions], device=device)  # (B, T)
-    left_pad = torch.tensor([T - len(q) for q in questions], device=device)  # (B)
+    # (B), or None where all questions have the same length, which is faster
+    left_pad = torch.tensor([T - len(q) for q in questions], device=device) if min(map(len, questions)) < T else None
     # one cache for the whole length, so that no step copies what came before
     shape = (B, c.n_head, T + max_new_tokens, c.n_embd // c.n_head)
     kv_cache = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(c.n_layer)]
@@ -57,7 +58,8 @@ def generate(
             if past and past[0][0].size(0) == len(going):
                 past = [(keys[going], values[going]) for keys, values in past]
             past_pad = None if past_pad is None else past_pad[:, going]
-            rows, x, done, stop, left_pad = rows[going], x[going], done[going], stop[going], left_pad[going]
+            left_pad = None if left_pad is None else left_pad[going]
+            rows, x, done, stop = rows[going], x[going], done[going], stop[going]
     # a row that ended early is filled up with its stop token: cut it behind the first
     return [row[: row.index(end) + 1] if end in row else row for row, end in zip(out.tolist(), ends)]
 

@@ -23,7 +23,7 @@ from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval import report
 from eval.accuracy import classification, generate_answers, majority_vote, rank_choices, score
-from eval.baselines import as_text, best_context, longest_examples, majority, tfidf
+from eval.baselines import as_text, best_context, majority, tfidf
 from eval.neighbors import nearest_tokens
 from prefix import METHODS
 from tasks import IN_DISTRIBUTION
@@ -33,9 +33,7 @@ OPTIONS = {name: spec for cls in METHODS.values() for name, spec in cls.options.
 
 def parser():
     p = Parser(__doc__)
-    p.epilog = "methods:\n" + "\n".join(
-        f"  {name:<16}{cls.__doc__.splitlines()[0]}" for name, cls in METHODS.items()
-    )
+    p.epilog = "methods:\n" + "\n".join(f"  {name:<16}{cls.__doc__.splitlines()[0]}" for name, cls in METHODS.items())
     p.add_argument(
         "--task",
         nargs="+",
@@ -44,9 +42,7 @@ def parser():
         help="a name (python -m tasks --list), or your own data: a .jsonl, .csv or .tsv file, and one to test on, or a "
         "fifth of the first is held out (default addition)",
     )
-    p.add_argument(
-        "--columns", nargs=2, metavar=("PROMPT", "ANSWER"), help="of your own data (default: prompt answer)"
-    )
+    p.add_argument("--columns", nargs=2, metavar=("PROMPT", "ANSWER"), help="of your own data (default: prompt answer)")
     p.add_base()
     p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
     p.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
@@ -118,6 +114,8 @@ def parse_args(argv=None):
             raise ValueError(f"--{name} is not for --method {args.method}: {takes} take it")
     if args.l2_sp and not hasattr(METHODS[args.method], "embeddings"):
         raise ValueError(f"--l2-sp is not for --method {args.method}: it has no rows that began as something")
+    if "none" in (args.beside or []) and len(args.beside) > 1:
+        raise ValueError(f"--beside {' '.join(args.beside)}: none stands alone")
     args.beside = args.beside or (["finetune", "scratch"] if args.own_data else ["scratch"])
     args.test_examples = args.test_examples or (None if args.own_data else 500)
     if args.quick:
@@ -151,7 +149,7 @@ def trigger_of(args, task, tokenizer, examples):
     if kind == "none":
         return "", "", []
     if kind == "example":
-        text = as_text(longest_examples(examples, 1))
+        text = as_text(task.worth_showing(examples, 1))
         return kind, text, tokenizer.encode_task(text)
     text = (task.trigger if kind == "instruction" else kind) + "\n"
     return kind if kind == "instruction" else "trigger", text, tokenizer.encode(text)
@@ -171,7 +169,7 @@ def build_method(args, name, model, tokenizer, task, examples, trigger=("", "", 
     if method.init_kwargs.get("trigger") and "init" not in cls.options:
         method.label += f" from the {kind}"
     if shots:
-        text = as_text(longest_examples(examples, shots))
+        text = as_text(task.worth_showing(examples, shots))
         method.shots = torch.tensor([tokenizer.encode_task(text)], device=args.device)  # (1, S)
         method.label += f", {shots} shot{'s' * (shots > 1)}"
     return method
@@ -188,9 +186,7 @@ def build_prompts(args, model, tokenizer, task):
     if args.method == "hybrid" and trigger[0] == "example" and task.trigger and args.beside != ["none"]:
         words = "instruction", task.trigger, tokenizer.encode(task.trigger + "\n")
         methods["hybrid-instruction"] = build_method(args, "hybrid", model, tokenizer, task, examples, words)
-    methods[args.method] = build_method(
-        args, args.method, model, tokenizer, task, examples, trigger, args.shots
-    )
+    methods[args.method] = build_method(args, args.method, model, tokenizer, task, examples, trigger, args.shots)
     return methods, trigger
 
 
@@ -237,7 +233,7 @@ def draw_examples(args, task, model, tokenizer, n_positions):
     return examples, tests, model.config.block_size - longest
 
 
-def contexts(args, model, tokenizer, examples, trigger, max_tokens):
+def contexts(args, model, tokenizer, task, examples, trigger, max_tokens):
     """{name: Method} of what words alone can do, and what the best context is: nothing before the question, the
     trigger as text, and the best worked examples of at most max_tokens."""
     alone, methods, (kind, _, tokens) = args.beside == ["none"], {}, trigger
@@ -249,7 +245,7 @@ def contexts(args, model, tokenizer, examples, trigger, max_tokens):
     if alone and args.method != "few-shot":
         return methods, None
     n, _ = budget(args, METHODS[args.method])
-    tokens, best, candidates = best_context(model, tokenizer, examples[:n], max_tokens, args.seed)
+    tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed)
     if not tokens:
         raise ValueError(
             f"not one worked example fits into the {max_tokens} tokens that the base leaves: shorten the texts, or "
@@ -260,8 +256,9 @@ def contexts(args, model, tokenizer, examples, trigger, max_tokens):
     return methods, best | {"candidates": candidates}
 
 
-def rivals(args, model, tokenizer, task, examples, tests):
-    """{name: Method} of --beside. What starts from the base comes without and with one example in its context."""
+def rivals(args, model, tokenizer, task, examples, tests, max_tokens):
+    """{name: Method} of --beside. What starts from the base comes without and with one example in its context, the one
+    that prompts begin as, where max_tokens hold it."""
     methods = {}
     for name in [args.method] * (args.method == "scratch") + args.beside:
         if name == "scratch":
@@ -269,7 +266,9 @@ def rivals(args, model, tokenizer, task, examples, tests):
             methods[name] = METHODS[name](seed=args.seed, block_size=longest).to(args.device)
         elif name not in ("none", args.method):
             methods[name] = build_method(args, name, model, tokenizer, task, examples)
-            methods[f"{name}, 1 shot"] = build_method(args, name, model, tokenizer, task, examples, shots=1)
+            other = build_method(args, name, model, tokenizer, task, examples, shots=1)
+            if other.n_positions() <= max_tokens:
+                methods[f"{name}, 1 shot"] = other
     return methods
 
 
@@ -473,10 +472,10 @@ def main(argv=None):
         prompts, trigger = build_prompts(args, model, tokenizer, task)
     n_positions = max((method.n_positions() for method in prompts.values()), default=0)
     examples, tests, free = draw_examples(args, task, model, tokenizer, n_positions)
-    contenders, context = contexts(args, model, tokenizer, examples, trigger, free)
+    contenders, context = contexts(args, model, tokenizer, task, examples, trigger, free)
     contenders |= prompts
     if not args.load:
-        contenders |= rivals(args, model, tokenizer, task, examples, tests)
+        contenders |= rivals(args, model, tokenizer, task, examples, tests, free)
     name = next(iter(prompts)) if args.load else args.method
     out = output_folder(args, task, model)
     results = describe(args, task, model, contenders, name, trigger, context)

@@ -12,12 +12,7 @@ def as_text(examples):
     return "".join(f"{e.question}{e.answer}".rstrip("\n") + "\n" for e in examples)
 
 
-def longest_examples(examples, k):
-    """The k examples of the greatest length, which show most; the earlier ones of equal length."""
-    return sorted(examples, key=lambda e: -e.length)[:k]
-
-
-def best_context(model, tokenizer, examples, max_tokens, seed=0, draws=4, n_questions=100):
+def best_context(model, tokenizer, task, examples, max_tokens, seed=0, draws=4, n_questions=100):
     """The best few-shot context out of k = 1, 2, 4 and 8 training examples, of the longest length and of mixed
     lengths, several draws of each. The example that a prompt begins as is one of the candidates.
 
@@ -28,7 +23,7 @@ def best_context(model, tokenizer, examples, max_tokens, seed=0, draws=4, n_ques
     """
     rng = random.Random(f"context {seed}")
     longest = [e for e in examples if e.length == max(e.length for e in examples)]
-    drawn = [(1, "longest", longest_examples(examples, 1))]
+    drawn = [(1, "longest", task.worth_showing(examples, 1))]
     for k in (1, 2, 4, 8):
         for lengths, pool in (("longest", longest), ("mixed", examples)):
             drawn += [(k, lengths, rng.sample(pool, k)) for _ in range(draws) if k <= len(pool)]

@@ -68,6 +68,11 @@ class Task:
             examples.append(Example(question, answer, length))
         return examples
 
+    def worth_showing(self, examples, k):
+        """The k of some examples that a prompt begins as or a context shows: the longest, which show most; of equal
+        length the earlier ones."""
+        return sorted(examples, key=lambda e: -e.length)[:k]
+
     def final_answer(self, answer):
         """The final answer at the end of an answer: '' where it was cut off."""
         text, stop, _ = answer.partition(self.stop)

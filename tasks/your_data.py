@@ -63,6 +63,11 @@ class YourData(Task):
         text, stop, _ = answer.partition(self.stop)
         return text.strip() if stop else ""
 
+    def worth_showing(self, examples, k):
+        """Those of middle length: the longest of your own data may fill the whole context."""
+        middle = sorted(e.length for e in examples)[len(examples) // 2]
+        return sorted(examples, key=lambda e: abs(e.length - middle))[:k]
+
     def examples(self, n, range_name=IN_DISTRIBUTION, split="test", seed=0):
         """n examples of the file in random order, or all; None: all."""
         examples = [e for _, e in self.rows[split]]

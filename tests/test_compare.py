@@ -59,9 +59,7 @@ def test_mean_and_extremes_over_the_seeds_by_hand():
             "accuracy": {
                 "hybrid": {"in-distribution": {"correct": right[0], "n": 10}, "longer": {"correct": right[1], "n": 4}}
             },
-            "before": {
-                "hybrid": {"in-distribution": {"correct": 1, "n": 10}, "longer": {"correct": right[1], "n": 4}}
-            },
+            "before": {"hybrid": {"in-distribution": {"correct": 1, "n": 10}, "longer": {"correct": right[1], "n": 4}}},
             "trainable": {"hybrid": 7},
             "seconds": {"tuning": 2.0, "measuring": 1.0},
         }

@@ -12,7 +12,7 @@ import tasks
 from data.batches import encode
 from eval import plots, report
 from eval.accuracy import classification, generate_answers, majority_vote, rank_choices, score, wilson
-from eval.baselines import as_text, best_context, exact_match, longest_examples, majority, tfidf
+from eval.baselines import as_text, best_context, exact_match, majority, tfidf
 from eval.neighbors import nearest_tokens
 from model import GPT, GPTConfig
 from prefix import HybridPrefix, Scratch, TextPrompt
@@ -206,7 +206,7 @@ def test_the_best_context_is_the_best_of_its_candidates(tokenizer, monkeypatch):
     task = tasks.load("word_reversal")
     examples = task.examples(200, split="train")
     test = {e.question for r in task.ranges for e in task.examples(500, r)}
-    tokens, best, candidates = best_context(tiny, tokenizer, examples, max_tokens=10_000)
+    tokens, best, candidates = best_context(tiny, tokenizer, task, examples, max_tokens=10_000)
     assert tokens == tokenizer.encode_task(best["text"])
     tried = {(c["shots"], c["lengths"]) for c in candidates}
     assert tried == {(k, lengths) for k in (1, 2, 4, 8) for lengths in ("longest", "mixed")}
@@ -216,14 +216,14 @@ def test_the_best_context_is_the_best_of_its_candidates(tokenizer, monkeypatch):
     assert len(lines) == best["shots"]
     assert not test & {line.split("=")[0] + "=" for line in lines}
     # a context is never asked its own examples, and never longer than there is room for
-    few = best_context(tiny, tokenizer, examples[:9], max_tokens=60)
+    few = best_context(tiny, tokenizer, task, examples[:9], max_tokens=60)
     assert all(c["n"] == 9 - c["shots"] for c in few[2]) and len(few[0]) <= 60
-    assert best_context(tiny, tokenizer, examples, max_tokens=5) == ([], None, [])
+    assert best_context(tiny, tokenizer, task, examples, max_tokens=5) == ([], None, [])
     # the example that prompts begin as is one of them
     seen = []
     monkeypatch.setattr("eval.baselines.exact_match", lambda model, context, _: seen.append(context) or (0, 1.0))
-    best_context(tiny, tokenizer, examples, max_tokens=10_000)
-    assert tokenizer.encode_task(as_text(longest_examples(examples, 1))) in seen
+    best_context(tiny, tokenizer, task, examples, max_tokens=10_000)
+    assert tokenizer.encode_task(as_text(task.worth_showing(examples, 1))) in seen
 
 
 def test_word_frequencies_tell_classes_apart(tmp_path):

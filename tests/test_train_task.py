@@ -217,9 +217,7 @@ def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
     with open(train, "a") as file:
         file.write("not JSON\n" + json.dumps({"prompt": "long " * 300, "answer": "red"}))
     test = some_questions(tmp_path / "test.jsonl", 20)
-    done = run(
-        "--task", train, test, "--out", tmp_path / "run", "--test-examples", 20
-    )
+    done = run("--task", train, test, "--out", tmp_path / "run", "--test-examples", 20)
     assert done.code == 0, done.err
     assert "1 broken rows left out, line 91" in done.err
     assert "20 prompts occur in" in done.err
