@@ -163,9 +163,10 @@ class GPT(nn.Module):
 
     def loss(self, hidden, targets):
         """Mean cross-entropy, in nats, of the targets (N) after hidden states (N, C)."""
-        if self.wte.weight.requires_grad:
+        table = self.wte.weight
+        if table.requires_grad or table.dtype == torch.float32:
             return F.cross_entropy(self.logits(hidden).float(), targets)
-        return CrossEntropy.apply(hidden, self.wte.weight, targets)
+        return CrossEntropy.apply(hidden, table, targets)  # the same for frozen bfloat16, faster there (docs/speed.md)
 
     @torch.no_grad()
     def generate(self, tokens, max_new_tokens, past=None, temperature=0.0, top_k=None, seed=0):

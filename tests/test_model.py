@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from checkpoint import load_model
-from model import GPT, GPTConfig
+from model import GPT, CrossEntropy, GPTConfig
 
 transformers = pytest.importorskip("transformers")
 
@@ -87,24 +87,35 @@ def test_bfloat16_is_float32_but_for_rounding(tiny):
 
 
 def test_loss_and_gradient_equal_cross_entropy_of_all_logits(tiny):
-    """5,000 targets, so that they are taken in several parts; the frozen table's path and the trained one's."""
+    """5,000 targets, so that they are taken in several parts; the plain path and the fast one."""
     rng = torch.Generator().manual_seed(13)
     hidden, targets = torch.randn(5000, 16, generator=rng), torch.randint(1024, (5000,), generator=rng)
     a, b = (hidden.clone().requires_grad_(True) for _ in range(2))
     want = torch.nn.functional.cross_entropy(a @ tiny.wte.weight.T, targets)
     (3 * want).backward()
-    for frozen in (True, False):
-        tiny.wte.requires_grad_(not frozen)
+    for loss_of in (tiny.loss, lambda hidden, targets: CrossEntropy.apply(hidden, tiny.wte.weight, targets)):
         b.grad = None
-        loss = tiny.loss(b, targets)
+        loss = loss_of(b, targets)
         (3 * loss).backward()
         torch.testing.assert_close(loss, want)
         torch.testing.assert_close(b.grad, a.grad)
 
 
+def test_the_loss_of_a_frozen_bfloat16_model_is_that_of_float32_but_for_rounding(tiny):
+    rng = torch.Generator().manual_seed(13)
+    hidden, targets = torch.randn(500, 16, generator=rng), torch.randint(1024, (500,), generator=rng)
+    a, b = hidden.requires_grad_(True), hidden.detach().to(torch.bfloat16).requires_grad_(True)
+    want = tiny.loss(a, targets)
+    want.backward()
+    got = tiny.to(torch.bfloat16).loss(b, targets)
+    got.backward()
+    torch.testing.assert_close(got.float(), want, atol=0.05, rtol=0.01)
+    assert torch.cosine_similarity(a.grad.flatten(), b.grad.float().flatten(), 0) > 0.999
+
+
 def test_a_target_that_is_all_but_impossible_has_a_finite_loss(tiny):
     hidden = (1e4 * torch.randn(4, 16, generator=torch.Generator().manual_seed(14))).requires_grad_(True)
-    loss = tiny.loss(hidden, tiny.logits(hidden).argmin(-1))
+    loss = CrossEntropy.apply(hidden, tiny.wte.weight, tiny.logits(hidden).argmin(-1))
     loss.backward()
     assert 80 < loss.item() < 90
     assert hidden.grad.isfinite().all()
