@@ -274,3 +274,14 @@ def test_classification_by_hand(tmp_path):
     assert (got["correct"], got["n"]) == (4, 7)
     # a: precision 3/4, recall 3/4; b: precision 1/2, recall 1/3; nothing was c
     assert math.isclose(got["macro_f1"], (3 / 4 + 2 / 5) / 2)
+
+
+def test_where_word_frequencies_do_better_the_table_names_the_base_as_the_limit():
+    classes = {name: {"correct": correct} for name, correct in (("hybrid", 50), ("few-shot", 40), ("tfidf", 60))}
+    labels = {"tfidf": "TF-IDF + logistic regression", "majority": "always 'a'"}
+    results = {"classes": classes | {"scratch": {"correct": 90}}, "labels": labels, "base": {"name": "nano"}}
+    limit, advice = report.base_is_the_limit(results)
+    assert limit.startswith("On nano no contender does better than 'TF-IDF + logistic regression'")
+    assert "--model gpt2" in advice
+    classes["hybrid"]["correct"] = 61
+    assert report.base_is_the_limit(results | {"classes": classes}) == []
