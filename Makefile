@@ -12,7 +12,7 @@ test: .venv/test
 	.venv/bin/pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/test: requirements-dev.txt .venv/demo
+.venv/test: requirements-dev.txt requirements-pretrain.txt .venv/demo
 	.venv/bin/pip install --quiet -r requirements-dev.txt
 	touch $@
 
