@@ -81,6 +81,14 @@ def weight(text):
     return number
 
 
+def fraction(text):
+    """An argparse type: a number from 0 to 1."""
+    number = weight(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a number from 0 to 1")
+    return number
+
+
 def words(text):
     """An argparse type: text that is not blank."""
     if not text.strip():

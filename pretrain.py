@@ -22,7 +22,7 @@ from tqdm import tqdm
 import muon
 import tasks
 from checkpoint import replacing, save_model, write_json, write_tensors, write_text
-from cli import Parser, at_least, rate, run, weight
+from cli import Parser, at_least, fraction, rate, run, weight
 from data import documents
 from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig
@@ -36,22 +36,22 @@ def parse_args(argv=None):
     p.add_argument("--text", help="folder of .txt files of prose")
     p.add_argument("--out", default="out/nano", help="checkpoints, logs and the finished model (default %(default)s)")
     p.add_argument("--show-documents", type=at_least(1), metavar="N", help="print N synthetic documents and stop")
-    p.add_argument("--tokens", type=rate, default=32e6, help="to train on (default %(default).0f)")
-    p.add_argument("--prose", type=weight, default=0.1, help="share of prose among them (default %(default)s)")
-    p.add_argument("--question-weight", type=weight, default=0.2, help="of the loss on questions (default %(default)s)")
+    p.add_argument("--tokens", type=rate, default=32e6, help="number of tokens to train on (default %(default).0f)")
+    p.add_argument("--prose", type=fraction, default=0.1, help="share of prose among them (default %(default)s)")
+    p.add_argument("--question-weight", type=weight, default=0.2, help="weight of the loss on questions (%(default)s)")
     p.add_argument(
         "--vocab-size", type=at_least(257), default=1024, help="257: plain bytes; more: byte-level BPE (%(default)s)"
     )
-    p.add_argument("--block-size", type=at_least(2), default=512, help="positions (default %(default)s)")
+    p.add_argument("--block-size", type=at_least(2), default=512, help="number of positions (default %(default)s)")
     p.add_argument(
         "--short-context-frac",
-        type=weight,
+        type=fraction,
         default=0.75,
         help="first share of the steps, in windows of half a block, which is faster (default %(default)s)",
     )
-    p.add_argument("--n-layer", type=at_least(1), default=6, help="(default %(default)s)")
-    p.add_argument("--n-embd", type=at_least(2), default=256, help="128: 1.4M parameters; 256: 5M; 384: 11M")
-    p.add_argument("--n-head", type=at_least(1), help="(default: as many heads as 64 goes into --n-embd)")
+    p.add_argument("--n-layer", type=at_least(1), default=6, help="number of layers (default %(default)s)")
+    p.add_argument("--n-embd", type=at_least(2), default=256, help="width; 128: 1.4M parameters; 256: 5M; 384: 11M")
+    p.add_argument("--n-head", type=at_least(1), help="number of heads (default: --n-embd divided by 64)")
     p.add_argument("--batch-tokens", type=at_least(1), default=4096, help="tokens per step (default %(default)s)")
     p.add_argument("--lr", type=rate, default=0.02, help="of the matrices, by Muon (default %(default)s)")
     p.add_argument("--adam-lr", type=rate, default=2e-3, help="of everything else, by AdamW (default %(default)s)")
@@ -70,6 +70,12 @@ def parse_args(argv=None):
     args.n_head = args.n_head or max(1, args.n_embd // 64)
     if args.text is None and args.show_documents is None:
         raise ValueError("name a folder of .txt files with --text")
+    if args.batch_tokens < args.block_size:
+        raise ValueError(f"--batch-tokens {args.batch_tokens}: give at least --block-size {args.block_size}")
+    if args.tokens < args.batch_tokens:
+        raise ValueError(f"--tokens {args.tokens:.0f}: give at least --batch-tokens {args.batch_tokens}")
+    if args.decay_frac > 1:
+        raise ValueError(f"--decay-frac {args.decay_frac}: give a number above 0 and up to 1")
     return args
 
 
@@ -272,6 +278,8 @@ def check_arguments(args, out):
     init_kwargs = {k: v for k, v in vars(args).items() if k not in free}
     if (out / "args.json").exists():
         before = json.loads((out / "args.json").read_text())
+        if before.keys() != init_kwargs.keys():
+            raise ValueError(f"{out} holds a run of an earlier version of pretrain.py: give another --out")
         changed = [k for k in init_kwargs if init_kwargs[k] != before.get(k)]
         if changed:
             raise ValueError(f"{out} holds a run with another --{changed[0].replace('_', '-')}: give another --out")
@@ -285,6 +293,14 @@ def batch(args, data, step, T):
     shares = ("prose", n_prose), ("documents", B - n_prose)
     parts = [windows(data[name], n, T, rng) for name, n in shares if n]
     return [torch.cat(tensors).to(args.device) for tensors in zip(*parts)]
+
+
+def initial_model(args):
+    """The untrained model. It depends on the seed and the sizes alone."""
+    torch.manual_seed(args.seed)
+    model = GPT(GPTConfig(args.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd))
+    muon.sinusoidal_positions(model)
+    return model
 
 
 def token_losses(model, x, y):
@@ -346,6 +362,8 @@ def load_checkpoint(path, model, optimizers):
     """Put back the weights and the optimizers' state; returns step, log and seconds so far."""
     with safe_open(path, framework="pt", device=str(model.wte.weight.device)) as file:
         state = json.loads(file.metadata()["state"])
+        if any("kshot" not in row for row in state["log"]):
+            raise ValueError(f"{path} is of an earlier version of pretrain.py: give another --out")
         model.load_state_dict(
             {n.removeprefix("model."): file.get_tensor(n) for n in file.keys() if n.startswith("model.")}
         )
@@ -456,9 +474,7 @@ def main(argv=None):
     out.mkdir(parents=True, exist_ok=True)
     check_arguments(args, out)
     tokenizer, data = prepare(args, out)
-    torch.manual_seed(args.seed)
-    model = GPT(GPTConfig(args.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd)).to(args.device)
-    muon.sinusoidal_positions(model)
+    model = initial_model(args).to(args.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     log, seconds = train(args, out, model, tokenizer, data)
     save_model(model, out, torch.bfloat16)
