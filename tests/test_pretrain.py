@@ -1,17 +1,21 @@
 """pretrain.py: its optimizer against an exact decomposition, and a small run stopped and resumed."""
 
+import json
 import math
 import random
+from functools import partial
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import muon
 import pretrain
-from checkpoint import load_model, write_json
+from checkpoint import load_model, write_json, write_tensors
 from data import documents
 from data.tokenizer import Tokenizer
 from model import GPT
+from prefix import Scratch
 
 
 def test_kshot_accuracy_counts_what_greedy_decoding_would_write(tokenizer):
@@ -90,6 +94,10 @@ def test_bad_input(command, tmp_path):
         ([], "name a folder of .txt files with --text"),
         (["--text", tmp_path, "--out", tmp_path / "o"], "no .txt file in"),
         (["--text", tmp_path, "--lr", 0], "--lr: 0: give a number above 0"),
+        (["--text", tmp_path, "--prose", 2], "--prose: 2: give a number from 0 to 1"),
+        (["--text", tmp_path, "--decay-frac", 2], "--decay-frac 2.0: give a number above 0 and up to 1"),
+        (["--text", tmp_path, "--batch-tokens", 16], "--batch-tokens 16: give at least --block-size 512"),
+        (["--text", tmp_path, "--tokens", 100], "--tokens 100: give at least --batch-tokens 4096"),
     ):
         done = command("pretrain.py", *args)
         assert done.code == 2
@@ -112,9 +120,10 @@ def test_show_documents(command):
 
 def test_the_progress_bar_holds_no_state(monkeypatch):
     """Preparation ended by a count in the bar, which a disabled bar does not keep."""
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    stream = (([i] * 7, [0] * 7) for i in range(10**9))
-    assert pretrain.first_tokens(stream, 20, "endless").shape == (2, 20)
+    monkeypatch.setattr(pretrain, "tqdm", partial(tqdm, disable=True))  # tqdm reads TQDM_DISABLE when it is imported
+    stream = (([i] * 7, [0] * 7) for i in range(1000))  # not endless: a failure should not fill the memory
+    assert pretrain.first_tokens(stream, 20, "documents").shape == (2, 20)
+    assert next(stream)[0][0] == 3  # three were enough
 
 
 def test_the_tokenizer_is_a_byte_level_bpe(tmp_path):
@@ -141,3 +150,34 @@ def test_positions_start_as_sinusoids():
         want = 0.02 * 2**0.5 * (math.sin(angle) if column % 2 == 0 else math.cos(angle))
         assert math.isclose(model.wpe.weight[position, column].item(), want, abs_tol=1e-6)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n != "wpe.weight")
+
+
+def test_initial_models_differ_from_a_plain_gpt_in_their_positions_alone():
+    """Bit for bit, as when GPT.__init__ wrote the sinusoids: the bundled bases began so."""
+    args = pretrain.parse_args(["--text", "x", "--seed", "3"])
+    for model, seed in ((pretrain.initial_model(args), 3), (Scratch(seed=0, block_size=64).net, 0)):
+        torch.manual_seed(seed)
+        plain = GPT(model.config)
+        c = model.config
+        angle = torch.arange(c.block_size)[:, None] / 10000 ** (torch.arange(0, c.n_embd, 2) / c.n_embd)
+        waves = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
+        assert torch.equal(model.wpe.weight, waves * 0.02 * 2**0.5)
+        others = dict(plain.named_parameters())
+        assert all(torch.equal(p, others[n]) for n, p in model.named_parameters() if n != "wpe.weight")
+
+
+def test_a_run_of_the_earlier_version_is_refused_in_one_line(command, prose, tmp_path):
+    """It called k-shot accuracy a ladder, and --short-context-frac --short."""
+    args = ["--text", prose, "--out", tmp_path / "o", "--tokens", 512, "--eval-interval", 2, *SMALL]
+    assert command("pretrain.py", *args).code == 0
+    model = load_model(tmp_path / "o")
+    optimizers = muon.optimizers(model, 0.02, 2e-3)
+    state = {"step": 2, "log": [{"tokens": 512, "ladder": {}}], "seconds": 1.0}
+    write_tensors(tmp_path / "old.safetensors", {"model.x": torch.zeros(1)}, {"state": json.dumps(state)})
+    with pytest.raises(ValueError, match="earlier version of pretrain.py: give another --out"):
+        pretrain.load_checkpoint(tmp_path / "old.safetensors", model, optimizers)
+    file = tmp_path / "o" / "args.json"
+    file.write_text(file.read_text().replace("short_context_frac", "short"))
+    done = command("pretrain.py", *args)
+    assert done.code == 2
+    assert "earlier version of pretrain.py" in done.err and done.err.count("\n") == 1
