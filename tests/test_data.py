@@ -196,14 +196,22 @@ def test_no_document_contains_a_format_of_the_tasks():
         questions = tasks.load(name).examples(50)
         assert sum(bool(re.search(pattern, e.question + e.answer)) for e in questions) >= 45
     rng, begin, steps = random.Random("a test"), 0, 0
+    addition = tasks.load("addition")
+
+    def own_steps(question, answer):  # with any mark in place of the last '='
+        a, b = re.search(r"([0-9]+)\+([0-9]+)=$", question).groups()
+        return answer.startswith(addition.work(int(a), int(b)).removesuffix("="))
+
     for _ in range(20_000):
         kind, heading, examples = documents.document(rng)
         text = heading + documents.text(examples)
         for name, pattern in HELD_OUT.items():
             assert not re.search(pattern, text), (name, kind, text)
-        begin += bool(re.search(r"[0-9]\+[0-9]+=[0-9]{4};", text))
-        steps += bool(re.search(r"[0-9]\+[0-9]+=([0-9]{4};)+00[01]", text))
-    assert (begin, steps) == (15, 3)  # documents that come close; docs/bases.md and the cards say how many
+        # looked for in each question and answer, since a text as a whole also matches inside of steps such as 0+4+0+4=
+        close = [(q, a) for q, a, _ in examples if re.search(r"[0-9]\+[0-9]+=$", q) and re.match(r"[0-9]{4};", a)]
+        begin += bool(close)
+        steps += any(own_steps(q, a) for q, a in close)
+    assert (begin, steps) == (11, 2)  # documents that come close; docs/bases.md and the cards say how many
 
 
 def test_documents_never_use_the_new_words():
