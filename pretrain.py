@@ -84,6 +84,9 @@ def parse_args(argv=None):
 
 def train_tokenizer(books, vocab_size, rng):
     """Byte-level BPE on a sample of every book, as encoding.json holds it; vocab_size counts the end-of-text token."""
+    encoding = {"name": f"nano-{vocab_size}", "pattern": PATTERN, "tokens": [chr(b) for b in range(256)]}
+    if vocab_size == 257:  # plain bytes: there is nothing to merge
+        return encoding
     try:  # imported here, since nothing but pretraining needs it
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     except ImportError:
@@ -101,9 +104,9 @@ def train_tokenizer(books, vocab_size, rng):
     )
     bpe.train_from_iterator([sample], trainer)
     merged = [token for token, _ in sorted(bpe.get_vocab().items(), key=lambda item: item[1]) if len(token) > 1]
-    tokens = [chr(b) for b in range(256)] + ["".join(chr(alphabet[c]) for c in token) for token in merged]
     # a character of encoding.json is a byte; merges keep their order, which is their rank
-    return {"name": f"nano-{vocab_size}", "pattern": PATTERN, "tokens": tokens}
+    encoding["tokens"] += ["".join(chr(alphabet[c]) for c in token) for token in merged]
+    return encoding
 
 
 def byte_alphabet():
