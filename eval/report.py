@@ -96,6 +96,9 @@ def class_table(results):
             lines += [label, line("  before tuning", class_cells(start, results["classes_before"].get(name)), width)]
             label = "  tuned"
         lines.append(line(label, class_cells(exact, results["classes"].get(name)), width))
+        if name in results["classes_before"]:
+            added = difference(results["classes"][name], results["classes_before"][name])
+            lines.append(line("  tuning adds to its start", [added], width))
     lines.append(line("questions", [exact["n"]], width))
     return "\n".join(lines + losses_against_start(results) + base_is_the_limit(results))
 

@@ -233,6 +233,7 @@ def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
         assert c["correct"] == sum(c["confusion"][i][i] for i in range(3))
         assert results["labels"][method] in done.out
     assert "macro-F1" in done.out and "always" in done.out
+    assert done.out.count("tuning adds to its start") == 4
     assert (tmp_path / "run" / "confusion.png").read_bytes().startswith(b"\x89PNG")
     assert results["prompt"]["trigger"] == "Answer with one of: blue, green, red.\n"
 
