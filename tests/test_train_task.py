@@ -197,7 +197,7 @@ def test_main_returns_what_results_json_holds(base, tmp_path):
 
 
 def test_the_progress_bar_holds_no_state(run, tmp_path, monkeypatch):
-    """A disabled bar counts nothing. tqdm reads TQDM_DISABLE when it is imported, so the bar itself is disabled here."""
+    """A disabled bar counts nothing. tqdm reads TQDM_DISABLE when it is imported: here the bar itself is disabled."""
     curves = []
     for disable in (False, True):
         monkeypatch.setattr(train_task, "tqdm", partial(tqdm, disable=disable))
