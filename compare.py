@@ -48,6 +48,7 @@ def parse_args(argv=None):
         "--sizes", nargs="+", default=["nano-1m", "nano-11m"], metavar="MODEL", help="other bases of base_size"
     )
     p.add_argument("--tasks", nargs="+", help="instead of the study's own")
+    p.add_argument("--series", nargs="+", help="these rows of the table alone, for instance adapter 'adapter, 1 shot'")
     p.add_argument("--seeds", type=at_least(1), help="(default 3; --full: 5)")
     p.add_argument("--examples", type=at_least(1), help="to tune on (default 4000; --full: 20000)")
     p.add_argument("--questions", type=at_least(1), help="per range (default 200; --full: 1000)")
@@ -82,6 +83,21 @@ def context_cells(args, task, model=None):
     return [
         cell(args, task, "the example as text", None, "--method", "text", model=model),
         cell(args, task, "best context", None, "--method", "few-shot", model=model),
+    ]
+
+
+def headline(args):
+    """The default run of train_task.py with several seeds: the two hybrid prefixes, and a transformer from scratch on
+    five times as many examples, five times over."""
+    return [
+        c
+        for task in args.tasks or ["addition"]
+        for c in (
+            cell(args, task, "zero-shot", None, "--method", "zero-shot"),
+            cell(args, task, "hybrid, instruction", None, "--trigger", "instruction"),
+            cell(args, task, "hybrid, example", None),
+            cell(args, task, "scratch", None, "--method", "scratch", "--examples", 5 * args.examples, "--epochs", 5),
+        )
     ]
 
 
@@ -233,7 +249,7 @@ def length_generalization(args):
 STUDIES = {
     f.__name__: f
     for f in (
-        *(methods, length, init, prompt_position, data_efficiency, steps),
+        *(methods, headline, length, init, prompt_position, data_efficiency, steps),
         *(base_size, transfer, unseen_skill, length_generalization),
     )
 }
@@ -354,6 +370,11 @@ def main(argv=None):
     for name in args.studies:
         folder = Path(args.out) / (f"{name}-full" if args.full else name)
         cells = STUDIES[name](args)
+        if args.series:
+            known = list(dict.fromkeys(c["series"] for c in cells))
+            if unknown := set(args.series) - set(known):
+                raise ValueError(f"--series {min(unknown)}: {name} has {', '.join(known)}")
+            cells = [c for c in cells if c["series"] in args.series]
         for task, model in dict.fromkeys((c["task"], c["args"][c["args"].index("--model") + 1]) for c in cells):
             cells += context_cells(args, task, model)
         folder.mkdir(parents=True, exist_ok=True)
@@ -362,10 +383,11 @@ def main(argv=None):
         rows = summary(cells, run_all(cells, args, Path(args.out) / "runs"))
         text = report.study_table(rows, args, AXES.get(name, ""))
         print(f"\n{text}")
+        minutes = (time.time() - started) / 60
         write_text(folder / "table.md", text)
         write_json(folder / "study.json", rows)
-        (plots.plot_curves if name in AXES else plots.plot_dots)(rows, folder / "figure.png", AXES.get(name, ""))
-        print(f"wrote table.md, study.json and figure.png to {folder} after {(time.time() - started) / 60:.0f} minutes")
+        plots.plot_study(rows, folder, AXES.get(name, ""))
+        print(f"wrote {', '.join(sorted(p.name for p in folder.iterdir()))} to {folder} after {minutes:.0f} minutes")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The figures that a paper shows, all from the content of results.json or of a study."""
 
+from pathlib import Path
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -103,69 +105,61 @@ def plot_confusion(results, method, path):
 # ---------------------------------------------------------------- studies of compare.py
 
 
-def panels(rows, width, height, columns):
-    """A figure with a panel for each task: (figure, [(panel, task, its rows)])."""
-    names = list(dict.fromkeys(r["task"] for r in rows))
-    columns = min(columns, len(names))
-    lines = -(-len(names) // columns)
-    size = width * columns + 1.4, height * lines
-    fig, axes = plt.subplots(lines, columns, figsize=size, constrained_layout=True, sharey=True, squeeze=False)
-    for spare in axes.flat[len(names) :]:
-        spare.axis("off")
-    for panel in axes.flat:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25)
-    return fig, [(panel, task, [r for r in rows if r["task"] == task]) for panel, task in zip(axes.flat, names)]
-
-
-LEGEND = {"frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 5, "handlelength": 3}
-
-
-def plot_curves(rows, path, along):
-    """Accuracy along an axis: whole lines in distribution, dashed in the nearest range out of it. What has no place on
-    the axis, such as the best context, is a horizontal line."""
-    series = list(dict.fromkeys(r["series"] for r in rows))
-    fig, tasks = panels(rows, 5.4, 5.0, 2)
-    for panel, task, task_rows in tasks:
-        ranges = list(task_rows[0]["accuracy"])[:2]
-        for i, s in enumerate(series):
-            for name, style in zip(ranges, ("-", "--")):
-                line = sorted((r["x"], r["accuracy"][name]) for r in task_rows if r["series"] == s and r["x"])
-                label, color = f"{s}, {name}", plt.cm.tab10(i % 10)
-                if not line:
-                    flat = [r["accuracy"][name][0] for r in task_rows if r["series"] == s]
-                    panel.axhline(flat[0], ls=style, color=color, lw=1, alpha=0.7, label=label) if flat else None
-                    continue
-                x = [v for v, _ in line]
-                mean, low, high = zip(*(a for _, a in line))
-                panel.plot(x, mean, style, color=color, marker="o", ms=3.5, label=label)
-                panel.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
-        at = sorted({r["x"] for r in task_rows if r["x"]})
-        panel.set(xscale="log", xlabel=along, title=task, ylim=(-4, 104), ylabel="final-answer accuracy (%)")
-        panel.set_xticks(at, [f"{x:,}" if x < 1e6 else f"{x / 1e6:.1f}M" for x in at])
-        panel.minorticks_off()
-        panel.legend(fontsize=8, ncol=2, **LEGEND)
-    write(fig, path)
-
-
-def plot_dots(rows, path, _=""):
-    """The ranges of every contender as dots, a color for each range; hollow before tuning."""
-    series = list(dict.fromkeys(r["series"] for r in rows))
-    fig, tasks = panels(rows, 4.6, 0.27 * len(series) + 1.4, 3)
-    for panel, task, task_rows in tasks:
+def plot_study(rows, folder, along=""):
+    """A figure for each task of a study, figure_TASK.png, with a panel for each range."""
+    for task in dict.fromkeys(r["task"] for r in rows):
+        task_rows = [r for r in rows if r["task"] == task]
         ranges = list(task_rows[0]["accuracy"])
-        for i, name in enumerate(ranges):
-            color = plt.cm.viridis(i / max(1, len(ranges) - 0.6))
-            for r in task_rows:
-                y, (mean, _, _) = -series.index(r["series"]), r["accuracy"][name]
-                if name in r["before"]:
-                    start = r["before"][name][0]
-                    panel.plot([start, mean], [y, y], color=color, lw=0.8, alpha=0.5)
-                    panel.plot(start, y, "o", ms=5, mfc="white", mec=color)
-                panel.plot(mean, y, "o", ms=6, color=color, alpha=0.9)
-            panel.plot([], [], "o", color=color, label=name)
-        panel.set_yticks([-i for i in range(len(series))], series, fontsize=10)
-        panel.set(xlim=(-4, 104), ylim=(0.4 - len(series), 0.6), title=task)
-        panel.set_xlabel("final-answer accuracy (%); hollow: before tuning")
-        panel.legend(fontsize=9, ncol=2, **LEGEND)
-    write(fig, path)
+        series = list(dict.fromkeys(r["series"] for r in task_rows))
+        size = (3.2 * len(ranges) + 2, 4.4) if along else (2.6 * len(ranges) + 2.4, 0.3 * len(series) + 1.6)
+        fig, (panels,) = plt.subplots(1, len(ranges), figsize=size, constrained_layout=True, sharey=True, squeeze=False)
+        for panel, name in zip(panels, ranges):
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.grid(alpha=0.25)
+            panel.set_title(name, fontsize=12)
+            (draw_curves if along else draw_dots)(panel, task_rows, name, series)
+        fig.suptitle(task, fontsize=14)
+        if along:
+            fig.supxlabel(along)
+            panels[0].set_ylabel("final-answer accuracy (%)")
+            panels[-1].legend(frameon=False, fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
+        else:
+            fig.supxlabel("final-answer accuracy (%): hollow before tuning, red after; dashed line: best context")
+        write(fig, Path(folder) / f"figure_{task.replace(':', '-')}.png")
+
+
+def draw_curves(panel, rows, name, series):
+    """Accuracy on one range along an axis, with the lowest and highest seed shaded: dashed before tuning. What has no
+    place on the axis, such as the best context, is a gray line."""
+    for i, s in enumerate(series):
+        line = sorted((r["x"], r["accuracy"][name], r["before"].get(name)) for r in rows if r["series"] == s and r["x"])
+        if not line:
+            flat = next(r["accuracy"][name][0] for r in rows if r["series"] == s)
+            panel.axhline(flat, color="#777777", ls=(0, (1 + 2 * (i % 3), 2)), lw=1.5, label=s)
+            continue
+        x, after, before = zip(*line)
+        mean, low, high = zip(*after)
+        color = plt.cm.tab10(i % 10)
+        panel.plot(x, mean, color=color, marker="o", ms=4, label=s)
+        panel.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
+        if all(before):
+            panel.plot(x, [start for start, _, _ in before], color=color, ls="--", lw=1, alpha=0.7)
+    at = sorted({r["x"] for r in rows if r["x"]})
+    panel.set(xscale="log", ylim=(-4, 104))
+    panel.set_xticks(at, [f"{x:,}" if x < 1e6 else f"{x / 1e6:.1f}M" for x in at])
+    panel.minorticks_off()
+
+
+def draw_dots(panel, rows, name, series):
+    """Every contender's accuracy on one range: from a hollow dot before tuning to a red one after it."""
+    for r in rows:
+        y, (mean, _, _) = -series.index(r["series"]), r["accuracy"][name]
+        if r["series"] == "best context":
+            panel.axvline(mean, color=COLORS["few-shot"], ls="--", lw=1.5)
+        if name in r["before"]:
+            start = r["before"][name][0]
+            panel.plot([start, mean], [y, y], color=RED, lw=1, alpha=0.5)
+            panel.plot(start, y, "o", ms=6, mfc="white", mec=RED)
+        panel.plot(mean, y, "o", ms=7, color=RED if name in r["before"] else COLORS["few-shot"])
+    panel.set_yticks([-i for i in range(len(series))], series, fontsize=11)
+    panel.set(xlim=(-4, 104), ylim=(0.5 - len(series), 0.6))

@@ -47,10 +47,10 @@ def test_finished_runs_are_kept_and_the_rest_is_run(args, tmp_path):
     rows = compare.summary(cells, results)
     assert list(rows[1]["accuracy"]) == ["in-distribution", "9 letters", "10 letters", "new words", "on last_letter"]
     assert rows[1]["trainable"] == one[0]["prompt"]["rows"] * 32
-    for plot in (plots.plot_dots, plots.plot_curves):
-        plot(rows, tmp_path / "figure.png", "rows")
-        assert (tmp_path / "figure.png").stat().st_size > 5000
-        (tmp_path / "figure.png").unlink()
+    for along in ("rows", ""):
+        plots.plot_study(rows, tmp_path, along)
+        assert (tmp_path / "figure_word_reversal.png").stat().st_size > 5000
+        (tmp_path / "figure_word_reversal.png").unlink()
 
 
 def test_mean_and_extremes_over_the_seeds_by_hand():
@@ -152,9 +152,16 @@ def test_a_study_from_the_command_line_holds_every_start_and_context(args, tmp_p
     done = command("compare.py", "prompt_position", *flags, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     folder = tmp_path / "out" / "prompt_position"
-    assert sorted(p.name for p in folder.iterdir()) == ["figure.png", "study.json", "table.md"]
+    assert sorted(p.name for p in folder.iterdir()) == ["figure_word_reversal.png", "study.json", "table.md"]
     text = (folder / "table.md").read_text()
     for series in ("before", "inside", "after", "best context", "the example as text"):
         assert f"| {series} | " in text
     rows = json.loads((folder / "study.json").read_text())
     assert [bool(r["before"]) for r in rows] == [True, True, True, False, False]
+
+    # one row of the table alone, and none that the study does not have
+    done = command("compare.py", "prompt_position", *flags, "--out", tmp_path / "out", "--series", "after")
+    rows = json.loads((folder / "study.json").read_text())
+    assert [r["series"] for r in rows] == ["after", "the example as text", "best context"]
+    done = command("compare.py", "prompt_position", *flags, "--out", tmp_path / "out", "--series", "above")
+    assert done.code == 2 and "--series above: prompt_position has before, inside, after" in done.err
