@@ -111,7 +111,7 @@ def methods(args):
         for name in prefix.METHODS:
             if name not in ("zero-shot", "text", "few-shot"):
                 cells.append(cell(args, task, name, None, "--method", name))
-            if name in ("adapter", "finetune", "finetune-top2"):  # with the same help as the prompts
+            if name in ("adapter", "lora", "finetune", "finetune-top2"):  # with the same help as the prompts
                 cells.append(cell(args, task, f"{name}, 1 shot", None, "--method", name, "--shots", 1))
     return cells
 
@@ -156,8 +156,8 @@ def prompt_position(args):
 
 
 def data_efficiency(args):
-    """Prompts from two starts, fine-tuning with and without an example in its context, and a transformer from scratch
-    on 16 to 4,000 examples, all for as many steps."""
+    """Prompts from two starts, LoRA and fine-tuning with and without an example in their context, and a transformer
+    from scratch on 16 to 4,000 examples, all for as many steps."""
     cells = []
     for task in args.tasks or ["addition", "symbolic_sum"]:
         for n in [n for n in (16, 128, 1000) if n < args.examples] + [args.examples]:
@@ -165,6 +165,8 @@ def data_efficiency(args):
             cells += [
                 cell(args, task, "hybrid, instruction", n, "--trigger", "instruction", *budget),
                 cell(args, task, "hybrid, example", n, *budget),
+                cell(args, task, "lora", n, "--method", "lora", *budget),
+                cell(args, task, "lora, 1 shot", n, "--method", "lora", "--shots", 1, *budget),
                 cell(args, task, "finetune", n, "--method", "finetune", *budget),
                 cell(args, task, "finetune, 1 shot", n, "--method", "finetune", "--shots", 1, *budget),
                 cell(args, task, "scratch", n, "--method", "scratch", *budget),
@@ -191,7 +193,7 @@ def base_size(args):
         cell(args, task, method, n, "--method", method, model=model)
         for task in args.tasks or THREE
         for model, n in parameters.items()
-        for method in ("hybrid", "ptuning2", "finetune")
+        for method in ("hybrid", "ptuning2", "lora", "finetune")
     ]
 
 
@@ -207,7 +209,7 @@ def transfer(args):
     return [
         cell(args, task, method, None, "--method", method, then=others.get(task, ()))
         for task in args.tasks or others
-        for method in ("hybrid", "ptuning2", "adapter", "finetune-top2", "finetune")
+        for method in ("hybrid", "ptuning2", "adapter", "lora", "finetune-top2", "finetune")
     ]
 
 
@@ -216,7 +218,7 @@ def unseen_skill(args):
     return [
         cell(args, task, method, None, "--method", method)
         for task in args.tasks or ("word_reversal", "addition", "next_letter")
-        for method in ("hybrid", "ptuning2", "adapter", "finetune", "scratch")
+        for method in ("hybrid", "ptuning2", "adapter", "lora", "finetune", "scratch")
     ]
 
 
@@ -237,6 +239,8 @@ def length_generalization(args):
         ("keys, values: 65 random", ["--method", "ptuning2", "--n-random", 65, "--trigger", "none"]),
         ("adapter", ["--method", "adapter"]),
         ("adapter, 1 shot", ["--method", "adapter", "--shots", 1]),
+        ("LoRA", ["--method", "lora"]),
+        ("LoRA, 1 shot", ["--method", "lora", "--shots", 1]),
         ("fine-tuned", ["--method", "finetune"]),
         ("fine-tuned, 1 shot", ["--method", "finetune", "--shots", 1]),
         ("fine-tuned, lr 1e-4, 1 shot", ["--method", "finetune", "--lr", 1e-4, "--shots", 1]),

@@ -1,10 +1,12 @@
-"""Soft prompts to PEFT's files and back.
+"""Soft prompts and LoRA to PEFT's files and back.
 
 python peft_io.py export out/addition-nano DIR     a run's prefix as a PEFT adapter
 python peft_io.py import DIR prefix.safetensors    a PEFT adapter as a prefix, for sample.py and train_task.py --load
+python peft_io.py merge out/lora DIR               a run's LoRA in the base's weights, an ordinary checkpoint
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -15,37 +17,48 @@ from checkpoint import (
     load_model,
     load_prefix,
     read_tensors,
+    save_model,
     save_prefix,
     write_json,
     write_tensors,
 )
 from cli import Parser, run
 from data.tokenizer import Tokenizer
-from prefix import DeepPrefix, HybridPrefix, PrefixTuning, PromptTuning, PTuning
+from prefix import DeepPrefix, HybridPrefix, LoRA, PrefixTuning, PromptTuning, PTuning, block_linears
 
 
 @torch.no_grad()
-def export_peft(prefix, model, folder):
+def export_peft(method, model, folder):
     """Write adapter_config.json and adapter_model.safetensors, which PeftModel.from_pretrained takes:
-    PROMPT_TUNING for rows at the input, PREFIX_TUNING for keys and values, an MLP folded into either."""
-    if type(prefix) not in (HybridPrefix, PromptTuning, PTuning, DeepPrefix, PrefixTuning):
-        raise ValueError(f"PEFT has no adapter for {prefix.name}")
-    folder, c, rows = Path(folder), model.config, prefix.embeddings()
+    PROMPT_TUNING for rows at the input, PREFIX_TUNING for keys and values, an MLP folded into either; LORA."""
+    if type(method) not in (HybridPrefix, PromptTuning, PTuning, DeepPrefix, PrefixTuning, LoRA):
+        raise ValueError(f"PEFT has no adapter for {method.name}")
+    if method.shots is not None:
+        raise ValueError("a prompt with worked examples behind it (--shots): PEFT's adapter would lose them")
+    config, tensors = lora_adapter(method, model) if isinstance(method, LoRA) else prompt_adapter(method, model)
+    config |= {
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": HUB[model.name][0] if model.name in HUB else model.name,
+        "inference_mode": True,
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    write_json(folder / "adapter_config.json", config)
+
+
+def prompt_adapter(prefix, model):
+    """(config, tensors) of a soft prompt as a PEFT adapter."""
+    c, rows = model.config, prefix.embeddings()
     deep = isinstance(prefix, DeepPrefix)
     if getattr(prefix, "position", "before") != "before":
         raise ValueError(f"rows {prefix.position} the question: PEFT puts them before it")
     if deep and prefix.layers < c.n_layer:
         raise ValueError(f"a prefix in the top {prefix.layers} of {c.n_layer} layers: PEFT knows none but in all")
-    if prefix.shots is not None:
-        raise ValueError("a prompt with worked examples behind it (--shots): PEFT's adapter would lose them")
     if "head" in prefix.init_kwargs:
         raise ValueError("a prefix with a classification head: PEFT's adapter would lose it")
-    folder.mkdir(parents=True, exist_ok=True)
     config = {
         "peft_type": "PREFIX_TUNING" if deep else "PROMPT_TUNING",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": HUB[model.name][0] if model.name in HUB else model.name,
-        "inference_mode": True,
         "num_virtual_tokens": len(rows),
         "num_transformer_submodules": 1,
         "num_layers": c.n_layer,
@@ -53,21 +66,48 @@ def export_peft(prefix, model, folder):
         "token_dim": c.n_embd,
     }
     config |= {"prefix_projection": False} if deep else {"prompt_tuning_init": "RANDOM"}
-    write_tensors(folder / "adapter_model.safetensors", {"prompt_embeddings": rows}, {"format": "pt"})
-    write_json(folder / "adapter_config.json", config)
+    return config, {"prompt_embeddings": rows}
+
+
+def lora_name(name):
+    """What PEFT calls the update of one of our matrices, without its lora_A.weight or lora_B.weight."""
+    return f"base_model.model.transformer.{name}"
+
+
+def lora_adapter(lora, model):
+    """(config, tensors) of LoRA as a PEFT adapter."""
+    names = [name for name, _ in block_linears(model)]
+    config = {
+        "peft_type": "LORA",
+        "r": lora.init_kwargs["rank"],
+        "lora_alpha": lora.init_kwargs["alpha"],
+        "use_rslora": lora.init_kwargs["rslora"],
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted({name.rpartition(".")[2] for name in names}),
+        "fan_in_fan_out": True,  # the hub stores GPT-2's matrices as (in, out)
+    }
+    tensors = {}
+    for name, A, B in zip(names, lora.A, lora.B):
+        tensors |= {f"{lora_name(name)}.lora_A.weight": A, f"{lora_name(name)}.lora_B.weight": B}
+    return config, tensors
 
 
 def import_peft(folder, model):
-    """The prefix in a PEFT adapter of type PROMPT_TUNING, P_TUNING, PREFIX_TUNING or CARTRIDGE. PEFT
+    """The method in a PEFT adapter of type PROMPT_TUNING, P_TUNING, PREFIX_TUNING, CARTRIDGE or LORA. Of prompts PEFT
     writes an encoder's output, not the encoder, so that all of them are rows. Raises ValueError."""
-    config, weights = Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors"
-    for file in (config, weights):
-        if not file.is_file():
-            raise ValueError(f"no {file.name} in {folder}: name a folder that PEFT's save_pretrained wrote")
+    file, weights = Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors"
+    for one in (file, weights):
+        if not one.is_file():
+            raise ValueError(f"no {one.name} in {folder}: name a folder that PEFT's save_pretrained wrote")
     try:
-        kind = json.loads(config.read_text())["peft_type"]
+        config = json.loads(file.read_text())
+        kind = config["peft_type"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{config} is no PEFT configuration ({error!r})") from None
+        raise ValueError(f"{file} is no PEFT configuration ({error!r})") from None
+    _, tensors = read_tensors(weights)
+    if kind == "LORA":
+        return import_lora(config, tensors, model, folder)
     kinds = {
         "PROMPT_TUNING": HybridPrefix,
         "P_TUNING": HybridPrefix,
@@ -75,8 +115,7 @@ def import_peft(folder, model):
         "CARTRIDGE": DeepPrefix,
     }
     if kind not in kinds:
-        raise ValueError(f"{folder} is a {kind} adapter: only {', '.join(kinds)} are soft prompts")
-    _, tensors = read_tensors(weights)
+        raise ValueError(f"{folder} is a {kind} adapter: only {', '.join(kinds)} and LORA can be imported")
     if list(tensors) != ["prompt_embeddings"]:
         extra = next((name for name in tensors if name != "prompt_embeddings"), "nothing")
         raise ValueError(
@@ -94,6 +133,45 @@ def import_peft(folder, model):
     return prefix.to(model.wte.weight.device)
 
 
+@torch.no_grad()
+def import_lora(config, tensors, model, folder):
+    """LoRA from a PEFT adapter. What the adapter leaves alone gets an update of zero. Raises ValueError."""
+    plain = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian")}  # the others change the base, or y
+    switches = ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "layer_replication", "modules_to_save")
+    for key in (*plain, *switches):
+        if config.get(key) and config[key] not in plain.get(key, ()):
+            raise ValueError(f"{folder} says {key} = {config[key]!r}: only plain LoRA can be imported")
+    try:
+        lora = LoRA(model, rank=config["r"], alpha=float(config["lora_alpha"]), rslora=config.get("use_rslora", False))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder}/adapter_config.json is no configuration of LoRA ({error!r})") from None
+    left = dict(tensors)
+    for (name, _), A, B in zip(block_linears(model), lora.A, lora.B):
+        for part, ours in (("A", A), ("B", B)):
+            theirs = left.pop(f"{lora_name(name)}.lora_{part}.weight", None)
+            if theirs is not None and theirs.shape != ours.shape:
+                raise ValueError(
+                    f"{folder}: lora_{part} of {name} is {tuple(theirs.shape)}, {model.name} asks for "
+                    f"{tuple(ours.shape)}: give the --model it was tuned on"
+                )
+            if theirs is not None:
+                ours.copy_(theirs)
+    if left or not tensors:
+        raise ValueError(f"{folder} holds {next(iter(left), 'nothing')!r}: only updates of the blocks can be imported")
+    return lora.to(model.wte.weight.device)
+
+
+def save_merged(lora, model, folder):
+    """Write the base with the updates of LoRA in its weights, and the tokenizer's file where the base has one."""
+    if not isinstance(lora, LoRA):
+        raise ValueError(f"{lora.label} is not in the weights: only --method lora can be merged into them")
+    if lora.shots is not None:
+        raise ValueError("LoRA with worked examples behind it (--shots): a checkpoint would lose them")
+    save_model(lora.merged(model), folder)
+    if (model.folder / "encoding.json").is_file():
+        shutil.copy(model.folder / "encoding.json", folder)
+
+
 def base_of(source):
     """The --model that a run was tuned on, from its results.json or its prompt's header."""
     file = source / "prefix.safetensors" if source.is_dir() else source
@@ -108,24 +186,32 @@ def base_of(source):
 
 def main(argv=None):
     p = Parser(__doc__)
-    p.add_argument("what", choices=["export", "import"], help="from a run to PEFT's files, or from those to a prompt")
-    p.add_argument("source", help="export: a run's folder or its prefix.safetensors; import: a PEFT adapter's folder")
-    p.add_argument("target", help="export: the adapter's folder; import: the prompt's file. Must not exist yet")
-    p.add_argument("--model", help="the base (default: export: what the run was tuned on; import: nano)")
+    p.add_argument(
+        "what",
+        choices=["export", "import", "merge"],
+        help="from a run to PEFT's files, from those to a prompt, or from a run of LoRA to a checkpoint",
+    )
+    p.add_argument("source", help="a run's folder or its prefix.safetensors; import: a PEFT adapter's folder")
+    p.add_argument(
+        "target",
+        help="export: the adapter's folder; import: the prompt's file; merge: the checkpoint's folder. Must not exist "
+        "yet",
+    )
+    p.add_argument("--model", help="the base (default: what the run was tuned on; import: nano)")
     args = p.parse_args(argv)
     if Path(args.target).exists():
         raise ValueError(f"{args.target} exists already: name another, or remove it")
     source = Path(args.source)
-    model = load_model(args.model or (base_of(source) if args.what == "export" else "nano")).freeze()
+    model = load_model(args.model or ("nano" if args.what == "import" else base_of(source))).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
-    if args.what == "export":
-        method, _ = load_prefix(source / "prefix.safetensors" if source.is_dir() else source, model, tokenizer)
-        export_peft(method, model, args.target)
-    else:
+    if args.what == "import":
         method = import_peft(args.source, model)
         tokenizer.tokenize = "bpe"  # PEFT knows no other text than BPE
         save_prefix(method, args.target, model, tokenizer)
-    print(f"wrote {method.n_rows()} rows to {args.target}")
+    else:
+        method, _ = load_prefix(source / "prefix.safetensors" if source.is_dir() else source, model, tokenizer)
+        (export_peft if args.what == "export" else save_merged)(method, model, args.target)
+    print(f"wrote {f'{method.n_rows()} rows' if method.n_rows() else method.label} to {args.target}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig
 
 LAYERS = {"layers": {"type": int, "help": "in the top ones only"}}
+RANK = {"rank": {"type": int, "help": "of its matrices' product (default 8)"}}
 
 
 class Method(nn.Module):
@@ -451,13 +452,13 @@ class HardPrompt(TextPrompt):
 # ---------------------------------------------------------------- networks of their own
 
 
-def share_weights(model, kind=GPT, prompt=None):
-    """Another GPT of the same weights, not copied: its parts can be exchanged and the model stays as it is.
+def share_weights(model, kind=None, prompt=None):
+    """Another network of the same weights, not copied: its parts can be exchanged and the model stays as it is.
 
     A kind of its own finds the method in `prompt[0]`, in a list so that it is no part of the network.
     """
     with torch.device("meta"):
-        twin = kind(model.config)
+        twin = (kind or type(model))(model.config)
     twin.load_state_dict(model.state_dict(), assign=True)
     twin.name, twin.prompt = model.name, [prompt]
     return twin.freeze()
@@ -591,6 +592,66 @@ class AdaptedBlock(nn.Module):
         x, own = self.block(x, *args)
         down, up = (w[self.layer].to(x.dtype) for w in (self.adapter[0].down, self.adapter[0].up))
         return x + F.linear(F.gelu(F.linear(x, down)), up), own
+
+
+class LoRA(Method):
+    """Low-rank updates of every matrix of every block: Hu et al. (2021).
+
+    "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1. A begins at random and B at zero, so that nothing
+    changes at first. With `rslora` the scale is alpha / sqrt(rank): Kalajdzievski (2023), "A Rank Stabilization Scaling
+    Factor for Fine-Tuning with LoRA".
+
+    y = W x + (alpha / rank) B A x
+    """
+
+    name, label, lr = "lora", "LoRA", 3e-3
+    options = RANK | {
+        "alpha": {"type": float, "help": "its update is scaled by alpha / rank (default 16)"},
+        "rslora": {"action": "store_true", "help": "its update is scaled by alpha / sqrt(rank)"},
+    }
+
+    def __init__(self, model, n_random=0, trigger=(), seed=0, rank=8, alpha=16.0, rslora=False):
+        super().__init__(rank=rank, alpha=alpha, rslora=rslora)
+        if rank < 1:
+            raise ValueError(f"--rank {rank}: give at least 1")
+        self.scale = alpha / (rank**0.5 if rslora else rank)
+        rng = torch.Generator().manual_seed(seed)
+        self.A, self.B = nn.ParameterList(), nn.ParameterList()  # of each matrix: (rank, n_in), (n_out, rank)
+        for _, linear in block_linears(model):
+            n_out, n_in = linear.weight.shape
+            self.A.append(nn.Parameter(torch.randn(rank, n_in, generator=rng) * n_in**-0.5))
+            self.B.append(nn.Parameter(torch.zeros(n_out, rank)))
+
+    def network(self, model):
+        twin = share_weights(model)
+        for i, (name, linear) in enumerate(block_linears(twin)):
+            twin.set_submodule(name, LoRALinear(linear, self, i))
+        return twin
+
+    @torch.no_grad()
+    def merged(self, model):
+        """A copy of the model with the updates in its weights, W + (alpha / rank) B A: an ordinary checkpoint."""
+        merged = copy.deepcopy(model)
+        for (_, linear), A, B in zip(block_linears(merged), self.A, self.B):
+            linear.weight += self.scale * (B @ A)
+        return merged
+
+
+def block_linears(model):
+    """[(name, layer)] of every nn.Linear in the model's blocks, from the lowest block up."""
+    return [(name, m) for name, m in model.named_modules() if name.startswith("h.") and isinstance(m, nn.Linear)]
+
+
+class LoRALinear(nn.Module):
+    def __init__(self, linear, lora, i):
+        super().__init__()
+        self.linear, self.lora, self.i = linear, [lora], i
+
+    def forward(self, x):
+        lora = self.lora[0]
+        A, B = lora.A[self.i].to(x.dtype), lora.B[self.i].to(x.dtype)
+        # W learns nothing, so that its backward is one product, and none where x needs no gradient
+        return self.linear(x) + F.linear(F.linear(x, A), lora.scale * B)  # (..., n_out)
 
 
 class Finetune(Method):

@@ -92,10 +92,11 @@ def parser():
     g.add_argument(
         "--beside",
         nargs="+",
-        choices=["finetune", "finetune-top2", "adapter", "scratch", "none"],
+        choices=["finetune", "finetune-top2", "lora", "adapter", "scratch", "none"],
         metavar="METHOD",
-        help="what else learns from the same examples: finetune, finetune-top2, adapter, scratch (default scratch; "
-        "your own data: finetune scratch); none: the method alone, without the best context and so without a table",
+        help="what else learns from the same examples: finetune, finetune-top2, lora, adapter, scratch (default "
+        "scratch; your own data: finetune scratch); none: the method alone, without the best context and so without a "
+        "table",
     )
     return p
 

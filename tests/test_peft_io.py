@@ -67,6 +67,67 @@ def test_an_adapter_that_peft_trained_gives_its_logits_here(tiny, tmp_path, kind
     assert tiny.generate(tokens, 50, past).tolist() == greedy(theirs, tokens, 50)
 
 
+LORA = {
+    "every matrix": {"target_modules": ["c_attn", "c_proj", "c_fc"]},
+    "peft's default": {"r": 3, "lora_alpha": 7},  # attention's c_attn alone
+    "rslora in one block": {"target_modules": ["c_fc"], "use_rslora": True, "layers_to_transform": [1]},
+}
+
+
+def lora_in_peft(tiny, folder, **options):
+    torch.manual_seed(2)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **options)
+    theirs = peft.get_peft_model(in_transformers(tiny, folder), config)
+    for name, p in theirs.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(p, std=0.3)
+    return theirs.eval()
+
+
+@pytest.mark.parametrize("kind", LORA)
+def test_lora_that_peft_trained_gives_its_logits_here(tiny, tmp_path, kind):
+    theirs = lora_in_peft(tiny, tmp_path / "base", **LORA[kind])
+    theirs.save_pretrained(tmp_path / "adapter")
+    network = peft_io.import_peft(tmp_path / "adapter", tiny).network(tiny)
+    tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        want = theirs(input_ids=tokens).logits
+        torch.testing.assert_close(network.logits(network(tokens)), want, atol=1e-4, rtol=1e-4)
+    assert network.generate(tokens, 20).tolist() == greedy(theirs, tokens, 20)
+
+
+def test_lora_exported_gives_our_logits_in_peft(tiny, tmp_path):
+    for rslora in (False, True):
+        lora = prefix.LoRA(tiny, rank=3, alpha=5.0, rslora=rslora)
+        for p in lora.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+        folder = tmp_path / f"adapter {rslora}"
+        peft_io.export_peft(lora, tiny, folder)
+        theirs = peft.PeftModel.from_pretrained(in_transformers(tiny, tmp_path / "base"), folder).eval()
+        tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(4))
+        network = lora.network(tiny)
+        with torch.no_grad():
+            want = theirs(input_ids=tokens).logits
+            torch.testing.assert_close(network.logits(network(tokens)), want, atol=1e-4, rtol=1e-4)
+        again = peft_io.import_peft(folder, tiny)
+        assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), lora.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    "options, why",
+    [
+        ({"target_modules": ["c_attn"], "use_dora": True}, "use_dora = True: only plain LoRA"),
+        ({"target_modules": ["c_attn"], "rank_pattern": {"h.0.attn.c_attn": 2}}, "rank_pattern = .*: only plain LoRA"),
+        ({"target_modules": ["wte"]}, "wte.*: only updates of the blocks"),
+        ({"target_modules": ["c_attn"], "modules_to_save": ["ln_f"]}, "modules_to_save = .*: only plain LoRA"),
+    ],
+)
+def test_lora_that_is_more_than_lora_is_not_imported(tiny, tmp_path, options, why):
+    lora_in_peft(tiny, tmp_path / "base", **options).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    with pytest.raises(ValueError, match=why):
+        peft_io.import_peft(tmp_path / "adapter", tiny)
+
+
 EXPORTED = {
     "hybrid": {},
     "hybrid with its MLP": {"mlp": True},
@@ -115,9 +176,12 @@ def test_adapters_that_are_no_soft_prompt_for_this_base_are_refused(tiny, tmp_pa
     with pytest.raises(ValueError, match=r"prompt_embeddings is \(4, 16\), a PROMPT_TUNING prompt .* is 20 wide"):
         peft_io.import_peft(tmp_path, other)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "LORA"}))
-    with pytest.raises(ValueError, match="is a LORA adapter: only PROMPT_TUNING"):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "IA3"}))
+    with pytest.raises(ValueError, match="is a IA3 adapter: only PROMPT_TUNING"):
         peft_io.import_peft(tmp_path, tiny)
+    peft_io.export_peft(prefix.LoRA(tiny), tiny, tmp_path)
+    with pytest.raises(ValueError, match=r"lora_A of h.0.attn.c_attn is \(8, 16\), .* asks for \(8, 20\)"):
+        peft_io.import_peft(tmp_path, other)
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match="no adapter_model.safetensors"):
         peft_io.import_peft(tmp_path, tiny)
@@ -145,6 +209,27 @@ def test_export_and_import_from_the_command_line(tiny, tokenizer, tmp_path, comm
     (tmp_path / "run" / "results.json").unlink()
     done = command("peft_io.py", "export", tmp_path / "run", tmp_path / "other")
     assert (done.code, done.err.count("\n")) == (2, 1) and "was tuned on the base 'base': name its folder" in done.err
+
+
+def test_merged_from_the_command_line(tiny, tokenizer, tmp_path, command):
+    """The checkpoint answers as LoRA does, in the base's own tokenizer; what is not in the weights is refused."""
+    save_model(tiny, tmp_path / "base")
+    shutil.copy("data/nano/encoding.json", tmp_path / "base")
+    base = load_model(tmp_path / "base")
+    lora = prefix.LoRA(base)
+    for p in lora.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    save_prefix(lora, tmp_path / "lora.safetensors", base, tokenizer)
+    save_prefix(prefix.HybridPrefix(base, 3), tmp_path / "rows.safetensors", base, tokenizer)
+    flags = "--model", tmp_path / "base"
+    assert command("peft_io.py", "merge", tmp_path / "lora.safetensors", tmp_path / "merged", *flags).code == 0
+    network, merged = lora.network(base), load_model(tmp_path / "merged")
+    tokens = torch.tensor([[3, 1, 4, 1, 5]])
+    torch.testing.assert_close(merged(tokens), network(tokens), atol=1e-4, rtol=1e-4)
+    assert command("sample.py", "--model", tmp_path / "merged", "--prompt", "a", "--max-new-tokens", 2).code == 0
+    done = command("peft_io.py", "merge", tmp_path / "rows.safetensors", tmp_path / "other", *flags)
+    assert (done.code, done.err.count("\n")) == (2, 1) and "only --method lora can be merged" in done.err
+    assert not (tmp_path / "other").exists()
 
 
 def test_worked_examples_behind_a_prompt_are_not_exported(tiny, tmp_path):

@@ -90,6 +90,7 @@ CASES = {method: {"labels": LABELS} if kind.needs_labels else {} for method, kin
     "adapter-prefix, all layers": {"layers": 2},
     "hybrid, shots": {},
     "finetune, shots": {},
+    "lora, rslora": {"rank": 3, "alpha": 6.0, "rslora": True},
 }
 
 
@@ -160,7 +161,7 @@ def test_gradients_equal_finite_differences(tiny, case):
         assert abs((ends[0] - ends[1]) / 2e-5 - slope) < 1e-5 + 1e-4 * abs(slope), name
 
 
-@pytest.mark.parametrize("method", ["adapter", "adapter-prefix", "finetune", "finetune-top2"])
+@pytest.mark.parametrize("method", ["adapter", "adapter-prefix", "lora", "finetune", "finetune-top2"])
 def test_what_changes_the_network_changes_nothing_at_first(tiny, method):
     prompt = prefix.METHODS[method](tiny, n_random=3, trigger=[40, 41])
     for text, got in zip(TEXTS, logits_behind(prompt, tiny, TEXTS)):
@@ -169,7 +170,7 @@ def test_what_changes_the_network_changes_nothing_at_first(tiny, method):
 
 def test_the_weights_are_shared_and_stay_as_they_are(tiny):
     before = {n: p.clone() for n, p in tiny.named_parameters()}
-    for method in ("adapter", "adapter-prefix", "warp"):
+    for method in ("adapter", "adapter-prefix", "lora", "warp"):
         prompt = make(method, tiny)
         twin = prompt.network(tiny)
         assert twin.wte.weight.data_ptr() == tiny.wte.weight.data_ptr()
@@ -177,7 +178,73 @@ def test_the_weights_are_shared_and_stay_as_they_are(tiny):
         twin.logits(twin(torch.tensor(TEXTS[:1]), prompt.past(tiny))).logsumexp(-1).sum().backward()
         optimizer.step()
     assert all(torch.equal(p, before[n]) for n, p in tiny.named_parameters())
-    assert not any("attention" in n or "block" in n for n, _ in tiny.named_parameters())
+    assert not any("attention" in n or "block" in n or "lora" in n for n, _ in tiny.named_parameters())
+
+
+def in_peft_lora(tiny, folder, lora):
+    """The same frozen GPT-2 in transformers with the same updates in peft."""
+    save_model(tiny, folder)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    kwargs = lora.init_kwargs
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=kwargs["rank"],
+        lora_alpha=kwargs["alpha"],
+        use_rslora=kwargs["rslora"],
+        target_modules=["c_attn", "c_proj", "c_fc"],
+        fan_in_fan_out=True,
+    )
+    theirs = peft.get_peft_model(theirs, config)
+    updated = [m for m in theirs.modules() if hasattr(m, "lora_A")]
+    assert len(updated) == len(lora.A) == 8  # four matrices in each of two blocks
+    for m, A, B in zip(updated, lora.A, lora.B):
+        m.lora_A.default.weight.data.copy_(A)
+        m.lora_B.default.weight.data.copy_(B)
+    return theirs.eval(), updated
+
+
+@pytest.mark.parametrize("case", ["lora", "lora, rslora"])
+def test_lora_s_logits_and_gradients_equal_peft(tiny, tmp_path, case):
+    lora = make(case, tiny)
+    theirs, updated = in_peft_lora(tiny, tmp_path, lora)
+    tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(4))
+    network = lora.network(tiny)
+    got, want = network.logits(network(tokens)), theirs(input_ids=tokens).logits
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    for logits in (got, want):
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    for m, A, B in zip(updated, lora.A, lora.B):
+        torch.testing.assert_close(A.grad, m.lora_A.default.weight.grad, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(B.grad, m.lora_B.default.weight.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["lora", "lora, rslora"])
+def test_merged_weights_are_a_checkpoint_that_needs_no_lora(tiny, tmp_path, case):
+    lora, before = make(case, tiny), fingerprint(tiny)
+    save_model(lora.merged(tiny), tmp_path)
+    assert fingerprint(tiny) == before
+    tokens = torch.tensor(TEXTS[:1])
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    (got,) = logits_behind(lora, tiny, TEXTS[:1])
+    torch.testing.assert_close(got, theirs(input_ids=tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_lora_multiplies_by_a_frozen_matrix_once_forwards_and_at_most_once_backwards(tiny):
+    """Multiplications of one layer, by hand: x W and its two thin products, and backwards the gradients of x and of
+    the thin matrices. None of them is that of W, and the lowest layer's input needs none of x either."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    lora = make("lora, rslora", tiny)
+    layer = prefix.LoRALinear(tiny.h[0].mlp.c_fc, lora, 2)
+    n, n_in, n_out, rank = 10, 16, 64, 3
+    for needs_gradient in (True, False):
+        x = torch.randn(n, n_in, requires_grad=needs_gradient)
+        with FlopCounterMode(display=False) as flops:
+            layer(x).sum().backward()
+        frozen, thin = 2 * n * n_in * n_out, 2 * n * rank * (n_in + n_out)
+        # forwards W, A and B; backwards W (of x) and A and B (each of its input and of itself)
+        want = 2 * frozen + 3 * thin if needs_gradient else frozen + 3 * thin - 2 * n * n_in * rank
+        assert flops.get_total_flops() == want
 
 
 def test_top_2_blocks_alone_learn(tiny):
