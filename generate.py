@@ -1,6 +1,6 @@
 """Cached decoding of a batch: the one decoder of the project. Evaluation, votes and sample.py call it.
 
-`GPT.generate` in model.py is its specification: the same text, one question at a time and without a cache.
+`generate` in model.py and llama.py is its specification: the same text, one question at a time and without a cache.
 """
 
 import torch
@@ -36,7 +36,7 @@ def generate(
     # (B), or None where all questions have the same length, which is faster
     left_pad = torch.tensor([T - len(q) for q in questions], device=device) if min(map(len, questions)) < T else None
     # one cache for the whole length, so that no step copies what came before
-    shape = (B, c.n_head, T + max_new_tokens, c.n_embd // c.n_head)
+    shape = (B, c.n_kv_head, T + max_new_tokens, c.head_dim)
     kv_cache = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(c.n_layer)]
     rng = torch.Generator(device).manual_seed(seed)
     rows, done = torch.arange(B, device=device), torch.zeros(B, dtype=torch.bool, device=device)
@@ -83,11 +83,11 @@ def stack_caches(caches):
     for pairs in zip(*caches):  # the (keys, values) of one layer, a pair for each cache
         keys, values = zip(*pairs)
         padded = [[F.pad(x, (0, 0, longest - x.size(2), 0)) for x in xs] for xs in (keys, values)]
-        stacked.append(tuple(torch.cat(xs) for xs in padded))  # (B, n_head, longest, D) each
+        stacked.append(tuple(torch.cat(xs) for xs in padded))  # (B, n_kv_head, longest, D) each
     return stacked, past_pad.to(caches[0][0][0].device)
 
 
 def empty_cache(network):
     """The cache of no positions, which stands before a question where there is no prompt."""
     c, weight = network.config, network.wte.weight
-    return [(weight.new_zeros(1, c.n_head, 0, c.n_embd // c.n_head),) * 2 for _ in range(c.n_layer)]
+    return [(weight.new_zeros(1, c.n_kv_head, 0, c.head_dim),) * 2 for _ in range(c.n_layer)]

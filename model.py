@@ -24,6 +24,18 @@ class GPTConfig:
     n_head: int = 12
     n_embd: int = 768
 
+    @property
+    def n_kv_head(self):
+        return self.n_head  # every head has keys and values of its own
+
+    @property
+    def head_dim(self):
+        return self.n_embd // self.n_head
+
+    @property
+    def bos_token(self):
+        return self.vocab_size - 1  # <|endoftext|>, the last of GPT-2's tokens and nano's; a text begins behind it
+
 
 class Attention(nn.Module):
     def __init__(self, config):
@@ -32,32 +44,41 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, mask, past=None, kv_cache=None, cache_len=0):
-        """x (B, T, C) -> y (B, T, C), and the keys and values of these T positions, (B, n_head, T, D) each.
+    def qkv(self, x):
+        """x (B, T, C) -> queries, keys and values, (B, n_head, T, D) each."""
+        qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, -1))  # (B, T, 3, n_head, D)
+        return qkv.permute(2, 0, 3, 1, 4)
+
+    def attend(self, q, k, v, mask, past=None, kv_cache=None, cache_len=0):
+        """What q, k, v of T positions read, (B, n_head, T, D).
 
         A position attends to what stands in `past`, then to the first `cache_len` positions of `kv_cache`, then to
         the T new ones up to itself. past: (keys, values), (1 or B, n_head, P, D) each. kv_cache: the same of batch B,
         allocated for a whole text, into which the T new ones are written. mask: added to the scores, (T, S) or
         (B, 1, T, S), -inf where a position may not look.
         """
-        B, T, C = x.shape
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, n_head, D)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, n_head, T, D) each
-        new_kv = k, v
         if past is None and kv_cache is None and (q.is_cuda or q.dtype == torch.float32):
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, n_head, T, D)
-        else:
-            if kv_cache is not None:
-                kv_cache[0][:, :, cache_len : cache_len + T] = k
-                kv_cache[1][:, :, cache_len : cache_len + T] = v
-                k, v = kv_cache  # whole, since a part of it would be copied; the mask hides what is not written yet
-            pairs = [(k, v)] if past is None else [past, (k, v)]
-            scores = torch.cat([matmul_shared(q, keys.mT) for keys, _ in pairs], dim=-1)  # (B, n_head, T, S)
-            mask = mask[..., -scores.size(-1) :].to(q.dtype)  # a layer whose past is shorter sees the end of the mask
-            weights = (scores / math.sqrt(q.size(-1)) + mask).softmax(-1)
-            parts = weights.split([values.size(2) for _, values in pairs], -1)
-            y = sum(matmul_shared(w, values) for w, (_, values) in zip(parts, pairs))  # (B, n_head, T, D)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C)), new_kv
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if kv_cache is not None:
+            T = q.size(2)
+            kv_cache[0][:, :, cache_len : cache_len + T] = k
+            kv_cache[1][:, :, cache_len : cache_len + T] = v
+            k, v = kv_cache  # whole, since a part of it would be copied; the mask hides what is not written yet
+        pairs = [(k, v)] if past is None else [past, (k, v)]
+        scores = torch.cat([matmul_shared(q, keys.mT) for keys, _ in pairs], dim=-1)  # (B, n_head, T, S)
+        mask = mask[..., -scores.size(-1) :].to(q.dtype)  # a layer whose past is shorter sees the end of the mask
+        weights = (scores / math.sqrt(q.size(-1)) + mask).softmax(-1)
+        parts = weights.split([values.size(2) for _, values in pairs], -1)
+        return sum(matmul_shared(w, values) for w, (_, values) in zip(parts, pairs))
+
+    def out(self, y):
+        """y (B, n_head, T, D) -> (B, T, C)."""
+        return self.c_proj(y.transpose(1, 2).flatten(2))
+
+    def forward(self, x, mask, past=None, kv_cache=None, cache_len=0):
+        """x (B, T, C) -> y (B, T, C), and the keys and values of these T positions, (B, n_head, T, D) each."""
+        q, k, v = self.qkv(x)
+        return self.out(self.attend(q, k, v, mask, past, kv_cache, cache_len)), (k, v)
 
 
 class MLP(nn.Module):
@@ -157,13 +178,17 @@ class GPT(nn.Module):
             ]
         return cache
 
+    def head(self):
+        """(vocab_size, C): a row for each token that can be written, which are those of the embedding table."""
+        return self.wte.weight
+
     def logits(self, hidden):
         """Hidden states (..., C) -> logits (..., vocab_size). Call it at the positions that matter only."""
-        return hidden @ self.wte.weight.T
+        return hidden @ self.head().T
 
     def loss(self, hidden, targets):
         """Mean cross-entropy, in nats, of the targets (N) after hidden states (N, C)."""
-        table = self.wte.weight
+        table = self.head()
         if table.requires_grad or table.dtype == torch.float32:
             return F.cross_entropy(self.logits(hidden).float(), targets)
         return CrossEntropy.apply(hidden, table, targets)  # the same for frozen bfloat16, faster there (docs/speed.md)

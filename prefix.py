@@ -218,7 +218,7 @@ class PTuning(HybridPrefix):
     def network(self, model):
         if self.position == "before":
             return model
-        return share_weights(model, SoftTokenGPT, self)
+        return share_weights(model, SoftTokens, self)
 
     def insert_rows(self, question):
         middle = {"before": 0, "inside": len(question) // 2, "after": len(question)}[self.position]
@@ -226,8 +226,8 @@ class PTuning(HybridPrefix):
         return question[:middle] + rows + question[middle:]
 
 
-class SoftTokenGPT(GPT):
-    """A GPT for which token numbers past its vocabulary are a prompt's rows."""
+class SoftTokens:
+    """What a network becomes for which token numbers past its vocabulary are a prompt's rows."""
 
     def run(self, x, *args, **more):
         if not x.is_floating_point() and (own := x >= self.config.vocab_size).any():  # (B, T)
@@ -275,7 +275,7 @@ class DeepPrefix(Method):
     """Keys and values in every layer, and nothing at the input: Liu et al. (2022).
 
     "P-Tuning v2", section 3. With `layers` only the top ones have them; those below run as without a prefix, and
-    without gradients. rows (P, layers * 2 * C) hold the keys of each layer, then its values, as PEFT does.
+    without gradients. rows (P, layers * 2 * n_kv_head * D) hold the keys of each layer, then its values, as PEFT does.
 
     They begin as what the base computes of n_random words, drawn as it expects texts to begin, and of the trigger
     (Li & Liang 2021, section 7.4). Numbers drawn with one spread for all layers learn nothing here, since activations
@@ -301,12 +301,12 @@ class DeepPrefix(Method):
         with torch.no_grad():
             words = torch.tensor(trigger, dtype=torch.long)
             if n_random:
-                end_of_text = torch.tensor([[c.vocab_size - 1]], device=device)  # the last of GPT-2's tokens and nano's
-                p = model.logits(model(end_of_text))[0, 0].float().softmax(-1).cpu()  # (vocab_size)
+                start = torch.tensor([[c.bos_token]], device=device)
+                p = model.logits(model(start))[0, 0].float().softmax(-1).cpu()  # (vocab_size)
                 words = torch.cat([torch.multinomial(p, n_random, replacement=True, generator=rng), words])
             cache = model.prefill(words[None].to(device))[-self.layers :]  # of P words
-        rows = torch.stack([torch.stack(pair) for pair in cache])  # (layers, 2, 1, n_head, P, D)
-        rows = rows[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1).float().cpu()  # (P, layers * 2 * C)
+        rows = torch.stack([torch.stack(pair) for pair in cache])  # (layers, 2, 1, n_kv_head, P, D)
+        rows = rows[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1).float().cpu()  # (P, layers * 2 * n_kv_head * D)
         self.rows = nn.Parameter(rows)
         self.register_buffer("start", rows.clone())
         if head:
@@ -318,18 +318,18 @@ class DeepPrefix(Method):
     def network(self, model):
         if "head" not in self.init_kwargs:
             return model
-        return share_weights(model, HeadGPT, self)
+        return share_weights(model, LabelHead, self)
 
     def embeddings(self):
-        """(P, layers * 2 * C): all keys and values of each row."""
+        """(P, layers * 2 * n_kv_head * D): all keys and values of each row."""
         return self.rows
 
     def prompt_cache(self, network):
         c = network.config
         rows = self.embeddings().to(network.wte.weight.dtype)
-        top = rows.view(len(rows), self.layers, 2, 1, c.n_head, -1).permute(1, 2, 3, 4, 0, 5)
-        nothing = rows.new_zeros(2, 1, c.n_head, 0, top.size(-1))
-        # per layer keys and values, (1, n_head, P, D) each, with P = 0 in the lower ones
+        top = rows.view(len(rows), self.layers, 2, 1, c.n_kv_head, -1).permute(1, 2, 3, 4, 0, 5)
+        nothing = rows.new_zeros(2, 1, c.n_kv_head, 0, c.head_dim)
+        # per layer keys and values, (1, n_kv_head, P, D) each, with P = 0 in the lower ones
         return [tuple(pair) for pair in (*[nothing] * (c.n_layer - self.layers), *top)]
 
     def n_rows(self):
@@ -452,13 +452,17 @@ class HardPrompt(TextPrompt):
 # ---------------------------------------------------------------- networks of their own
 
 
-def share_weights(model, kind=None, prompt=None):
+def share_weights(model, change=None, prompt=None):
     """Another network of the same weights, not copied: its parts can be exchanged and the model stays as it is.
 
-    A kind of its own finds the method in `prompt[0]`, in a list so that it is no part of the network.
+    change: a class whose methods take the place of the network's own, which they reach by super(). It finds the method
+    in `prompt[0]`, in a list so that it is no part of the network.
     """
+    kind = type(model)
+    if change is not None:
+        kind = type(change.__name__, (change, kind), {})  # class LabelRows(LabelRows, GPT)
     with torch.device("meta"):
-        twin = (kind or type(model))(model.config)
+        twin = kind(model.config)
     twin.load_state_dict(model.state_dict(), assign=True)
     twin.name, twin.prompt = model.name, [prompt]
     return twin.freeze()
@@ -478,14 +482,14 @@ class Warp(HybridPrefix):
         super().__init__(model, n_random, trigger, seed=seed)
         self.init_kwargs = {"n_random": n_random, "trigger": list(trigger), "labels": list(labels)}
         self.register_buffer("label_tokens", torch.tensor(sorted({t for label in labels for t in label})))  # (K)
-        self.label_rows = nn.Parameter(model.wte.weight.detach()[self.label_tokens].float().cpu())  # (K, C)
+        self.label_rows = nn.Parameter(model.head().detach()[self.label_tokens].float().cpu())  # (K, C)
 
     def network(self, model):
-        return share_weights(model, LabelRowsGPT, self)
+        return share_weights(model, LabelRows, self)
 
 
-class LabelRowsGPT(GPT):
-    """A GPT with output rows of a prompt's own for some tokens."""
+class LabelRows:
+    """What a network becomes that has output rows of a prompt's own for some tokens."""
 
     def logits(self, hidden):
         prompt = self.prompt[0]
@@ -496,8 +500,8 @@ class LabelRowsGPT(GPT):
         return F.cross_entropy(self.logits(hidden).float(), targets)
 
 
-class HeadGPT(LabelRowsGPT):
-    """A GPT whose output is a prompt's head: of some tokens, with all others ruled out."""
+class LabelHead(LabelRows):
+    """What a network becomes whose output is a prompt's head: of some tokens, with all others ruled out."""
 
     def logits(self, hidden):
         prompt = self.prompt[0]
@@ -547,16 +551,16 @@ class GatedAttention(nn.Module):
         super().__init__()
         self.attention, self.prompt, self.layer = attention, [prompt], layer
 
-    def forward(self, x, *args):
-        y, own = self.attention(x, *args)
-        B, T, C = x.shape
-        n_head, w, b = self.attention.n_head, self.attention.c_attn.weight, self.attention.c_attn.bias
+    def forward(self, x, mask, past=None, kv_cache=None, cache_len=0, *turn):
+        q, k, v = self.attention.qkv(x, *turn)  # (B, n_head, T, D), and (B, n_kv_head, T, D) each
+        y = self.attention.attend(q, k, v, mask, past, kv_cache, cache_len)  # (B, n_head, T, D)
         rows = self.prompt[0].rows[self.layer].to(x.dtype)  # (P, C)
         gate = self.prompt[0].gate[self.layer].to(x.dtype).tanh()[:, None, None]  # (n_head, 1, 1)
-        q = F.linear(x, w[:C], b[:C]).view(B, T, n_head, -1).transpose(1, 2)  # (B, n_head, T, D)
-        k, v = F.linear(rows, w[C:], b[C:]).view(len(rows), 2, n_head, -1).permute(1, 2, 0, 3)  # (n_head, P, D) each
-        ours = gate * ((q @ k.mT / q.size(-1) ** 0.5).softmax(-1) @ v)  # (B, n_head, T, D)
-        return y + F.linear(ours.transpose(1, 2).reshape(B, T, C), self.attention.c_proj.weight), own
+        _, rows_k, rows_v = self.attention.qkv(rows[None])  # (1, n_kv_head, P, D) each
+        G = q.size(1) // rows_k.size(1)  # heads that share keys and values
+        rows_k, rows_v = (x.repeat_interleave(G, 1) for x in (rows_k, rows_v))  # (1, n_head, P, D) each
+        y = y + gate * ((q @ rows_k.mT / q.size(-1) ** 0.5).softmax(-1) @ rows_v)
+        return self.attention.out(y), (k, v)
 
 
 class Adapter(Method):
