@@ -1,4 +1,4 @@
-"""Weights and prompts on disk: GPT-2 checkpoints by name, folder or file, and the files of trained prompts.
+"""Weights and prompts on disk: checkpoints by name, folder or file, and the files of trained prompts.
 
 Everything is safetensors and JSON. Every file is written under a temporary name and renamed when it is complete.
 """
@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
 from prefix import METHODS
 
@@ -69,7 +71,11 @@ def read_tensors(path):
         raise ValueError(f"{path} cannot be read ({error}): it is no safetensors file, or it was cut off") from None
 
 
-# ---------------------------------------------------------------- GPT-2 checkpoints
+# ---------------------------------------------------------------- checkpoints
+
+LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # the model_type of config.json that llama.py can run
+SHARDS = "model.safetensors.index.json"
+LLAMA_NAMES = (("embed_tokens.", "wte."), ("layers.", "h."), (".self_attn.", ".attn."))  # the hub's and ours
 
 
 def fingerprint(model):
@@ -87,13 +93,33 @@ def transposed(name):
 
 
 def save_model(model, folder, dtype=torch.float32):
-    """Write config.json and model.safetensors in the hub's GPT-2 layout, which transformers reads too."""
+    """Write config.json and model.safetensors in the hub's layout, which transformers reads too."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {n: (p.T if transposed(n) else p).to(dtype) for n, p in model.named_parameters()}
+    tensors = {hub_name(n, model): (p.T if transposed(n) else p).to(dtype) for n, p in model.named_parameters()}
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    c = model.config
-    config = {
+    write_json(folder / "config.json", (llama_json if isinstance(model, Llama) else gpt2_json)(model.config))
+
+
+def hub_name(name, model):
+    """What the hub calls a parameter of ours."""
+    if not isinstance(model, Llama) or name.startswith("lm_head."):
+        return name
+    for theirs, ours in LLAMA_NAMES:
+        name = name.replace(ours, theirs, 1)
+    return f"model.{name}"
+
+
+def our_name(key):
+    """What we call a stored tensor."""
+    name = key.removeprefix("transformer.").removeprefix("model.")
+    for theirs, ours in LLAMA_NAMES:
+        name = name.replace(theirs, ours, 1)
+    return name
+
+
+def gpt2_json(c):
+    return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
         "activation_function": "gelu_new",
@@ -104,12 +130,35 @@ def save_model(model, folder, dtype=torch.float32):
         "n_head": c.n_head,
         "n_embd": c.n_embd,
     }
-    write_json(folder / "config.json", config)
+
+
+def llama_json(c):
+    name = "Qwen3" if c.qk_norm else "Qwen2" if c.qkv_bias else "Llama"
+    values = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+    return {
+        "model_type": name.lower(),
+        "architectures": [f"{name}ForCausalLM"],
+        "hidden_act": "silu",
+        "max_position_embeddings": c.block_size,
+        "vocab_size": c.vocab_size,
+        "num_hidden_layers": c.n_layer,
+        "num_attention_heads": c.n_head,
+        "num_key_value_heads": c.n_kv_head,
+        "hidden_size": c.n_embd,
+        "head_dim": c.head_dim,
+        "intermediate_size": c.n_inner,
+        "rope_theta": c.rope_theta,
+        "rope_scaling": {"rope_type": "llama3"} | dict(zip(values, c.rope_scaling)) if c.rope_scaling else None,
+        "rms_norm_eps": c.norm_eps,
+        "tie_word_embeddings": c.tied,
+        "bos_token_id": c.bos_token,
+    }
 
 
 def load_model(source, device="cpu", dtype=torch.float32):
-    """Read a GPT-2 checkpoint: a name of BUNDLED or HUB, a folder as the hub and transformers write it, or one
-    .safetensors file. `model.folder` is where its tokenizer would lie.
+    """Read a checkpoint: a name of BUNDLED or HUB, another of the hub as OWNER/NAME or OWNER/NAME@REVISION, a folder as
+    the hub and transformers write it, or one .safetensors file. config.json's model_type says which network it is, a
+    GPT or a Llama. `model.folder` is where its tokenizer would lie.
 
     Tensors are read one by one, the largest first, and cast at once, so that memory never holds more than the loaded
     model and one small tensor. Raises ValueError that names what is missing, broken, wrong-shaped or left over.
@@ -117,18 +166,19 @@ def load_model(source, device="cpu", dtype=torch.float32):
     config_file, index = locate(source)
     config = read_config(config_file, index)
     with torch.device("meta"):
-        model = GPT(config)
+        model = Llama(config) if isinstance(config, LlamaConfig) else GPT(config)
     wanted = dict(model.named_parameters())
     tensors, head = {}, None
     for key, (file, shape) in sorted(index.items(), key=lambda item: -math.prod(item[1][1])):
-        name = key.removeprefix("transformer.")
-        if name.endswith((".attn.bias", ".attn.masked_bias")):
-            continue  # the causal mask, which old checkpoints store
+        name = our_name(key)
+        if name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")):
+            continue  # the causal mask and the angles of rotary positions, which old checkpoints store
         if name not in wanted and name != "lm_head.weight":
-            raise ValueError(f"{file} holds {key!r}, which GPT-2 does not have: it is another model")
+            kind = "a model of the Llama family" if isinstance(model, Llama) else "GPT-2"
+            raise ValueError(f"{file} holds {key!r}, which {kind} does not have: it is another model")
         with safe_open(file, framework="pt") as opened:  # memory-mapped, and unmapped again before the next
             t = opened.get_tensor(key)
-        if name == "lm_head.weight":
+        if name not in wanted:
             head = t[:: max(1, len(t) // 512)].clone(), file
             continue
         t = t.T if transposed(name) else t
@@ -137,15 +187,25 @@ def load_model(source, device="cpu", dtype=torch.float32):
             raise ValueError(f"{file}: {key!r} is {tuple(shape)}, {config_file.name} asks for {asked}")
         tensors[name] = torch.empty(t.shape, dtype=dtype, device=device).copy_(t)
     if missing := sorted(wanted.keys() - tensors.keys()):
-        raise ValueError(f"{source} lacks {len(missing)} tensors, first {missing[0]!r}: fetch it again")
+        lacks = f"{source} lacks {len(missing)} tensors, first {hub_name(missing[0], model)!r}"
+        raise ValueError(f"{lacks}: fetch it again")
     model.load_state_dict(tensors, assign=True)
     if head is not None:  # some store the head beside the embedding table: it has to be the same
         rows = model.wte.weight[:: max(1, config.vocab_size // 512)]
         if not torch.equal(rows, head[0].to(rows)):
-            raise ValueError(f"{head[1]} has a head that is not its embedding table: only tied heads are supported")
+            raise ValueError(
+                f"{head[1]} has a head that is not its embedding table: only tied heads are supported where "
+                f"{config_file.name} does not say tie_word_embeddings = false"
+            )
     model.folder = config_file.parent
-    model.name = source if source in HUB else model.folder.resolve().name
+    model.name = str(source) if on_the_hub(source) else model.folder.resolve().name
     return model
+
+
+def on_the_hub(source):
+    """Whether a name is one that the hub knows, with or without a revision: OWNER/NAME@REVISION."""
+    name = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w.-]+)?", str(source))
+    return (source in HUB or name is not None) and not Path(source).exists()
 
 
 def locate(source):
@@ -153,20 +213,19 @@ def locate(source):
     folder, name = Path(source), "model.safetensors"
     if source in BUNDLED:
         folder = Path(__file__).parent / "data" / source
-    elif source in HUB and not folder.exists():
+    elif on_the_hub(source):
         folder = fetch(source, name)
     elif folder.suffix == ".safetensors":
         folder, name = folder.parent, folder.name
     elif not folder.is_dir():
         names = ", ".join([*BUNDLED, *HUB])
-        raise ValueError(f"no model {str(source)!r}: give {names}, a checkpoint's folder or its .safetensors file")
+        raise ValueError(
+            f"no model {str(source)!r}: give {names}, the hub's OWNER/NAME, a checkpoint's folder or its .safetensors "
+            "file"
+        )
     parts = [folder / name]
-    shards = folder / "model.safetensors.index.json"
-    if not parts[0].is_file() and shards.is_file():
-        try:
-            parts = [folder / file for file in sorted(set(json.loads(shards.read_text())["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{shards} is no index of shards ({error!r}): fetch it again") from None
+    if not parts[0].is_file() and (folder / SHARDS).is_file():
+        parts = [folder / file for file in shards(folder / SHARDS)]
     index = {}
     for part in parts:
         if not part.is_file():
@@ -179,46 +238,79 @@ def locate(source):
     return folder / "config.json", index
 
 
+def shards(path):
+    """The file names of a checkpoint in shards, from its index. Raises ValueError."""
+    try:
+        return sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no index of shards ({error!r}): fetch it again") from None
+
+
 def fetch(source, name):
-    """The folder of the hub's cache in which the files of a HUB name lie, downloaded where they were not yet."""
+    """The folder of the hub's cache in which a repository's files lie, downloaded where they were not yet. Gated ones
+    take the hub's own login (`hf auth login`, or HF_TOKEN)."""
     from huggingface_hub import hf_hub_download  # imported here, so that --help need not wait for it
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
     from huggingface_hub.utils import logging
 
-    repository, revision = HUB[source]
+    repository, _, revision = source.partition("@")
+    repository, revision = HUB.get(source, (repository, revision or None))
     logging.set_verbosity_error()  # its retries would bury the one line below
     try:
-        for file in ("config.json", name):
+        for file in ["config.json"] + ["tokenizer.json"] * (source not in HUB):
             folder = Path(hf_hub_download(repository, file, revision=revision)).parent
-    except (OSError, HfHubHTTPError) as error:
+        try:
+            hf_hub_download(repository, name, revision=revision)
+        except EntryNotFoundError:  # it is in shards, or not to be had
+            if source in HUB:
+                raise
+            for file in shards(Path(hf_hub_download(repository, SHARDS, revision=revision))):
+                hf_hub_download(repository, file, revision=revision)
+    except GatedRepoError:
         raise ValueError(
-            f"cannot fetch {source} ({type(error).__name__}): go online once, or put config.json and {name} "
-            f"of the hub's {repository} into a folder and name that with --model"
+            f"{repository} is gated: accept its terms on https://huggingface.co/{repository}, then log in with "
+            "`hf auth login`"
+        ) from None
+    except (OSError, HfHubHTTPError) as error:
+        files = f"config.json and {name}" if source in HUB else f"config.json, tokenizer.json and {name} or its shards"
+        raise ValueError(
+            f"cannot fetch {source} ({type(error).__name__}): go online once, or put {files} of the hub's "
+            f"{repository} into a folder and name that with --model"
         ) from None
     return folder
 
 
 def read_config(path, index):
-    """GPTConfig of a config.json, or, where there is none, of the tensors' shapes."""
-    shapes = {key.removeprefix("transformer."): shape for key, (_, shape) in index.items()}
+    """GPTConfig or LlamaConfig of a config.json, or GPTConfig, where there is none, of the tensors' shapes."""
     if not path.is_file():
-        try:
-            (vocab_size, n_embd), block_size = shapes["wte.weight"], shapes["wpe.weight"][0]
-        except (KeyError, ValueError):
-            raise ValueError(
-                f"no config.json in {path.parent}, and its weights are not GPT-2's: name another"
-            ) from None
-        if n_embd % 64:
-            raise ValueError(f"no config.json in {path.parent}: it says how many heads share {n_embd} columns")
-        n_layer = len({key.split(".")[1] for key in shapes if key.startswith("h.")})
-        return GPTConfig(vocab_size, block_size, n_layer, n_embd // 64, n_embd)  # a head of GPT-2 is 64 wide
+        return gpt2_config_of_shapes(path.parent, index)
     try:
         c = json.loads(path.read_text())
-        config = GPTConfig(c["vocab_size"], c["n_positions"], c["n_layer"], c["n_head"], c["n_embd"])
+        kind = c.get("model_type", "gpt2")
+        if kind not in ("gpt2", *LLAMA_FAMILY):
+            known = ", ".join(("gpt2", *LLAMA_FAMILY))
+            raise ValueError(f"{path} says model_type = {kind!r}: only {known} can be loaded")
+        return gpt2_config(path, c) if kind == "gpt2" else llama_config(path, c)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}): fetch the checkpoint again") from None
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} has no {error}: only GPT-2 checkpoints can be loaded") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} has no {error}: only GPT-2 and Llama checkpoints can be loaded") from None
+
+
+def gpt2_config_of_shapes(folder, index):
+    shapes = {our_name(key): shape for key, (_, shape) in index.items()}
+    try:
+        (vocab_size, n_embd), block_size = shapes["wte.weight"], shapes["wpe.weight"][0]
+    except (KeyError, ValueError):
+        raise ValueError(f"no config.json in {folder}, and its weights are not GPT-2's: name another") from None
+    if n_embd % 64:
+        raise ValueError(f"no config.json in {folder}: it says how many heads share {n_embd} columns")
+    n_layer = len({key.split(".")[1] for key in shapes if key.startswith("h.")})
+    return GPTConfig(vocab_size, block_size, n_layer, n_embd // 64, n_embd)  # a head of GPT-2 is 64 wide
+
+
+def gpt2_config(path, c):
+    config = GPTConfig(c["vocab_size"], c["n_positions"], c["n_layer"], c["n_head"], c["n_embd"])
     same = {  # settings under which the same weights would mean another network
         "activation_function": ("gelu_new",),
         "layer_norm_epsilon": (1e-5,),
@@ -231,6 +323,48 @@ def read_config(path, index):
         if c.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{path} says {key} = {c[key]!r}: only GPT-2's own {allowed[0]!r} is supported")
     return config
+
+
+def llama_config(path, c):
+    kind = c["model_type"]
+    # transformers 5 writes rope_parameters, and what was written before has rope_theta and rope_scaling
+    rope = c.get("rope_parameters") or {"rope_theta": c.get("rope_theta", 10000.0)} | (c.get("rope_scaling") or {})
+    positions = rope.get("rope_type", rope.get("type", "default"))
+    stated = c | {"rope_type": positions, "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0)}
+    same = {  # settings under which the same weights would mean another network
+        "hidden_act": ("silu",),
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+        "rope_type": ("default", "llama3"),
+        "partial_rotary_factor": (1.0,),
+        "quantization_config": (None,),
+    }
+    for key, allowed in same.items():
+        if stated.get(key, allowed[0]) not in allowed:
+            only = " and ".join(map(repr, allowed))
+            raise ValueError(f"{path} says {key} = {stated[key]!r}: only {only} is supported in the Llama family")
+    scaling = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+    # within its window a position sees everything before it, so that no text may be longer
+    windowed = kind == "mistral" or c.get("use_sliding_window")
+    window = c.get("sliding_window", 4096) if windowed else None
+    first = next((c[t] for t in ("bos_token_id", "eos_token_id") if isinstance(c.get(t), int)), 0)
+    return LlamaConfig(
+        vocab_size=c["vocab_size"],
+        block_size=min(c["max_position_embeddings"], window or math.inf),
+        n_layer=c["num_hidden_layers"],
+        n_head=c["num_attention_heads"],
+        n_kv_head=c.get("num_key_value_heads") or c["num_attention_heads"],
+        n_embd=c["hidden_size"],
+        head_dim=c.get("head_dim") or (128 if kind == "qwen3" else c["hidden_size"] // c["num_attention_heads"]),
+        n_inner=c["intermediate_size"],
+        rope_theta=float(rope["rope_theta"]),
+        rope_scaling=tuple(float(rope[key]) for key in scaling) if positions == "llama3" else (),
+        norm_eps=c.get("rms_norm_eps", 1e-6),
+        tied=c.get("tie_word_embeddings", False),
+        qkv_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
+        bos_token=first if first < c["vocab_size"] else 0,
+    )
 
 
 # ---------------------------------------------------------------- trained prompts

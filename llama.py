@@ -170,7 +170,7 @@ class Llama(nn.Module):
         """The one path through the network: tokens (B, T) or embeddings (B, T, C) -> final hidden states (B, T, C),
         and the new keys and values of each layer.
 
-        past: a cache of P positions, batch 1 or B. kv_cache: of batch B for a whole text, of which `cache_len` positions
+        past: a cache of P positions, batch 1 or B. kv_cache: of batch B for a whole text, of which cache_len positions
         are written; the T new ones follow. Positions count on from both. past_pad (n_layer, B) and left_pad (B): how
         many positions are empty at the beginning of each row's past, and of its text. ValueError past block_size.
         """
