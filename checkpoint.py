@@ -358,7 +358,7 @@ def llama_config(path, c):
         head_dim=c.get("head_dim") or (128 if kind == "qwen3" else c["hidden_size"] // c["num_attention_heads"]),
         n_inner=c["intermediate_size"],
         rope_theta=float(rope["rope_theta"]),
-        rope_scaling=tuple(float(rope[key]) for key in scaling) if positions == "llama3" else (),
+        rope_scaling=tuple(rope[key] for key in scaling) if positions == "llama3" else (),
         norm_eps=c.get("rms_norm_eps", 1e-6),
         tied=c.get("tie_word_embeddings", False),
         qkv_bias=kind == "qwen2",

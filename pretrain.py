@@ -24,7 +24,7 @@ import tasks
 from checkpoint import replacing, save_model, write_json, write_tensors, write_text
 from cli import Parser, at_least, fraction, rate, run, weight
 from data import documents
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, byte_alphabet
 from model import GPT, GPTConfig
 
 # words with their leading space, each digit alone, runs of marks, white space
@@ -107,13 +107,6 @@ def train_tokenizer(books, vocab_size, rng):
     # a character of encoding.json is a byte; merges keep their order, which is their rank
     encoding["tokens"] += ["".join(chr(alphabet[c]) for c in token) for token in merged]
     return encoding
-
-
-def byte_alphabet():
-    """{character: byte}: the printable stand-ins of GPT-2's byte-level BPE, which the tokenizers library uses."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def document_tokens(tokenizer, document):
