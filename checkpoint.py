@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from data import schemas
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
 from prefix import METHODS
@@ -63,12 +64,28 @@ def write_text(path, text):
 
 
 def read_tensors(path):
-    """(header, {name: tensor}) of a safetensors file. Raises ValueError where it is none."""
+    """(header, {name: tensor}) of a safetensors file. Raises ValueError where it is none, or holds NaN or infinity."""
+    if not Path(path).is_file():  # a pipe might never end
+        raise ValueError(f"{path} is no regular file: name a safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118, not a dict
+            header, tensors = file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read ({error}): it is no safetensors file, or it was cut off") from None
+    for name, t in tensors.items():
+        check_finite(t, name, path)
+    return header, tensors
+
+
+def check_finite(t, name, path):
+    """Raise ValueError where a tensor holds NaN or infinity, which its smallest and largest number tell at once."""
+    if t.is_complex():
+        raise ValueError(f"{path}: {name!r} is complex: weights are real numbers")
+    if t.is_floating_point() and t.numel():
+        low, high = (t.float() if t.itemsize == 1 else t).aminmax()  # of float8 there is none
+        if low.isfinite() and high.isfinite():
+            return
+        raise ValueError(f"{path}: {name!r} holds NaN or infinite numbers: make or fetch the file again")
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -176,16 +193,19 @@ def load_model(source, device="cpu", dtype=torch.float32):
         if name not in wanted and name != "lm_head.weight":
             kind = "a model of the Llama family" if isinstance(model, Llama) else "GPT-2"
             raise ValueError(f"{file} holds {key!r}, which {kind} does not have: it is another model")
+        like = wanted[name if name in wanted else "wte.weight"]
+        asked = tuple(like.shape[:: -1 if transposed(name) else 1])
+        if shape != asked:
+            raise ValueError(f"{file}: {key!r} is {shape}, {config_file.name} asks for {asked}")
         with safe_open(file, framework="pt") as opened:  # memory-mapped, and unmapped again before the next
             t = opened.get_tensor(key)
+        if not t.is_floating_point():
+            raise ValueError(f"{file}: {key!r} is of type {t.dtype}: weights are floating-point numbers")
         if name not in wanted:
             head = t[:: max(1, len(t) // 512)].clone(), file
             continue
-        t = t.T if transposed(name) else t
-        if t.shape != wanted[name].shape:
-            asked = tuple(wanted[name].shape[:: -1 if transposed(name) else 1])
-            raise ValueError(f"{file}: {key!r} is {tuple(shape)}, {config_file.name} asks for {asked}")
-        tensors[name] = torch.empty(t.shape, dtype=dtype, device=device).copy_(t)
+        tensors[name] = torch.empty(like.shape, dtype=dtype, device=device).copy_(t.T if transposed(name) else t)
+        check_finite(tensors[name], key, file)
     if missing := sorted(wanted.keys() - tensors.keys()):
         lacks = f"{source} lacks {len(missing)} tensors, first {hub_name(missing[0], model)!r}"
         raise ValueError(f"{lacks}: fetch it again")
@@ -240,10 +260,11 @@ def locate(source):
 
 def shards(path):
     """The file names of a checkpoint in shards, from its index. Raises ValueError."""
-    try:
-        return sorted(set(json.loads(path.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no index of shards ({error!r}): fetch it again") from None
+    names = sorted(set(schemas.read_json(path, schemas.ShardIndex)["weight_map"].values()))
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{path} names {name!r}, but a shard lies beside its index: fetch it again")
+    return names
 
 
 def fetch(source, name):
@@ -284,17 +305,14 @@ def read_config(path, index):
     """GPTConfig or LlamaConfig of a config.json, or GPTConfig, where there is none, of the tensors' shapes."""
     if not path.is_file():
         return gpt2_config_of_shapes(path.parent, index)
-    try:
-        c = json.loads(path.read_text())
-        kind = c.get("model_type", "gpt2")
-        if kind not in ("gpt2", *LLAMA_FAMILY):
-            known = ", ".join(("gpt2", *LLAMA_FAMILY))
-            raise ValueError(f"{path} says model_type = {kind!r}: only {known} can be loaded")
-        return gpt2_config(path, c) if kind == "gpt2" else llama_config(path, c)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): fetch the checkpoint again") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} has no {error}: only GPT-2 and Llama checkpoints can be loaded") from None
+    kind = schemas.read_json(path, schemas.ModelType).get("model_type", "gpt2")
+    if kind not in ("gpt2", *LLAMA_FAMILY):
+        known = ", ".join(("gpt2", *LLAMA_FAMILY))
+        raise ValueError(f"{path} says model_type = {kind!r}: only {known} can be loaded")
+    remedy = "only GPT-2 and Llama checkpoints can be loaded"
+    if kind == "gpt2":
+        return gpt2_config(path, schemas.read_json(path, schemas.GPT2Json, remedy))
+    return llama_config(path, schemas.read_json(path, schemas.LlamaJson, remedy))
 
 
 def gpt2_config_of_shapes(folder, index):
@@ -311,6 +329,8 @@ def gpt2_config_of_shapes(folder, index):
 
 def gpt2_config(path, c):
     config = GPTConfig(c["vocab_size"], c["n_positions"], c["n_layer"], c["n_head"], c["n_embd"])
+    if config.n_embd % config.n_head:
+        raise ValueError(f"{path}: n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
     same = {  # settings under which the same weights would mean another network
         "activation_function": ("gelu_new",),
         "layer_norm_epsilon": (1e-5,),
@@ -344,11 +364,15 @@ def llama_config(path, c):
             only = " and ".join(map(repr, allowed))
             raise ValueError(f"{path} says {key} = {stated[key]!r}: only {only} is supported in the Llama family")
     scaling = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+    if missing := {"rope_theta", *(scaling if positions == "llama3" else ())} - rope.keys():
+        raise ValueError(f"{path} has no {min(missing)}, which says how positions turn: fetch it again")
+    if positions == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+        raise ValueError(f"{path} says high_freq_factor <= low_freq_factor: fetch it again")
     # within its window a position sees everything before it, so that no text may be longer
     windowed = kind == "mistral" or c.get("use_sliding_window")
     window = c.get("sliding_window", 4096) if windowed else None
     first = next((c[t] for t in ("bos_token_id", "eos_token_id") if isinstance(c.get(t), int)), 0)
-    return LlamaConfig(
+    config = LlamaConfig(
         vocab_size=c["vocab_size"],
         block_size=min(c["max_position_embeddings"], window or math.inf),
         n_layer=c["num_hidden_layers"],
@@ -365,6 +389,10 @@ def llama_config(path, c):
         qk_norm=kind == "qwen3",
         bos_token=first if first < c["vocab_size"] else 0,
     )
+    if config.n_head % config.n_kv_head or config.head_dim % 2 or config.head_dim == 0:
+        heads = f"{config.n_head} heads of {config.head_dim}, {config.n_kv_head} of keys and values"
+        raise ValueError(f"{path} says {heads}: these have to share the former, and their width is even")
+    return config
 
 
 # ---------------------------------------------------------------- trained prompts
@@ -399,19 +427,36 @@ def load_prefix(path, model, tokenizer):
         raise ValueError(f"no prefix file {path}: train_task.py writes prefix.safetensors into its run's folder")
     header, tensors = read_tensors(path)
     header = todays_words(header)
-    if header.get("format") != "nanoprompt prefix" or "init_kwargs" not in header:
+    if header.get("format") != "nanoprompt prefix":
         raise ValueError(f"{path} is no prefix: name the prefix.safetensors of a run")
+    header = schemas.convert(header, schemas.PrefixHeader, path, "train it again")
     if header["base_fingerprint"] != fingerprint(model):
         tuned_on = f"{header['base']!r} ({header['base_fingerprint']})"
         raise ValueError(f"{path} was tuned on the base {tuned_on}, not on {model.name!r} ({fingerprint(model)})")
     if header["tokenizer"] != tokenizer.name:
         raise ValueError(f"{path} was tuned with the tokenizer {header['tokenizer']}, not with {tokenizer.name}")
-    method = METHODS[header["method"]](model, **json.loads(header["init_kwargs"]))
-    method.shots = tensors.get("shots")
+    if header["method"] not in METHODS:
+        raise ValueError(f"{path} is of the method {header['method']!r}: choose from {', '.join(METHODS)}")
+    cls, c = METHODS[header["method"]], model.config
+    largest = max(c.block_size, sum(t.numel() for t in tensors.values()) // c.n_embd)
+    method = cls(model, **schemas.method_arguments(cls, header["init_kwargs"], path, c.vocab_size, largest))
+    if "shots" in tensors:
+        method.shots = torch.zeros_like(tensors["shots"], dtype=torch.long)
+    wanted = method.state_dict()
+    for name, t in tensors.items():
+        if name in wanted and t.shape != wanted[name].shape:
+            raise ValueError(
+                f"{path}: {name!r} is {tuple(t.shape)}, its header asks for {tuple(wanted[name].shape)}: train it again"
+            )
     missing, unknown = method.load_state_dict(tensors, strict=False)
     trained = {name for name, p in method.named_parameters() if p.requires_grad}
     if unknown or trained & set(missing):
         raise ValueError(f"{path} is no complete {header['method']}: train it again")
+    for name, t in method.named_buffers():  # tokens: of a text, of answers, of worked examples
+        if not t.is_floating_point() and t.numel() and not (0 <= t.min() and t.max() < c.vocab_size):
+            raise ValueError(f"{path}: {name!r} holds tokens past the vocabulary of {c.vocab_size}: train it again")
+    if method.shots is not None and (method.shots.dim() != 2 or len(method.shots) != 1):
+        raise ValueError(f"{path}: 'shots' is {tuple(method.shots.shape)}, not (1, tokens): train it again")
     return method.to(model.wte.weight.device), header
 
 

@@ -27,6 +27,7 @@ import prefix
 import train_task
 from checkpoint import fingerprint, load_model, write_json, write_text
 from cli import Parser, at_least, run
+from data import schemas
 from eval import report
 
 TASKS = ["addition", "multiplication", "symbolic_sum", "word_reversal", "last_letter"]
@@ -323,7 +324,11 @@ def run_all(cells, args, folder):
         bar.close()
     if failed:
         raise ValueError(f"{len(failed)} of {len(every)} runs failed; {failed[0]}")
-    return [[[json.loads((out / "results.json").read_text()) for out in outs] for outs in c["runs"]] for c in cells]
+    return [[[read_results(out) for out in outs] for outs in c["runs"]] for c in cells]
+
+
+def read_results(out):
+    return schemas.read_json(out / "results.json", schemas.Results, "remove its folder, and it is run again")
 
 
 def spread(values):

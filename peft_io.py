@@ -5,7 +5,6 @@ python peft_io.py import DIR prefix.safetensors    a PEFT adapter as a prefix, f
 python peft_io.py merge out/lora DIR               a run's LoRA in the base's weights, an ordinary checkpoint
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from checkpoint import (
     write_tensors,
 )
 from cli import Parser, run
+from data import schemas
 from data.tokenizer import Tokenizer
 from prefix import DeepPrefix, HybridPrefix, LoRA, PrefixTuning, PromptTuning, PTuning, block_linears
 
@@ -100,11 +100,8 @@ def import_peft(folder, model):
     for one in (file, weights):
         if not one.is_file():
             raise ValueError(f"no {one.name} in {folder}: name a folder that PEFT's save_pretrained wrote")
-    try:
-        config = json.loads(file.read_text())
-        kind = config["peft_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no PEFT configuration ({error!r})") from None
+    config = schemas.read_json(file, schemas.AdapterConfig, "name a folder that PEFT's save_pretrained wrote")
+    kind = config["peft_type"]
     _, tensors = read_tensors(weights)
     if kind == "LORA":
         return import_lora(config, tensors, model, folder)
@@ -122,7 +119,7 @@ def import_peft(folder, model):
             f"{weights} holds {extra!r}, not prompt_embeddings alone: only causal language models' prompts"
         )
     rows, c = tensors["prompt_embeddings"].float(), model.config
-    width = c.n_embd * (2 * c.n_layer if kinds[kind] is DeepPrefix else 1)
+    width = 2 * c.n_layer * c.n_kv_head * c.head_dim if kinds[kind] is DeepPrefix else c.n_embd
     if rows.dim() != 2 or rows.size(1) != width:
         raise ValueError(
             f"{weights}: prompt_embeddings is {tuple(rows.shape)}, a {kind} prompt for {model.name} is {width} wide: "
@@ -141,10 +138,11 @@ def import_lora(config, tensors, model, folder):
     for key in (*plain, *switches):
         if config.get(key) and config[key] not in plain.get(key, ()):
             raise ValueError(f"{folder} says {key} = {config[key]!r}: only plain LoRA can be imported")
-    try:
-        lora = LoRA(model, rank=config["r"], alpha=float(config["lora_alpha"]), rslora=config.get("use_rslora", False))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder}/adapter_config.json is no configuration of LoRA ({error!r})") from None
+    config = schemas.convert(config, schemas.LoRAConfig, Path(folder) / "adapter_config.json", "export it again")
+    rank = config["r"]
+    if not any(t.dim() == 2 and rank in t.shape for t in tensors.values()):
+        raise ValueError(f"{folder} says r = {rank}, and none of its tensors has that rank: export it again")
+    lora = LoRA(model, rank=rank, alpha=config["lora_alpha"], rslora=config.get("use_rslora", False))
     left = dict(tensors)
     for (name, _), A, B in zip(block_linears(model), lora.A, lora.B):
         for part, ours in (("A", A), ("B", B)):
@@ -176,7 +174,7 @@ def base_of(source):
     """The --model that a run was tuned on, from its results.json or its prompt's header."""
     file = source / "prefix.safetensors" if source.is_dir() else source
     if (file.parent / "results.json").is_file():
-        return json.loads((file.parent / "results.json").read_text())["args"]["model"]
+        return schemas.read_json(file.parent / "results.json", schemas.Run, "give --model")["args"]["model"]
     header, _ = read_tensors(file)
     name = header.get("base", "")
     if name not in (*BUNDLED, *HUB):

@@ -1,10 +1,12 @@
 """Text to tokens and back: BPE by tiktoken or by the tokenizers library, or one token for each byte."""
 
 import hashlib
-import json
 from pathlib import Path
 
+import regex  # tiktoken needs it as well
 import tiktoken
+
+from data import schemas
 
 
 class Tokenizer:
@@ -30,20 +32,23 @@ class Tokenizer:
         where the size is GPT-2's."""
         path = Path(folder) / "encoding.json"
         if path.is_file():
+            e = schemas.read_json(path, schemas.Encoding, "fetch the checkpoint again")
             try:
-                e = json.loads(path.read_text())
-            except ValueError as error:
-                raise ValueError(f"{path} is not JSON ({error}): fetch the checkpoint again") from None
-            ranks = {token.encode("latin-1"): rank for rank, token in enumerate(e["tokens"])}  # one character a byte
-            if len(ranks) + 1 != vocab_size:
+                ranks = {token.encode("latin-1"): rank for rank, token in enumerate(e["tokens"])}  # a character a byte
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{path}: token {error.object!r} is not made of bytes: fetch it again") from None
+            if len(ranks) + 1 != vocab_size or len(e["tokens"]) != len(ranks):
                 raise ValueError(f"{path} has {len(ranks) + 1} tokens, the weights have {vocab_size}: fetch both again")
+            if lacking := [b for b in range(256) if bytes([b]) not in ranks]:
+                raise ValueError(f"{path} has no token for the byte {lacking[0]}: fetch the checkpoint again")
+            check_pattern(e["pattern"], path)
             special = {"<|endoftext|>": len(ranks)}
             return cls(
                 tiktoken.Encoding(e["name"], pat_str=e["pattern"], mergeable_ranks=ranks, special_tokens=special),
                 tokenize,
             )
         config = Path(folder) / "config.json"
-        config = json.loads(config.read_text()) if config.is_file() else {}
+        config = schemas.read_json(config, schemas.ModelType) if config.is_file() else {}
         if config.get("model_type", "gpt2") != "gpt2":
             return cls(TokenizerFile(Path(folder) / "tokenizer.json", vocab_size, config.get("eos_token_id")), tokenize)
         if vocab_size == 50257:
@@ -91,12 +96,14 @@ class TokenizerFile:
         except ImportError:
             raise ValueError(f"{path} needs the tokenizers library: pip install -r requirements-llama.txt") from None
         try:
-            self.file = FromFile.from_file(str(path))
+            self.file = FromFile.from_buffer(schemas.read_bytes(path, schemas.TOKENIZER_LIMIT))
         except Exception as error:  # the library raises nothing more exact
             raise ValueError(f"{path} cannot be read ({error}): fetch it again") from None
         self.n_vocab = 1 + max(self.file.get_vocab().values(), default=-1)
         if self.n_vocab > vocab_size:
             raise ValueError(f"{path} has {self.n_vocab} tokens, the weights have {vocab_size}: fetch both again")
+        self.file.no_padding()
+        self.file.no_truncation()
         self.file.encode_special_tokens = True  # as text, where a text spells them
         self.vocab = self.file.get_vocab()  # {token: number}
         self.name = "tokenizer-" + hashlib.sha256(repr(sorted(self.vocab.items())).encode()).hexdigest()[:8]
@@ -126,3 +133,16 @@ def byte_alphabet():
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+SAMPLE = "".join(map(chr, range(32, 127))) + "aaaa" * 8 + "!\n\t 1234  it's \u00e4\u4e2d\n\n \u2028\u200b\U0001f600 b"
+
+
+def check_pattern(pattern, path):
+    """Raise ValueError for a pattern that does not cut a text into pieces: tiktoken would lose text or break off."""
+    try:
+        pieces = [match.group() for match in regex.finditer(pattern, SAMPLE, timeout=1)]
+    except (regex.error, TimeoutError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its pattern is none ({error}): fetch the checkpoint again") from None
+    if not all(pieces) or "".join(pieces) != SAMPLE:
+        raise ValueError(f"{path}: its pattern loses text or matches nothing: fetch the checkpoint again")

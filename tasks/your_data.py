@@ -10,13 +10,16 @@ and `classes` lists them.
 """
 
 import csv
-import json
+import io
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+from data import schemas
 from tasks import IN_DISTRIBUTION, Example, Task, in_test
 
+MOST_CHARACTERS = 100_000  # of a row: no base reads more at once
 MOST_CLASSES, ROWS_A_CLASS = 50, 5  # more answers than that, or fewer rows for each, are text to generate
 
 
@@ -89,9 +92,7 @@ class YourData(Task):
     def read(self, path, prompt, answer):
         """[(line number, Example)] of the rows that can be used; notes about the others."""
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise ValueError(f"no file {path}") from None
+            text = schemas.read_bytes(path, schemas.DATA_LIMIT).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it as that") from None
         if not text.strip():
@@ -105,15 +106,17 @@ class YourData(Task):
             pair = [str(row[c]).strip() if isinstance(row.get(c), str | int | float) else "" for c in (prompt, answer)]
             if not all(pair):
                 broken[line] = f"no {(answer if pair[0] else prompt)!r}"
+            elif sum(map(len, pair)) > MOST_CHARACTERS:
+                broken[line] = f"more than {MOST_CHARACTERS:,} characters"
             elif self.stop in pair[1]:
                 broken[line] = f"a line break in {answer!r}"
             else:
                 question = self.question_format.replace("{}", pair[0])
                 found.append((line, Example(question, self.answer_line(pair[1]), len(pair[0].split()))))
-        for flag, column in (("prompt", prompt), ("answer", answer)):
+        for column in (prompt, answer):
             if columns and column not in columns:
                 has = ", ".join(map(repr, sorted(map(str, columns))))
-                raise ValueError(f"{path} has no column {column!r} but {has}: name one with --{flag}-column")
+                raise ValueError(f"{path} has no column {column!r} but {has}: name both with --columns")
         if broken:
             first = next(iter(broken))
             if not found:
@@ -130,12 +133,13 @@ class YourData(Task):
             for line, one in enumerate(text.split("\n"), 1):
                 if one.strip():
                     try:
-                        row = json.loads(one)
+                        row = schemas.decode(one, Any, f"line {line}", "")
                         yield line, row if isinstance(row, dict) else "not an object"
                     except ValueError:
                         yield line, "not JSON"
             return
-        rows = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if Path(path).suffix == ".tsv" else ",")
+        csv.field_size_limit(schemas.DATA_LIMIT)  # too long a field is left out below, with its line
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if Path(path).suffix == ".tsv" else ",")
         before = rows.line_num
         for row in rows:
             yield before + 1, "more fields than the header" if None in row else row

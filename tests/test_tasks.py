@@ -274,7 +274,7 @@ def test_broken_rows_are_counted_and_named(tmp_path):
         ("a.jsonl", "", "is empty"),
         ("a.jsonl", " \n\n", "is empty"),
         ("a.csv", "prompt,answer\n", "no row is left to train on"),
-        ("a.csv", "text,label\na,b\n", "no column 'prompt' but 'label', 'text': name one with --prompt-column"),
+        ("a.csv", "text,label\na,b\n", "no column 'prompt' but 'label', 'text': name both with --columns"),
         ("a.jsonl", '{"prompt": "a", "label": "b"}', "no column 'answer' but 'label', 'prompt'"),
         ("a.jsonl", "x\ny\n", "not one row can be used; line 1: not JSON"),
         ("a.tsv", "prompt\tanswer\n" + "".join(f"p{i}\tyes\n" for i in range(30)), "every answer is 'yes'"),
