@@ -24,14 +24,15 @@ from checkpoint import (
 from cli import Parser, run
 from data import schemas
 from data.tokenizer import Tokenizer
-from prefix import DeepPrefix, HybridPrefix, LoRA, PrefixTuning, PromptTuning, PTuning, block_linears
+from prefix import Cartridge, DeepPrefix, HybridPrefix, LoRA, PrefixTuning, PromptTuning, PTuning, block_linears
 
 
 @torch.no_grad()
 def export_peft(method, model, folder):
     """Write adapter_config.json and adapter_model.safetensors, which PeftModel.from_pretrained takes:
-    PROMPT_TUNING for rows at the input, PREFIX_TUNING for keys and values, an MLP folded into either; LORA."""
-    if type(method) not in (HybridPrefix, PromptTuning, PTuning, DeepPrefix, PrefixTuning, LoRA):
+    PROMPT_TUNING for rows at the input, PREFIX_TUNING for keys and values, an MLP folded into either; CARTRIDGE; LORA.
+    """
+    if type(method) not in (HybridPrefix, PromptTuning, PTuning, DeepPrefix, PrefixTuning, Cartridge, LoRA):
         raise ValueError(f"PEFT has no adapter for {method.name}")
     if method.shots is not None:
         raise ValueError("a prompt with worked examples behind it (--shots): PEFT's adapter would lose them")
@@ -65,7 +66,10 @@ def prompt_adapter(prefix, model):
         "num_attention_heads": c.n_head,
         "token_dim": c.n_embd,
     }
-    config |= {"prefix_projection": False} if deep else {"prompt_tuning_init": "RANDOM"}
+    if isinstance(prefix, Cartridge):
+        config |= {"peft_type": "CARTRIDGE", "num_frozen_tokens": 0}
+    else:
+        config |= {"prefix_projection": False} if deep else {"prompt_tuning_init": "RANDOM"}
     return config, {"prompt_embeddings": rows}
 
 

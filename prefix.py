@@ -7,6 +7,7 @@ the question. A method of your own is one more class of this file with a `name`:
 """
 
 import copy
+import random
 
 import tiktoken
 import torch
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import muon
+from data.batches import training_batches
 from data.tokenizer import Tokenizer
+from generate import generate
 from model import GPT, GPTConfig
 
 LAYERS = {"layers": {"type": int, "help": "in the top ones only"}}
@@ -356,6 +359,62 @@ class PrefixTuning(DeepPrefix):
         return self.rows + self.mlp(self.code)
 
 
+class Cartridge(DeepPrefix):
+    """Keys and values in every layer that stand in for a text, distilled from the base: Eyuboglu et al. (2025).
+
+    "Cartridges: Lightweight and general-purpose long context representations via self-study". The text is the trigger,
+    for instance worked examples. Its first n_random tokens are what the rows begin as. No label is read: the base with
+    the text in its context is the teacher, which continues each question, and the rows learn its next tokens.
+
+    loss = KL(p(next | text, x) || p(next | rows, x)), the mean over the tokens that the teacher wrote
+    """
+
+    name, label, lr, needs_labels = "cartridge", "cartridge", 1e-2, False
+    options = {"window": {"type": int, "help": "tokens of the text that its teacher reads at once (default: all)"}}
+
+    def __init__(self, model, n_random, trigger=(), seed=0, window=None):
+        if not trigger:
+            raise ValueError("a cartridge of no text: give a --trigger or a --text")
+        if window is not None and window < 1:
+            raise ValueError(f"--window {window}: give at least 1")
+        super().__init__(model, 0, trigger[: n_random or None])
+        self.init_kwargs = {"n_random": len(self.rows), "trigger": list(trigger), "window": window}
+        self.window = window or model.config.block_size
+        self.register_buffer("text", torch.tensor(trigger), persistent=False)  # (S), in the file as the trigger
+        self.rng = random.Random(seed)
+
+    def loss(self, network, tokens, targets, answer):
+        """Mean divergence from the teacher, in nats per token, on continuations of a batch's questions."""
+        tokens, answer, want = self.teach(network, tokens, targets, answer)
+        return divergence(network, self.past(network), tokens, answer, want)
+
+    @torch.no_grad()
+    def teach(self, network, tokens, targets, answer):
+        """What the teacher makes of a batch's questions: tokens (B, T), answer (B, T), True where the next token is one
+        that it wrote, and its log-probabilities there, (N, vocab_size).
+
+        Of the answers only the greatest length is read, and the last token, with which the teacher stops as well.
+        """
+        ends = [row.nonzero().flatten().tolist() for row in answer]
+        questions = [row[: at[0] + 1].tolist() for row, at in zip(tokens, ends)]
+        stop = targets[range(len(ends)), [at[-1] for at in ends]]  # (B)
+        n = max(map(len, ends))
+        S = min(self.window, network.config.block_size - max(map(len, questions)) - n)
+        begin = self.rng.randint(0, max(0, len(self.text) - S))  # of a longer text another part in each step
+        past, seed = network.prefill(self.text[None, begin : begin + S]), self.rng.getrandbits(32)
+        new = generate(network, questions, n, past, stop=stop, temperature=1.0, seed=seed)
+        (batch,) = training_batches(list(zip(questions, new)), len(new), self.rng)
+        tokens, _, answer = (t.to(tokens.device) for t in batch)
+        return tokens, answer, network.logits(network(tokens, past)[answer]).float().log_softmax(-1)
+
+
+def divergence(network, past, tokens, answer, want):
+    """KL(p || q), (): p is given as log-probabilities `want`, (N, vocab_size), q is what the network says behind a
+    cache at the positions of `answer`. The mean over these, in nats."""
+    got = network.logits(network(tokens, past)[answer]).float().log_softmax(-1)  # (N, vocab_size)
+    return F.kl_div(got, want, reduction="batchmean", log_target=True)
+
+
 def zero_mlp(n_in, n_out, rng):
     """A hidden layer of n_in units; what it puts out starts at zero."""
     mlp = nn.Sequential(nn.Linear(n_in, n_in), nn.Tanh(), nn.Linear(n_in, n_out))
@@ -608,7 +667,7 @@ class LoRA(Method):
     y = W x + (alpha / rank) B A x
     """
 
-    name, label, lr = "lora", "LoRA", 3e-3
+    name, label, lr = "lora", "LoRA", 1e-2
     options = RANK | {
         "alpha": {"type": float, "help": "its update is scaled by alpha / rank (default 16)"},
         "rslora": {"action": "store_true", "help": "its update is scaled by alpha / sqrt(rank)"},

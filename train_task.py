@@ -25,7 +25,7 @@ from eval import report
 from eval.accuracy import classification, generate_answers, majority_vote, rank_choices, score
 from eval.baselines import as_text, best_context, majority, tfidf
 from eval.neighbors import nearest_tokens
-from prefix import METHODS
+from prefix import METHODS, divergence
 from tasks import IN_DISTRIBUTION
 
 OPTIONS = {name: spec for cls in METHODS.values() for name, spec in cls.options.items()}
@@ -42,6 +42,7 @@ def parser():
         help="a name (python -m tasks --list), or your own data: a .jsonl, .csv or .tsv file, and one to test on, or a "
         "fifth of the first is held out (default addition)",
     )
+    p.add_argument("--text", metavar="FILE", help="a text instead of a task: --method cartridge puts it into a cache")
     p.add_argument("--columns", nargs=2, metavar=("PROMPT", "ANSWER"), help="of your own data (default: prompt answer)")
     p.add_base()
     p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
@@ -60,6 +61,13 @@ def parser():
         metavar="TEXT",
         help="what the rows behind those begin as: example (a training example, the default), instruction (the task "
         "in words, the default for classes), none, or any TEXT",
+    )
+    g.add_argument(
+        "--trigger-examples",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="worked examples that --trigger example is made of (default %(default)s)",
     )
     g.add_argument(
         "--shots", type=at_least(0), default=0, help="worked examples between the prompt and the question (default 0)"
@@ -113,6 +121,8 @@ def parse_args(argv=None):
         if getattr(args, name) is not None and name not in METHODS[args.method].options:
             takes = ", ".join(cls.name for cls in METHODS.values() if name in cls.options)
             raise ValueError(f"--{name} is not for --method {args.method}: {takes} take it")
+    if args.text and (args.method != "cartridge" or args.load or args.window):
+        raise ValueError(f"--text {args.text} is for --method cartridge, without --load and --window")
     if args.l2_sp and not hasattr(METHODS[args.method], "embeddings"):
         raise ValueError(f"--l2-sp is not for --method {args.method}: it has no rows that began as something")
     if "none" in (args.beside or []) and len(args.beside) > 1:
@@ -150,7 +160,7 @@ def trigger_of(args, task, tokenizer, examples):
     if kind == "none":
         return "", "", []
     if kind == "example":
-        text = as_text(task.worth_showing(examples, 1))
+        text = as_text(task.worth_showing(examples, args.trigger_examples))
         return kind, text, tokenizer.encode_task(text)
     text = (task.trigger if kind == "instruction" else kind) + "\n"
     return kind if kind == "instruction" else "trigger", text, tokenizer.encode(text)
@@ -366,12 +376,64 @@ def measure_texts(task, examples, tests, results):
             results["classes"][name] = classification(task, questions, chosen)
 
 
+# ---------------------------------------------------------------- a text in a cache
+
+
+def snippets(text, n, seed, stop, length=8, longest=64):
+    """What a base is asked about a text (a list of tokens): to continue n pieces of it, `length` tokens each, for at
+    most `longest` tokens. Pairs of a question and a stand-in for its answer, as `train` takes them."""
+    begins = random.Random(f"snippets {seed}").choices(range(max(1, len(text) - length)), k=n)
+    return [(text[i : i + length], [stop] * longest) for i in begins]
+
+
+def distill_text(args):
+    """Put a text into a cache that sample.py reads, and say how close the base behind it comes to the base that reads
+    the text: the divergence of their next tokens on continuations that it was not tuned on."""
+    try:
+        text = Path(args.text).read_text()
+    except UnicodeDecodeError:
+        raise ValueError(f"{args.text} is not UTF-8 text: convert it, or give another") from None
+    model = load_model(args.model, args.device, args.dtype).freeze()
+    tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize or "bpe")
+    tokens = tokenizer.encode_task(text)
+    room = model.config.block_size - 8 - 64  # a snippet and its continuation
+    if not 8 < len(tokens) <= room:
+        raise ValueError(
+            f"{args.text} has {len(tokens)} tokens: give 9 to {room}, so that {model.name} reads it whole and continues"
+        )
+    method = METHODS["cartridge"](model, args.n_random, tokens, args.seed).to(args.device)
+    method.init_kwargs["seed"] = args.seed
+    out = output_folder(args, Path(args.text).stem, model)
+    n, epochs = budget(args, method)
+    encoded = snippets(tokens, n, args.seed, tokenizer.eot)
+    held_out = snippets(tokens, 256, f"held out {args.seed}", tokenizer.eot)
+    (batch,) = training_batches(held_out, len(held_out), random.Random(0))
+    lesson = method.teach(model, *(t.to(args.device) for t in batch))
+    lr = args.lr or method.lr
+    with torch.no_grad():
+        kl = {"nothing": divergence(model, None, *lesson).item()}
+        kl["before tuning"] = divergence(model, method.past(model), *lesson).item()
+    curve = train(method, model, encoded, epochs, args.batch_size, lr, args.dtype, args.seed, args.l2_sp)
+    with torch.no_grad():
+        kl["tuned"] = divergence(model, method.past(model), *lesson).item()
+    save_prefix(method, out / "prefix.safetensors", model, tokenizer, trigger=text)
+    options = {k: v for k, v in vars(args).items() if k not in ("out", "overwrite", "load")}
+    options["dtype"] = str(args.dtype).removeprefix("torch.")
+    results = {"text": args.text, "tokens": len(tokens), "rows": method.n_rows(), "divergence": kl, "loss": curve}
+    write_json(out / "results.json", results | {"args": options})
+    print(f"{len(tokens)} tokens in {method.n_rows()} rows; divergence from {model.name} reading them, nats per token:")
+    for name, value in kl.items():
+        print(f"  {name:<14}{value:.3f}")
+    print(f"\nwrote prefix.safetensors, results.json to {out}")
+    return results
+
+
 # ---------------------------------------------------------------- the program
 
 
-def output_folder(args, task, model):
+def output_folder(args, name, model):
     """Made and seen to be writable before any work is done."""
-    out = Path(args.out or f"out/{task.name.replace(':', '-')}-{model.name}")
+    out = Path(args.out or f"out/{name.replace(':', '-')}-{model.name}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (args.overwrite and out.is_dir()):
         raise ValueError(f"{out} is already in use: give another --out, or --overwrite to replace it")
     try:
@@ -461,6 +523,8 @@ def write_results(results, out, args, task):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.text:
+        return distill_text(args)
     task = load_task(args)
     model = load_model(args.model, args.device, args.dtype).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize or task.tokenize)
@@ -478,7 +542,7 @@ def main(argv=None):
     if not args.load:
         contenders |= rivals(args, model, tokenizer, task, examples, tests, free)
     name = next(iter(prompts)) if args.load else args.method
-    out = output_folder(args, task, model)
+    out = output_folder(args, task.name, model)
     results = describe(args, task, model, contenders, name, trigger, context)
     print(report.heading(results, examples[0]))
 

@@ -135,6 +135,7 @@ EXPORTED = {
     "ptuning": {},
     "prefix": {},
     "ptuning2": {},
+    "cartridge": {},
 }
 
 

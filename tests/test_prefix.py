@@ -470,6 +470,66 @@ def test_gradients_of_deep_rows_equal_peft(tiny, tmp_path):
     torch.testing.assert_close(prompt.rows.grad, weight.grad, atol=1e-5, rtol=1e-4)
 
 
+BATCH = (  # tokens, targets and answer, as training_batches makes them
+    torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 0, 0]]),
+    torch.tensor([[1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 0, 0]]),
+    torch.tensor([[0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]]).bool(),
+)
+
+
+def test_a_cartridge_learns_what_the_base_says_with_the_text_in_its_context(tiny):
+    """Against probabilities of the text and its continuation read whole, without any cache, and KL by hand."""
+    text = [7, 8, 9, 10, 11]
+    cartridge = prefix.Cartridge(tiny, 2, text, seed=1)
+    begin = prefix.DeepPrefix(tiny, 0, text[:2])
+    assert torch.equal(cartridge.rows, begin.rows) and cartridge.n_positions() == 2
+    tokens, answer, want = cartridge.teach(tiny, *BATCH)
+    questions = {(3, 1, 4): 4, (2, 6): 4}  # and at most how many tokens the teacher writes
+    by_hand, kl = [], 0.0
+    for row, at in zip(tokens, answer):
+        first, last = at.nonzero().flatten()[[0, -1]].tolist()
+        n = questions.pop(tuple(row[: first + 1].tolist()))
+        assert 1 <= last - first + 1 <= n
+        said = tiny.logits(tiny(torch.cat([torch.tensor(text), row])[None]))[0, len(text) :]
+        by_hand.append(said[at].log_softmax(-1))
+        behind = tiny.logits(tiny(row[None], cartridge.past(tiny)))[0, at].log_softmax(-1)
+        kl += (by_hand[-1].exp() * (by_hand[-1] - behind)).sum()
+    assert not questions
+    torch.testing.assert_close(want, torch.cat(by_hand), atol=1e-4, rtol=1e-4)
+    got = prefix.divergence(tiny, cartridge.past(tiny), tokens, answer, want)
+    torch.testing.assert_close(got, kl / answer.sum(), atol=1e-4, rtol=1e-4)
+    got.backward()
+    assert cartridge.rows.grad.abs().sum() > 0 and all(p.grad is None for p in tiny.parameters())
+
+
+def test_a_cartridge_reads_no_label_and_one_of_the_whole_text_has_nothing_to_learn(tiny):
+    tokens, targets, answer = BATCH
+    losses = []
+    for change in (0, 100):  # answers of other tokens, but for the last
+        other = [tokens.clone(), targets.clone(), answer]
+        other[0][0, 3:], other[1][0, 2:5] = other[0][0, 3:] + change, other[1][0, 2:5] + change
+        losses.append(prefix.Cartridge(tiny, 2, [7, 8, 9, 10, 11], seed=1).loss(tiny, *other).item())
+    assert losses[0] == losses[1] > 1e-3
+    assert prefix.Cartridge(tiny, 0, [7, 8, 9, 10, 11]).loss(tiny, *BATCH).abs() < 1e-5
+    with pytest.raises(ValueError, match="a cartridge of no text"):
+        prefix.Cartridge(tiny, 4)
+
+
+def test_the_teacher_reads_a_part_of_a_text_that_is_too_long_another_each_time(tiny):
+    """Of 200 tokens, behind which the base of 96 positions could write nothing: against every part there is."""
+    text = torch.randint(1024, (200,), generator=torch.Generator().manual_seed(3)).tolist()
+    for window, room in ((None, 96 - 3 - 4), (10, 10)):  # block_size less the longest question and answer
+        cartridge, found = prefix.Cartridge(tiny, 4, text, window=window), set()
+        for _ in range(4):
+            tokens, answer, want = cartridge.teach(tiny, *BATCH)
+            parts = torch.tensor([text[i : i + room] for i in range(200 - room + 1)])  # (parts, room)
+            said = tiny.logits(tiny(torch.cat([parts, tokens[:1].expand(len(parts), -1)], 1)))[:, room:][:, answer[0]]
+            apart = (said.log_softmax(-1) - want[: answer[0].sum()]).abs().amax((1, 2))
+            assert apart.min() < 1e-4
+            found.add(apart.argmin().item())
+        assert len(found) > 1
+
+
 def test_worked_examples_stand_between_the_prompt_and_the_question(tiny):
     prompt = prefix.HybridPrefix(tiny, 3, [5], seed=1)
     alone, shots = prompt.past(tiny), torch.tensor([[50, 51]])
@@ -490,8 +550,8 @@ def test_the_loss_of_every_method_is_that_of_its_logits(tiny):
     tokens, targets = torch.tensor([[3, 1, 4, 1], [9, 2, 6, 5]]), torch.tensor([[11, 12, 13, 12], [12, 13, 11, 13]])
     answer = torch.tensor([[False, True, True, False], [False, False, True, True]])
     for case in CASES:
-        if case.startswith("ptuning, "):
-            continue  # rows inside a question lengthen it
+        if case.startswith("ptuning, ") or case == "cartridge":
+            continue  # rows inside a question lengthen it; a cartridge reads no labels
         prompt = make(case, tiny)
         network = prompt.network(tiny)
         logits = network.logits(network(tokens, prompt.past(network)))

@@ -11,8 +11,9 @@ from tqdm import tqdm
 import prefix
 import tasks
 import train_task
-from checkpoint import load_model, read_tensors, save_model
+from checkpoint import load_model, load_prefix, read_tensors, save_model
 from data.batches import encode
+from data.tokenizer import Tokenizer
 from eval.accuracy import generate_answers, score
 from model import GPT, GPTConfig
 from prefix import METHODS, HybridPrefix, Scratch
@@ -86,6 +87,8 @@ def test_raw_bpe_runs_too(run, tmp_path):
         ["ptuning2", "--head"],
         ["hybrid", "--dtype", "bfloat16", "--shots", 1],
         ["adapter", "--bottleneck", 3, "--shots", 1],
+        ["lora", "--rank", 2, "--rslora"],
+        ["cartridge", "--trigger-examples", 3, "--n-random", 7, "--window", 50],
         ["finetune", "--dtype", "bfloat16"],
     ],
     ids=lambda args: " ".join(map(str, args)),
@@ -111,6 +114,27 @@ def test_every_method_is_tuned_saved_and_loaded(run, tmp_path, args):
     assert accuracy == one["accuracy"][method]  # the worked examples of --shots are in the file as well
     if method != "text":
         assert start == one["before"][method]
+
+
+def test_a_text_becomes_a_cache_that_sample_reads(base, command, tmp_path):
+    """The divergence after tuning is that of the saved prompt's own next tokens from those behind the text."""
+    text = "It was late in the autumn of the year when he came down to the old house by the river. "
+    (tmp_path / "letter.txt").write_text(text)
+    flags = ["--model", base, "--text", tmp_path / "letter.txt", "--examples", 256, "--n-random", 4, "--lr", 0.03]
+    done = command("train_task.py", "--method", "cartridge", *flags, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["divergence"]["tuned"] < results["divergence"]["before tuning"]
+    model = load_model(base)
+    tokenizer = Tokenizer.load(base, 1024, "bpe")
+    tokens = tokenizer.encode(text)
+    assert (results["tokens"], results["rows"]) == (len(tokens), 4)
+    cartridge, header = load_prefix(tmp_path / "out" / "prefix.safetensors", model, tokenizer)
+    assert (header["tokenize"], header["stop"], header["trigger"]) == ("bpe", "", text)
+    assert cartridge.text.tolist() == tokens
+    assert torch.equal(cartridge.start, prefix.DeepPrefix(model, 0, tokens[:4]).rows)
+    asked = ["--model", base, "--prefix", tmp_path / "out" / "prefix.safetensors", "--prompt", "It was", "--compare"]
+    assert command("sample.py", *asked, "--max-new-tokens", 5).code == 0
 
 
 def test_l2_sp_keeps_rows_near_their_start(run, tmp_path):
@@ -355,6 +379,11 @@ def test_random_only_and_trigger_only(run, tmp_path):
 
 BAD = [
     (["--task", "sums"], "no task 'sums': choose from addition"),
+    (["--text", "README.md"], "--text README.md is for --method cartridge"),
+    (["--method", "cartridge", "--text", "README.md"], "README.md has "),
+    (["--method", "cartridge", "--text", "missing.txt"], "missing.txt"),
+    (["--method", "cartridge", "--trigger", "none"], "a cartridge of no text"),
+    (["--method", "lora", "--rank", "0"], "--rank 0: give at least 1"),
     (["--model", "gpt5"], "no model 'gpt5'"),
     (["--model", "tests"], "no model.safetensors in tests"),
     (["--task", "none.jsonl"], "no file none.jsonl"),
