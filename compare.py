@@ -266,7 +266,8 @@ AXES = {"length": "rows", "data_efficiency": "examples", "steps": "steps", "base
 def source_hash():
     """Eight hex digits of every source file that a run's numbers depend on."""
     digest, root = hashlib.sha256(), Path(__file__).parent
-    others = ("compare.py", "report.py", "plots.py", "bench.py", "sample.py", "pretrain.py", "peft_io.py")
+    others = ("compare.py", "bench.py", "sample.py", "pretrain.py", "peft_io.py")
+    others += ("report.py", "plots.py", "page.py", "attention.py")
     for folder in (root, root / "data", root / "tasks", root / "eval"):
         for file in sorted(folder.glob("*.py")):
             if file.name not in others:

@@ -7,8 +7,10 @@ Everything that learns is measured before and after, in distribution and out of 
 (zero-shot), the best worked examples in its context (few-shot), and whatever --beside names. Results go to out/<run>/.
 """
 
+import json
 import math
 import random
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 import tasks
-from checkpoint import fingerprint, load_model, load_prefix, save_prefix, write_json
+from checkpoint import fingerprint, load_model, load_prefix, save_prefix, write_json, write_text
 from cli import Parser, at_least, rate, run, weight, words
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
@@ -112,6 +114,7 @@ def parser():
 def parse_args(argv=None):
     """The command line, checked, with the defaults that depend on the task."""
     args = parser().parse_args(argv)
+    args.command = shlex.join(["python", "train_task.py", *(sys.argv[1:] if argv is None else argv)])
     args.own_data = Path(args.task[0]).suffix in tasks.FILES
     if not args.own_data and (len(args.task) > 1 or args.columns):
         raise ValueError(f"a second file and --columns are for your own data: {args.task[0]} makes its own")
@@ -341,25 +344,29 @@ def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, l2_sp=0.0
 
 @torch.no_grad()
 def evaluate(method, model, tokenizer, task, tests, desc):
-    """{range: score} of a method's answers, and for a task of classes also how the answers rank, else None."""
+    """{range: score} of a method's answers, {range: the answers}, and for a task of classes how they rank, else None.
+
+    Of classes the answers are the likeliest ones, of other tasks what was written.
+    """
     network, past, tokenizer = method.network(model), method.past(method.network(model)), method.tokenizer(tokenizer)
-    accuracy, classes = {}, None
+    accuracy, answers, classes = {}, {}, None
     for name, examples in tqdm(tests.items(), desc=desc, unit=" ranges"):
         encoded = [(method.insert_rows(question), answer) for question, answer in encode(tokenizer, examples)]
-        accuracy[name] = score(task, examples, generate_answers(network, past, tokenizer, task, encoded))
+        answers[name] = generate_answers(network, past, tokenizer, task, encoded)
+        accuracy[name] = score(task, examples, answers[name])
         if task.classes:
-            classes = classification(task, examples, rank_choices(network, past, tokenizer, task, encoded))
-    return accuracy, classes
+            chosen = rank_choices(network, past, tokenizer, task, encoded)
+            classes = classification(task, examples, chosen)
+            answers[name] = [task.answer_line(task.classes[i]) for i in chosen]
+    return accuracy, answers, classes
 
 
 def evaluate_vote(methods, model, tokenizer, task, tests):
-    """{range: score} of the majority vote of several prompts."""
+    """{range: score} of the majority vote of several prompts, and {range: its answers}."""
     with torch.no_grad():
         pasts = [method.past(model) for method in methods]
-    return {
-        name: score(task, e, majority_vote(model, pasts, tokenizer, task, encode(tokenizer, e)))
-        for name, e in tests.items()
-    }
+    answers = {name: majority_vote(model, pasts, tokenizer, task, encode(tokenizer, e)) for name, e in tests.items()}
+    return {name: score(task, e, answers[name]) for name, e in tests.items()}, answers
 
 
 def measure_texts(task, examples, tests, results):
@@ -372,6 +379,7 @@ def measure_texts(task, examples, tests, results):
         if texts is not None:
             results["labels"][name] = label
             results["accuracy"][name] = {IN_DISTRIBUTION: score(task, questions, texts)}
+            results["written"]["accuracy"][name] = {IN_DISTRIBUTION: texts}
             chosen = [task.classes.index(task.final_answer(text)) for text in texts]
             results["classes"][name] = classification(task, questions, chosen)
 
@@ -449,8 +457,9 @@ def describe(args, task, model, contenders, name, trigger, context):
     """The part of results.json that is known before anything is measured; `name` is the contender that the run is
     about."""
     method = contenders[name]
-    options = {k: v for k, v in vars(args).items() if k not in ("out", "overwrite", "load")}
+    options = {k: v for k, v in vars(args).items() if k not in ("command", "out", "overwrite", "load")}
     return {
+        "command": args.command,
         "task": task.name,
         "unit": task.unit,
         "in_distribution_lengths": next(iter(task.ranges.values())),
@@ -475,6 +484,7 @@ def describe(args, task, model, contenders, name, trigger, context):
         "classes_before": {},
         "classes": {},
         "nearest_tokens": [],
+        "written": {"before": {}, "accuracy": {}},  # answers: they go to details.json
         "loss": {},
         "seconds": {},
     }
@@ -484,7 +494,9 @@ def measure(method, name, model, tokenizer, task, tests, results, when="accuracy
     """Evaluate a method and put what came of it into results, under "before" or "accuracy"."""
     start, before = time.time(), when == "before"
     desc = f"{method.label}, {'before' if before else 'after' if name in results['before'] else 'measuring'}"
-    results[when][name], classes = evaluate(method, model, tokenizer, task, tests, desc)
+    results[when][name], results["written"][when][name], classes = evaluate(
+        method, model, tokenizer, task, tests, desc
+    )
     if classes:
         results["classes_before" if before else "classes"][name] = classes
     results["seconds"][desc] = time.time() - start
@@ -502,7 +514,7 @@ def tune(method, name, args, model, tokenizer, examples, results):
 
 
 def write_results(results, out, args, task):
-    """Everything of a run but its prompt: results.json, plots, and the table on stdout."""
+    """results.json, plots, and the table on stdout."""
     from eval import plots  # imported here, so that --help need not wait for matplotlib
 
     if results["loss"]:
@@ -518,7 +530,15 @@ def write_results(results, out, args, task):
         print("\n" + (report.class_table if task.classes else report.table)(results))
         if results["nearest_tokens"]:
             print("\n" + report.token_table(results["nearest_tokens"]))
-    print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}")
+
+
+def write_page(results, written, out, task, tests, model, tokenizer, method):
+    """report.html, the run on one page, and details.json, which holds what results.json would be too long with."""
+    from eval import page
+
+    details = page.details(task, tests, written, model, tokenizer, method)
+    write_text(out / "details.json", json.dumps(details) + "\n")
+    page.write_page(out / "report.html", results, details)
 
 
 def main(argv=None):
@@ -558,7 +578,8 @@ def main(argv=None):
             print(line, file=sys.stderr)
     if len(prompts) > 1 and args.load:
         results["labels"]["vote"] = f"vote of {len(prompts)}"
-        results["accuracy"]["vote"] = evaluate_vote(prompts.values(), model, tokenizer, task, tests)
+        voted = evaluate_vote(prompts.values(), model, tokenizer, task, tests)
+        results["accuracy"]["vote"], results["written"]["accuracy"]["vote"] = voted
     if task.classes and args.beside != ["none"]:
         measure_texts(task, examples, tests, results)
 
@@ -567,7 +588,13 @@ def main(argv=None):
     if name in prompts and not args.load:
         about = task.name, trigger[1], task.question_format, task.stop
         save_prefix(prompts[name], out / "prefix.safetensors", model, tokenizer, *about)
+    written = results.pop("written")
     write_results(results, out, args, task)
+    if args.beside != ["none"]:
+        write_page(results, written, out, task, tests, model, tokenizer, prompts.get(name))
+    print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}")
+    if args.beside != ["none"]:
+        print(f"open {out / 'report.html'}: every question and answer, the prompt's rows, and where answers look")
     return results
 
 

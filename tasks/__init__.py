@@ -6,6 +6,7 @@ lengths are in-distribution and which are out. `python -m tasks addition --n 3` 
 
 import hashlib
 import importlib
+import os
 import random
 from functools import cache
 from pathlib import Path
@@ -77,6 +78,21 @@ class Task:
         """The final answer at the end of an answer: '' where it was cut off."""
         text, stop, _ = answer.partition(self.stop)
         return text.rpartition("=")[2] if stop else ""
+
+    def kind_of_error(self, answer, text):
+        """What went wrong where a text first differs from the true answer, in two or three words; '' where nothing
+        did. Tasks with steps tell more kinds apart."""
+        if text == answer:
+            return ""
+        i = first_difference(answer, text)
+        if text[i : i + 1] in ("", self.stop):
+            return "stopped early"
+        return "ran on" if answer[i : i + 1] in ("", self.stop) else "wrong character"
+
+
+def first_difference(a, b):
+    """The index of the first character in which two texts differ. Where one begins the other, it is where that ends."""
+    return len(os.path.commonprefix([a, b]))
 
 
 def in_test(question):

@@ -6,7 +6,7 @@ both numbers are used up at 00, behind which stands the last carry; then the sum
 
 import re
 
-from tasks import IN_DISTRIBUTION, Task
+from tasks import IN_DISTRIBUTION, Task, first_difference
 
 
 class Addition(Task):
@@ -34,6 +34,33 @@ class Addition(Task):
             text += f"{a % 10}{b % 10}{carry}{digits % 10};"
             a, b, carry = a // 10, b // 10, digits // 10
         return text + f"00{carry}="
+
+    def kind_of_error(self, answer, text):
+        return error_in_columns(answer, text, self.stop) if self.steps else super().kind_of_error(answer, text)
+
+
+def error_in_columns(answer, text, stop, result="sum", operation="added"):
+    """What went wrong where a text first differs from an answer in columns such as 1405;2507;3609;000=975$."""
+    if text == answer:
+        return ""
+    i = first_difference(answer, text)
+    final = answer.rindex("=") + 1  # where the final answer begins
+    if i >= final:
+        return f"{result} miscopied"
+    start = i - i % 5  # of the column
+    column = text[start : start + 5]
+    used_up = start + 4 == final  # in the true answer no digit is left: 00, the last carry and =
+    if stop in column[:4] or re.match(r"00\d=", column) and not used_up:
+        return "stopped early"
+    if re.match(r"\d{4};", column) and used_up:
+        return "ran on"
+    if not re.match(r"\d{4};|00\d=", column):
+        return "another format"
+    if i - start < 2:
+        return "digit misread"
+    if i - start == 2:
+        return "carry missed" if column[2] == "0" else "carry wrong"
+    return f"digits {operation} wrong"
 
 
 variants = {

@@ -3,7 +3,7 @@
 Wei et al. (2022), "Chain-of-Thought Prompting", section 5, last letter concatenation.
 """
 
-from tasks import IN_DISTRIBUTION, Task, words
+from tasks import IN_DISTRIBUTION, Task, first_difference, words
 
 
 class LastLetter(Task):
@@ -18,6 +18,11 @@ class LastLetter(Task):
         chosen = [rng.choice(by_letters[rng.randint(3, 8)]) for _ in range(length)]
         last = [word[-1] for word in chosen]
         return f"last({','.join(chosen)})=", f"{';'.join(last)}={''.join(last)}$"
+
+    def kind_of_error(self, answer, text):
+        kind = super().kind_of_error(answer, text)
+        in_letters = first_difference(answer, text) < answer.rindex("=")
+        return kind.replace("wrong character", "wrong letter" if in_letters else "letters miscopied")
 
 
 variants = {"": LastLetter()}

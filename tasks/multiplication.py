@@ -5,6 +5,7 @@ product; the number is used up at 00, behind which stands the last carry; then t
 """
 
 from tasks import IN_DISTRIBUTION, Task
+from tasks.addition import error_in_columns
 
 
 class Multiplication(Task):
@@ -24,6 +25,9 @@ class Multiplication(Task):
             text += f"{rest % 10}{b}{carry}{product % 10};"
             rest, carry = rest // 10, product // 10
         return f"{a}*{b}=", f"{text}00{carry}={a * b}$"
+
+    def kind_of_error(self, answer, text):
+        return error_in_columns(answer, text, self.stop, "product", "multiplied")
 
 
 variants = {"": Multiplication()}

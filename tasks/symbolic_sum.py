@@ -7,7 +7,7 @@ x1=3, x2=5, ..., x5=11 sum?3;8;15;24;35=35$
 
 from itertools import accumulate
 
-from tasks import IN_DISTRIBUTION, Task
+from tasks import IN_DISTRIBUTION, Task, first_difference
 
 
 class SymbolicSum(Task):
@@ -36,6 +36,11 @@ class SymbolicSum(Task):
         if self.sequence:
             given[2:-1] = ["..."]
         return f"{', '.join(given)} sum?", f"{';'.join(map(str, accumulate(values)))}={sum(values)}$"
+
+    def kind_of_error(self, answer, text):
+        kind = super().kind_of_error(answer, text)
+        in_totals = first_difference(answer, text) < answer.rindex("=")
+        return kind.replace("wrong character", "wrong total" if in_totals else "sum miscopied")
 
 
 variants = {"": SymbolicSum(), "sequence": SymbolicSum(sequence=True)}

@@ -66,6 +66,11 @@ class YourData(Task):
         text, stop, _ = answer.partition(self.stop)
         return text.strip() if stop else ""
 
+    def kind_of_error(self, answer, text):
+        if not self.classes or text == answer:
+            return super().kind_of_error(answer, text)
+        return f"{self.final_answer(answer)} taken for {self.final_answer(text)}"
+
     def worth_showing(self, examples, k):
         """Those of middle length: the longest of your own data may fill the whole context."""
         middle = sorted(e.length for e in examples)[len(examples) // 2]

@@ -59,8 +59,10 @@ def test_every_task_runs_to_the_end(run, tmp_path, task):
             assert a["low"] <= a["correct"] / a["n"] <= a["high"]
     assert sorted(p.name for p in out.iterdir()) == [
         "accuracy_by_length.png",
+        "details.json",
         "loss.png",
         "prefix.safetensors",
+        "report.html",
         "results.json",
     ]
     assert "hybrid prefix" in done.out and "nearest tokens now" in done.out
@@ -210,6 +212,7 @@ def test_the_best_context_is_chosen_from_training_questions(run, tmp_path):
 def test_without_its_rivals_a_run_prints_no_table(run, tmp_path):
     done = run("--beside", "none", "--out", tmp_path / "run")
     assert done.code == 0 and "no table: --beside none" in done.out and "tuning adds" not in done.out
+    assert not (tmp_path / "run" / "report.html").exists() and "report.html" not in done.out
     results = without_timings(tmp_path / "run")
     assert list(results["before"]) == list(results["accuracy"]) == ["hybrid"]
 

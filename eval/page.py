@@ -1,0 +1,192 @@
+"""report.html: a run on one page, for a reader and for a wall. It needs no network and no server.
+
+    python -m eval.page out/addition-nano     # write the page again, after a change of report.html.jinja
+
+It is made of results.json and of details.json, which holds what results.json would be too long with: every question,
+what was written after it, and where answers look.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import jinja2
+from matplotlib.colors import to_hex
+
+from checkpoint import write_text
+from data.batches import encode
+from eval import plots, report
+from eval.attention import attention_to_rows
+from prefix import METHODS
+
+
+def details(task, tests, written, model, tokenizer, method=None):
+    """The content of details.json.
+
+    questions  {range: [[question, true answer, length]]}
+    written    {"before" or "accuracy": {contender: {range: answers}}}, an answer for each question: None where it is
+               the true one in every character, else [text, whether its final answer is right, the kind of error]
+    attention  {"before" or "tuned": what eval/attention.py returns, None without such rows}, on how many questions
+    words      what each row began as, None for those that began at random
+
+    tests: {range: examples}. written: {"before" or "accuracy": {contender: {range: texts}}}.
+    """
+
+    def compared(e, text):
+        right = task.final_answer(text) == task.final_answer(e.answer)
+        return None if text == e.answer else [text, right, task.kind_of_error(e.answer, text)]
+
+    content = {
+        "questions": {r: [[e.question, e.answer, e.length] for e in examples] for r, examples in tests.items()},
+        "written": {
+            when: {
+                name: {r: [compared(e, text) for e, text in zip(tests[r], texts)] for r, texts in by_range.items()}
+                for name, by_range in by_name.items()
+            }
+            for when, by_name in written.items()
+        },
+        "attention": {"before": None, "tuned": None, "questions": 0},
+        "words": [],
+    }
+    if method is not None:
+        encoded = encode(tokenizer, next(iter(tests.values()))[:64])
+        encoded = [(method.insert_rows(question), answer) for question, answer in encoded]
+        start = METHODS[method.name](model, **method.init_kwargs).to(model.wte.weight.device)
+        start.shots = method.shots
+        content["attention"]["questions"] = len(encoded)
+        content["attention"]["tuned"] = attention_to_rows(method, model, encoded)
+        if method.learns():
+            content["attention"]["before"] = attention_to_rows(start, model, encoded)
+        trigger = method.init_kwargs.get("trigger", [])[: method.n_rows() - method.n_random]
+        content["words"] = [None] * method.n_random + [tokenizer.decode([t]) for t in trigger]
+    return content
+
+
+# ---------------------------------------------------------------- what the template shows
+
+
+def table_rows(results):
+    """A dict for each contender: name, label, color, and a cell for each range with its accuracy before and after
+    tuning in %, the intervals, and what tuning adds to its start and to the best context."""
+    before, after = results["before"], results["accuracy"]
+    if results["answers"]:  # classes: what counts is the likeliest answer
+        before, after = (
+            {name: {"likeliest answer": c} for name, c in results[key].items()} for key in ("classes_before", "classes")
+        )
+    context, rows = after["few-shot"], []
+    for name, by_range in after.items():
+        cells = []
+        for r, a in by_range.items():
+            cell = {"range": r, "percent": report.percent(a), "interval": interval(a), "n": a["n"]}
+            cell["context"] = report.percent(context[r])
+            if "macro_f1" in a:
+                cell["macro_f1"] = 100 * a["macro_f1"]
+            if name in before:
+                start = before[name][r]
+                cell["before"], cell["before_interval"] = report.percent(start), interval(start)
+                cell["adds"] = report.difference(a, start)
+                cell["adds_to_context"] = report.difference(a, context[r])
+            cells.append(cell)
+        color = to_hex(plots.color_of(results, name))
+        rows.append({"name": name, "label": results["labels"][name], "color": color, "cells": cells})
+    return rows
+
+
+def interval(a):
+    return f"{100 * a['low']:.1f} to {100 * a['high']:.1f}"
+
+
+def length_chart(results):
+    """Accuracy by length: plots.plot_lengths as lines in a square of 100 by 100, (0, 0) at its upper left."""
+    chart = {"lines": [], "x_label": results["unit"], "y_label": "final-answer accuracy, %", "x_ticks": []}
+    chart["y_ticks"] = [(100 - y, str(y)) for y in (0, 25, 50, 75, 100)]
+    lengths = plots.by_length(results["accuracy"]["few-shot"], results["new_words"])[0]
+    scale = 100 / (lengths[-1] - lengths[0] + 1)  # half a length is left free at each end
+    low, high = results["in_distribution_lengths"]
+    chart["tuned_on"] = scale * (low - lengths[0]), scale * (high - low + 1)  # from, width
+    chart["x_ticks"] = [(scale * (length - lengths[0] + 0.5), str(length)) for length in lengths]
+    for name in results["accuracy"]:
+        for when in ("before", "accuracy"):
+            by_range = results[when].get(name)
+            if by_range is None or name == "scratch" and when == "before":
+                continue
+            x, y, (below, above) = plots.by_length(by_range, results["new_words"])
+            x = [scale * (length - lengths[0] + 0.5) for length in x]
+            label = results["labels"][name] + (", before tuning" if when == "before" else "")
+            chart["lines"].append(
+                {
+                    "label": label,
+                    "color": to_hex(plots.color_of(results, name)),
+                    "before": when == "before",
+                    "points": [(a, 100 - b) for a, b in zip(x, y)],
+                    "bars": [(a, 100 - b - up, 100 - b + down) for a, b, up, down in zip(x, y, above, below)],
+                }
+            )
+    return chart
+
+
+def loss_chart(results, most=200):
+    """Loss against examples seen, both logarithmic, the mean of the last 20 steps, at most `most` points a line."""
+    curves = {}
+    for name, curve in results["loss"].items():
+        loss = [sum(curve["loss"][max(0, i - 19) : i + 1]) / min(20, i + 1) for i in range(len(curve["loss"]))]
+        steps = [round(len(loss) ** (i / most)) - 1 for i in range(1, most + 1)]  # as many for each factor of ten
+        steps = sorted({0, *steps, len(loss) - 1})
+        curves[name] = [(math.log10(curve["examples"][i]), math.log10(max(loss[i], 1e-9))) for i in steps]
+    x, y = zip(*(point for points in curves.values() for point in points))
+    (left, right), (bottom, top) = (min(x), max(x)), (min(y), max(y))
+    width, height = (right - left) or 1, (top - bottom) or 1
+    chart = {"x_label": "examples seen", "y_label": "loss, nats per answer token", "tuned_on": None}
+    chart["x_ticks"] = [(100 * (k - left) / width, f"{10**k:,}") for k in range(math.ceil(left), math.floor(right) + 1)]
+    chart["y_ticks"] = [
+        (100 * (top - k) / height, f"{10.0**k:g}") for k in range(math.ceil(bottom), math.floor(top) + 1)
+    ]
+    chart["lines"] = [
+        {
+            "label": results["labels"][name],
+            "color": to_hex(plots.color_of(results, name)),
+            "before": False,
+            "points": [(100 * (a - left) / width, 100 * (top - b) / height) for a, b in points],
+            "bars": [],
+        }
+        for name, points in curves.items()
+    ]
+    return chart
+
+
+def write_page(path, results, details):
+    """Write report.html. Raises ValueError where a result would stand without its start or the best context."""
+    report.check_complete(results)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # data may hold any text
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # ranges and contenders in their own order
+    by_length = not results["answers"] and not results["args"]["own_data"]
+    page = environment.get_template("report.html.jinja").render(
+        r=results,
+        details=details,
+        red=plots.RED,
+        rows=table_rows(results),
+        table=(report.class_table if results["answers"] else report.table)(results),
+        notes=report.losses_against_start(results) + (report.base_is_the_limit(results) if results["answers"] else []),
+        lengths=length_chart(results) if by_length else None,
+        losses=loss_chart(results) if results["loss"] else None,
+    )
+    write_text(path, page)
+
+
+def main():
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    out = Path(sys.argv[1])
+    results, content = (json.loads((out / name).read_text()) for name in ("results.json", "details.json"))
+    write_page(out / "report.html", results, content)
+
+
+if __name__ == "__main__":
+    main()
