@@ -169,6 +169,7 @@ def llama_json(c):
         "rms_norm_eps": c.norm_eps,
         "tie_word_embeddings": c.tied,
         "bos_token_id": c.bos_token,
+        "eos_token_id": c.eos_token,
     }
 
 
@@ -371,7 +372,9 @@ def llama_config(path, c):
     # within its window a position sees everything before it, so that no text may be longer
     windowed = kind == "mistral" or c.get("use_sliding_window")
     window = c.get("sliding_window", 4096) if windowed else None
-    first = next((c[t] for t in ("bos_token_id", "eos_token_id") if isinstance(c.get(t), int)), 0)
+    ends = c.get("eos_token_id") or 0
+    eos = ends[0] if isinstance(ends, list) else ends  # chat models have several
+    bos = c.get("bos_token_id") if isinstance(c.get("bos_token_id"), int) else eos
     config = LlamaConfig(
         vocab_size=c["vocab_size"],
         block_size=min(c["max_position_embeddings"], window or math.inf),
@@ -387,7 +390,8 @@ def llama_config(path, c):
         tied=c.get("tie_word_embeddings", False),
         qkv_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",
-        bos_token=first if first < c["vocab_size"] else 0,
+        bos_token=bos if bos < c["vocab_size"] else 0,
+        eos_token=eos if eos < c["vocab_size"] else 0,
     )
     if config.n_head % config.n_kv_head or config.head_dim % 2 or config.head_dim == 0:
         heads = f"{config.n_head} heads of {config.head_dim}, {config.n_kv_head} of keys and values"

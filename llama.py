@@ -34,7 +34,8 @@ class LlamaConfig:  # the defaults are SmolLM2-135M's
     tied: bool = True  # whether the head is the embedding table
     qkv_bias: bool = False  # Qwen2
     qk_norm: bool = False  # Qwen3
-    bos_token: int = 0  # what a text begins behind
+    bos_token: int = 0  # what a text begins behind, and what ends it
+    eos_token: int = 0
 
 
 def rotation(config, position):
@@ -80,10 +81,8 @@ class Attention(nn.Module):
 
         turn: what `rotation` makes of their positions; without it they stand at position 0.
         """
-        by_head = (-1, self.head_dim)
-        q = self.q_norm(self.q_proj(x).unflatten(-1, by_head)).transpose(1, 2)  # (B, n_head, T, D)
-        k = self.k_norm(self.k_proj(x).unflatten(-1, by_head)).transpose(1, 2)  # (B, n_kv_head, T, D)
-        v = self.v_proj(x).unflatten(-1, by_head).transpose(1, 2)  # (B, n_kv_head, T, D)
+        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (y.transpose(1, 2) for y in (self.q_norm(q), self.k_norm(k), v))  # (B, heads, T, D) each
         return (q, k, v) if turn is None else (rotate(q, *turn), rotate(k, *turn), v)
 
     def attend(self, q, k, v, mask, past=None, kv_cache=None, cache_len=0):
@@ -209,9 +208,8 @@ class Llama(nn.Module):
         """Tokens (B, T) or embeddings (B, T, C) -> the cache of their T positions, behind `past` where given."""
         cache = self.run(x, past)[1]
         if past:
-            B = x.size(0)
             both = [zip(*pair) for pair in zip(past, cache)]  # in each layer: both keys, both values
-            cache = [tuple(torch.cat([p.expand(B, -1, -1, -1), o], dim=2) for p, o in pairs) for pairs in both]
+            cache = [tuple(torch.cat([p.expand(len(x), -1, -1, -1), o], dim=2) for p, o in pairs) for pairs in both]
         return cache
 
     def head(self):

@@ -13,6 +13,7 @@ import torch
 from checkpoint import (
     BUNDLED,
     HUB,
+    hub_name,
     load_model,
     load_prefix,
     read_tensors,
@@ -24,6 +25,8 @@ from checkpoint import (
 from cli import Parser, run
 from data import schemas
 from data.tokenizer import Tokenizer
+from llama import Llama
+from model import GPT
 from prefix import Cartridge, DeepPrefix, HybridPrefix, LoRA, PrefixTuning, PromptTuning, PTuning, block_linears
 
 
@@ -34,18 +37,23 @@ def export_peft(method, model, folder):
     """
     if type(method) not in (HybridPrefix, PromptTuning, PTuning, DeepPrefix, PrefixTuning, Cartridge, LoRA):
         raise ValueError(f"PEFT has no adapter for {method.name}")
-    if method.shots is not None:
+    if has_worked_examples(method, model):
         raise ValueError("a prompt with worked examples behind it (--shots): PEFT's adapter would lose them")
     config, tensors = lora_adapter(method, model) if isinstance(method, LoRA) else prompt_adapter(method, model)
     config |= {
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": HUB[model.name][0] if model.name in HUB else model.name,
+        "base_model_name_or_path": HUB[model.name][0] if model.name in HUB else model.name.partition("@")[0],
         "inference_mode": True,
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "adapter_config.json", config)
+
+
+def has_worked_examples(method, model):
+    """Whether more stands behind a method than the token before every text, which PEFT's tokenizer puts there too."""
+    return method.shots is not None and method.shots.tolist() != [[model.config.bos_token]]
 
 
 def prompt_adapter(prefix, model):
@@ -63,8 +71,8 @@ def prompt_adapter(prefix, model):
         "num_virtual_tokens": len(rows),
         "num_transformer_submodules": 1,
         "num_layers": c.n_layer,
-        "num_attention_heads": c.n_head,
-        "token_dim": c.n_embd,
+        "num_attention_heads": c.n_kv_head if deep else c.n_head,
+        "token_dim": c.n_kv_head * c.head_dim if deep else c.n_embd,
     }
     if isinstance(prefix, Cartridge):
         config |= {"peft_type": "CARTRIDGE", "num_frozen_tokens": 0}
@@ -73,9 +81,9 @@ def prompt_adapter(prefix, model):
     return config, {"prompt_embeddings": rows}
 
 
-def lora_name(name):
+def lora_name(name, model):
     """What PEFT calls the update of one of our matrices, without its lora_A.weight or lora_B.weight."""
-    return f"base_model.model.transformer.{name}"
+    return "base_model.model." + (hub_name(name, model) if isinstance(model, Llama) else f"transformer.{name}")
 
 
 def lora_adapter(lora, model):
@@ -89,11 +97,11 @@ def lora_adapter(lora, model):
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted({name.rpartition(".")[2] for name in names}),
-        "fan_in_fan_out": True,  # the hub stores GPT-2's matrices as (in, out)
+        "fan_in_fan_out": isinstance(model, GPT),  # the hub stores GPT-2's matrices as (in, out)
     }
     tensors = {}
     for name, A, B in zip(names, lora.A, lora.B):
-        tensors |= {f"{lora_name(name)}.lora_A.weight": A, f"{lora_name(name)}.lora_B.weight": B}
+        tensors |= {f"{lora_name(name, model)}.lora_A.weight": A, f"{lora_name(name, model)}.lora_B.weight": B}
     return config, tensors
 
 
@@ -150,7 +158,7 @@ def import_lora(config, tensors, model, folder):
     left = dict(tensors)
     for (name, _), A, B in zip(block_linears(model), lora.A, lora.B):
         for part, ours in (("A", A), ("B", B)):
-            theirs = left.pop(f"{lora_name(name)}.lora_{part}.weight", None)
+            theirs = left.pop(f"{lora_name(name, model)}.lora_{part}.weight", None)
             if theirs is not None and theirs.shape != ours.shape:
                 raise ValueError(
                     f"{folder}: lora_{part} of {name} is {tuple(theirs.shape)}, {model.name} asks for "
@@ -167,11 +175,12 @@ def save_merged(lora, model, folder):
     """Write the base with the updates of LoRA in its weights, and the tokenizer's file where the base has one."""
     if not isinstance(lora, LoRA):
         raise ValueError(f"{lora.label} is not in the weights: only --method lora can be merged into them")
-    if lora.shots is not None:
+    if has_worked_examples(lora, model):
         raise ValueError("LoRA with worked examples behind it (--shots): a checkpoint would lose them")
     save_model(lora.merged(model), folder)
-    if (model.folder / "encoding.json").is_file():
-        shutil.copy(model.folder / "encoding.json", folder)
+    for file in ("encoding.json", "tokenizer.json"):
+        if (model.folder / file).is_file():
+            shutil.copy(model.folder / file, folder)
 
 
 def base_of(source):
@@ -181,7 +190,7 @@ def base_of(source):
         return schemas.read_json(file.parent / "results.json", schemas.Run, "give --model")["args"]["model"]
     header, _ = read_tensors(file)
     name = header.get("base", "")
-    if name not in (*BUNDLED, *HUB):
+    if name not in (*BUNDLED, *HUB) and "/" not in name:  # a name with a slash is the hub's
         raise ValueError(f"{source} was tuned on the base {name!r}: name its folder with --model")
     return name
 

@@ -1,4 +1,4 @@
-"""Talk to a frozen GPT-2, behind trained prompts or alone.
+"""Talk to a frozen GPT-2 or Llama, behind trained prompts or alone.
 
     python sample.py --prefix out/addition-nano/prefix.safetensors --prompt 321+654=
     python sample.py --prefix A.safetensors B.safetensors --compare     asks at a prompt, until an empty line
@@ -18,6 +18,7 @@ from checkpoint import load_model, load_prefix
 from cli import Parser, at_least, run, weight
 from data.tokenizer import Tokenizer
 from generate import empty_cache, generate, stack_caches
+from llama import Llama
 from model import GPT
 
 
@@ -49,7 +50,7 @@ class PromptedBase(NamedTuple):
 
     name: str
     method: prefix.Method
-    network: GPT
+    network: GPT | Llama
     past: list | None  # the prompt's KV cache
     tokenizer: Tokenizer
     question_format: str  # with {} for the question
@@ -66,7 +67,9 @@ class PromptedBase(NamedTuple):
 def load_bases(args, model):
     """A PromptedBase for each prompt file, and with --compare the base alone beside each."""
     base = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize)
-    alone, bases = prefix.METHODS["zero-shot"](model), []
+    alone, bases = prefix.METHODS["zero-shot"](model).to(args.device), []
+    if base.bos:
+        alone.shots = torch.tensor([base.bos], device=args.device)
     for path in map(Path, args.prefix):
         method, header = load_prefix(path, model, base)
         network, tokenizer = method.network(model), Tokenizer(base.encoding, header["tokenize"])
@@ -74,8 +77,10 @@ def load_bases(args, model):
         format_and_stop = header["question_format"], header["stop"]
         bases.append(PromptedBase(name, method, network, method.past(network), tokenizer, *format_and_stop))
         if args.compare:
-            bases.append(PromptedBase(f"{name}, base alone", alone, model, None, tokenizer, *format_and_stop))
-    return bases or [PromptedBase(model.name, alone, model, None, base, "{}", "")]
+            bases.append(
+                PromptedBase(f"{name}, base alone", alone, model, alone.past(model), tokenizer, *format_and_stop)
+            )
+    return bases or [PromptedBase(model.name, alone, model, alone.past(model), base, "{}", "")]
 
 
 @torch.no_grad()

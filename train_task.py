@@ -1,4 +1,4 @@
-"""Tune a prompt for a frozen GPT-2, and see what tuning adds and how far it carries.
+"""Tune a prompt for a frozen GPT-2 or Llama, and see what tuning adds and how far it carries.
 
     python train_task.py --task addition
     python train_task.py --task train.jsonl test.jsonl --model gpt2
@@ -164,9 +164,9 @@ def trigger_of(args, task, tokenizer, examples):
         return "", "", []
     if kind == "example":
         text = as_text(task.worth_showing(examples, args.trigger_examples))
-        return kind, text, tokenizer.encode_task(text)
+        return kind, text, tokenizer.bos + tokenizer.encode_task(text)
     text = (task.trigger if kind == "instruction" else kind) + "\n"
-    return kind if kind == "instruction" else "trigger", text, tokenizer.encode(text)
+    return kind if kind == "instruction" else "trigger", text, tokenizer.bos + tokenizer.encode(text)
 
 
 def build_method(args, name, model, tokenizer, task, examples, trigger=("", "", []), shots=0):
@@ -180,11 +180,15 @@ def build_method(args, name, model, tokenizer, task, examples, trigger=("", "", 
     kind, _, tokens = trigger
     method = cls(model, n_random=args.n_random, trigger=tokens, seed=args.seed, **options).to(args.device)
     method.init_kwargs["seed"] = args.seed
-    if method.init_kwargs.get("trigger") and "init" not in cls.options:
+    begins_as_words = method.init_kwargs.get("trigger") and "init" not in cls.options
+    if begins_as_words:
         method.label += f" from the {kind}"
+    # the token that the base expects before a text is in the trigger; else it stands before the question
+    before = [] if begins_as_words and method.n_positions() else tokenizer.bos
+    before = before + tokenizer.encode_task(as_text(task.worth_showing(examples, shots)) if shots else "")
+    if before:
+        method.shots = torch.tensor([before], device=args.device)  # (1, S)
     if shots:
-        text = as_text(task.worth_showing(examples, shots))
-        method.shots = torch.tensor([tokenizer.encode_task(text)], device=args.device)  # (1, S)
         method.label += f", {shots} shot{'s' * (shots > 1)}"
     return method
 
@@ -198,7 +202,7 @@ def build_prompts(args, model, tokenizer, task):
     if args.method in ("zero-shot", "few-shot", "scratch"):  # contexts and rivals make these
         return methods, trigger
     if args.method == "hybrid" and trigger[0] == "example" and task.trigger and args.beside != ["none"]:
-        words = "instruction", task.trigger, tokenizer.encode(task.trigger + "\n")
+        words = "instruction", task.trigger, tokenizer.bos + tokenizer.encode(task.trigger + "\n")
         methods["hybrid-instruction"] = build_method(args, "hybrid", model, tokenizer, task, examples, words)
     methods[args.method] = build_method(args, args.method, model, tokenizer, task, examples, trigger, args.shots)
     return methods, trigger
@@ -252,7 +256,7 @@ def contexts(args, model, tokenizer, task, examples, trigger, max_tokens):
     trigger as text, and the best worked examples of at most max_tokens."""
     alone, methods, (kind, _, tokens) = args.beside == ["none"], {}, trigger
     if not alone or args.method == "zero-shot":
-        methods["zero-shot"] = METHODS["zero-shot"](model)
+        methods["zero-shot"] = build_method(args, "zero-shot", model, tokenizer, task, examples)
     if not alone and tokens and args.method != "text":
         methods["text"] = METHODS["text"](model, tokens).to(args.device)
         methods["text"].label = f"the {kind} as text"
@@ -404,12 +408,12 @@ def distill_text(args):
     model = load_model(args.model, args.device, args.dtype).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize or "bpe")
     tokens = tokenizer.encode_task(text)
-    room = model.config.block_size - 8 - 64  # a snippet and its continuation
+    room = model.config.block_size - len(tokenizer.bos) - 8 - 64  # a snippet and its continuation
     if not 8 < len(tokens) <= room:
         raise ValueError(
             f"{args.text} has {len(tokens)} tokens: give 9 to {room}, so that {model.name} reads it whole and continues"
         )
-    method = METHODS["cartridge"](model, args.n_random, tokens, args.seed).to(args.device)
+    method = METHODS["cartridge"](model, args.n_random, tokenizer.bos + tokens, args.seed).to(args.device)
     method.init_kwargs["seed"] = args.seed
     out = output_folder(args, Path(args.text).stem, model)
     n, epochs = budget(args, method)
@@ -441,7 +445,7 @@ def distill_text(args):
 
 def output_folder(args, name, model):
     """Made and seen to be writable before any work is done."""
-    out = Path(args.out or f"out/{name.replace(':', '-')}-{model.name}")
+    out = Path(args.out or f"out/{name.replace(':', '-')}-{model.name.rpartition('/')[2]}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (args.overwrite and out.is_dir()):
         raise ValueError(f"{out} is already in use: give another --out, or --overwrite to replace it")
     try:

@@ -29,7 +29,7 @@ def best_context(model, tokenizer, task, examples, max_tokens, seed=0, draws=4, 
             drawn += [(k, lengths, rng.sample(pool, k)) for _ in range(draws) if k <= len(pool)]
     candidates, best, best_tokens = [], None, []
     for k, lengths, shots in drawn:
-        tokens = tokenizer.encode_task(as_text(shots))
+        tokens = tokenizer.bos + tokenizer.encode_task(as_text(shots))
         questions = [e for e in examples[: n_questions + k] if e not in shots][:n_questions]
         if len(tokens) > max_tokens or not questions:
             continue
