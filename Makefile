@@ -16,4 +16,14 @@ test: .venv/test
 	.venv/bin/pip install --quiet -r requirements-dev.txt
 	touch $@
 
-.PHONY: demo test
+lessons: .venv/lessons
+	.venv/bin/jupyter notebook lessons
+
+lessons-test: .venv/lessons
+	.venv/bin/python -m lessons.run --notebooks
+
+.venv/lessons: requirements-lessons.txt .venv/demo
+	.venv/bin/pip install --quiet -r requirements-lessons.txt
+	touch $@
+
+.PHONY: demo test lessons lessons-test

@@ -1,0 +1,350 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Lesson 1. A cache is a prompt
+#
+# **Goal.** You can say, with shapes, what GPT-2 does with a text. You have seen that words in front of a question,
+# their embeddings, and their keys and values are the same thing to the network. And you know why tuning a prompt
+# touches P x C numbers and nothing else.
+#
+# 20 minutes of reading, four exercises, a few seconds of running. The base is `nano`, a GPT-2 of 5 million parameters
+# that lies in this repository, so that nothing is downloaded.
+
+# %% [markdown]
+# In Colab, put the address of your copy of the project into the next cell: it fetches the project. Anywhere else the
+# cell only finds the project's folder.
+
+# %%
+import subprocess
+import sys
+from pathlib import Path
+
+ADDRESS = "https://github.com/YOUR-NAME/nanoprompt"
+if "google.colab" in sys.modules and not Path("nanoprompt").exists():
+    subprocess.run(["git", "clone", "--depth", "1", ADDRESS, "nanoprompt"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tiktoken", "safetensors", "huggingface_hub"])
+folders = [Path.cwd(), *Path.cwd().parents, Path("nanoprompt").resolve()]
+sys.path.insert(0, str(next(folder for folder in folders if (folder / "prefix.py").is_file())))
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+
+from checkpoint import fingerprint, load_model
+from data.tokenizer import Tokenizer
+from lessons import checks
+from lessons.attention import attention_weights
+from lessons.drawing import attention_map, letters
+
+model = load_model("nano").freeze()
+tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
+print(model.config)
+print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+
+# %% [markdown]
+# ## From text to logits
+#
+# A language model reads token numbers, not letters. nano has 1,024 tokens. `encode` cuts a text into the longest
+# tokens it knows, and `encode_bytes` makes a token of every byte. This project gives its tasks to the model as bytes:
+# a word that has to be turned around should arrive letter by letter.
+
+# %%
+question = "reverse(stone)="
+print([tokenizer.decode([t]) for t in tokenizer.encode(question)])
+print([tokenizer.decode([t]) for t in tokenizer.encode_bytes(question)])
+tokens = torch.tensor([tokenizer.encode_bytes(question)])  # (B, T) = (1, 15)
+print(tokens.shape, tokens.tolist())
+
+# %% [markdown]
+# Four letters name every size in this project. **B** is the batch, the number of texts. **T** is the number of
+# tokens. **C** is the width of the network, `n_embd`. A head of attention is **D** = C / n_head wide.
+#
+# The embedding table `wte` has a row of C numbers for each token, `wpe` one for each position. Their sum enters the
+# first block. Each block first mixes positions (attention), then works on each position alone (an MLP). Inside
+# attention every position has a query, a key and a value.
+
+# %%
+c = model.config
+position = torch.arange(tokens.size(1))
+x = model.wte(tokens) + model.wpe(position)
+print(f"embeddings      {tuple(x.shape)} = (B, T, C)")
+q, k, v = model.h[0].attn.qkv(model.h[0].ln_1(x))
+print(f"q, k, v         {tuple(q.shape)} = (B, n_head, T, D) in each of {c.n_layer} layers")
+hidden = model(tokens)
+print(f"hidden states   {tuple(hidden.shape)} = (B, T, C) after the last block")
+logits = model.logits(hidden)
+print(f"logits          {tuple(logits.shape)} = (B, T, vocab_size)")
+
+# %% [markdown]
+# The logits at position t are scores of what comes *after* position t. So the next token of the text is read off the
+# last position, and what the other positions say is about tokens that are there already.
+#
+# ### Exercise 1. The next token
+#
+# Write the function that returns the logits of the next token, `(vocab_size)`. `model(tokens)` and `model.logits` are
+# all you need.
+
+# %% tags=["exercise"]
+def next_token_logits(model, tokens):
+    """model: a GPT. tokens (1, T) -> logits of the token that follows, (vocab_size)."""
+    raise NotImplementedError
+
+
+# %%
+checks.check_next_token_logits(next_token_logits)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def next_token_logits(model, tokens):
+#     hidden = model(tokens)  # (1, T, C)
+#     return model.logits(hidden[0, -1])  # (vocab_size)
+# ```
+#
+# `model.logits(model(tokens))[0, -1]` is as right, and slower: it makes logits of all T positions to keep one of
+# them.
+# </details>
+
+# %% [markdown]
+# ## Something in front of the question
+#
+# What does nano answer? And what does it answer behind one worked example?
+
+
+# %%
+def continue_text(text, n=8):
+    tokens = torch.tensor([tokenizer.encode_bytes(text)])
+    return tokenizer.decode(model.generate(tokens, n)[0].tolist())
+
+
+example = "reverse(lamp)=pmal$\n"
+print("alone:               ", repr(continue_text(question)))
+print("behind the example:  ", repr(continue_text(example + question)))
+
+# %% [markdown]
+# Look closely before you say that the example taught nano to reverse words. Alone it writes the letters in the right
+# order too: it learned that when it was trained, on words that were turned around in other formats. What it lacks is
+# the end of the answer, `$`. **The example tells which of the things that nano can do is wanted, and in which
+# format.** Keep this in mind through all lessons: a prompt that begins as a worked example owes most of its accuracy
+# to that example.
+#
+# ## Three ways to say the same
+#
+# The example can stand in front of the question in three ways.
+#
+# 1. **As text**: its tokens, then those of the question.
+# 2. **As embeddings**: rows of C numbers, P of them. The network adds positions and goes on as before.
+# 3. **As keys and values**: `model.prefill` runs the example once and keeps what its positions leave in each layer, a
+#    *KV cache*. The question then attends to the cache.
+
+# %%
+words = torch.tensor([tokenizer.encode_bytes(example)])  # (1, P)
+P, T = words.size(1), tokens.size(1)
+
+text = model(torch.cat([words, tokens], dim=1))[:, P:]  # (1, T, C), the hidden states of the question
+
+rows = model.wte(words)  # (1, P, C)
+embeddings = model.run(torch.cat([rows, model.wte(tokens)], dim=1))[0][:, P:]  # (1, T, C)
+
+cache = model.prefill(words)  # n_layer pairs of keys and values, (1, n_head, P, D) each
+keys_and_values = model(tokens, cache)  # (1, T, C)
+
+keys, values = cache[0]
+print(f"the cache: {len(cache)} layers, in each keys {tuple(keys.shape)} and values {tuple(values.shape)}\n")
+for name, hidden in ("as text", text), ("as embeddings", embeddings), ("as keys and values", keys_and_values):
+    logits = model.logits(hidden[0, -1])  # (vocab_size)
+    difference = (logits - model.logits(text[0, -1])).abs().max().item()
+    print(f"{name:<20} next: {tokenizer.decode([logits.argmax().item()])!r}, largest difference {difference:.1e}")
+
+# %% [markdown]
+# The logits are the same, up to the last digits of float32. This is no accident. In GPT-2 a position sees only those
+# before it, so the question cannot change what the example computed. And the only place where one position reads
+# another is attention, which reads keys and values. **Whatever stands in front of a question reaches it as a KV
+# cache, and in no other way.**
+#
+# That is the idea of this project. Few-shot examples, an instruction, trained rows, trained keys and values: each is
+# a thing that makes a cache. The network that reads the question need not know which one it was.
+#
+# ### Exercise 2. Where the question stands
+#
+# The cache takes positions, although its tokens are not there any more: positions were added before the keys were
+# made. Which positions do the T tokens of a question have behind a cache of P?
+
+# %% tags=["exercise"]
+def positions_behind(P, T):
+    """The positions of T tokens behind a cache of P positions: a tensor of T whole numbers."""
+    raise NotImplementedError
+
+
+# %%
+checks.check_positions_behind(positions_behind)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def positions_behind(P, T):
+#     return torch.arange(P, P + T)
+# ```
+#
+# A decoder that counts from 0 again gives answers that look almost right. It is a classic mistake with caches.
+# </details>
+
+# %% [markdown]
+# ## How a question reads a cache
+#
+# One head of attention, for one text. The question has T queries, and there are P + T keys: P of the cache, T of its
+# own.
+#
+# $$ y = \mathrm{softmax}\!\left(\frac{q\,[K_{past};\,K]^\top}{\sqrt{D}} + \mathrm{mask}\right) [V_{past};\,V] $$
+#
+# The semicolon puts one below the other. Query t may look at all P rows of the cache and at the question's own
+# positions 0 to t. The mask is 0 there, and minus infinity elsewhere, so that the softmax gives those a weight of 0.
+#
+# ### Exercise 3. One head
+#
+# *Hint:* `torch.ones(T, T, dtype=torch.bool).triu(1)` is True where a question's position would look at a later one
+# of its own.
+
+# %% tags=["exercise"]
+def head(q, k, v, past_k, past_v):
+    """q, k and v (T, D) of a question; past_k and past_v (P, D) of a cache -> what the head puts out, (T, D)."""
+    raise NotImplementedError
+
+
+# %%
+checks.check_head(head)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def head(q, k, v, past_k, past_v):
+#     T, D = q.shape
+#     own = (q @ k.T).masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), -torch.inf)  # (T, T)
+#     scores = torch.cat([q @ past_k.T, own], dim=1) / D**0.5  # (T, P + T)
+#     return scores.softmax(-1) @ torch.cat([past_v, v])  # (T, D)
+# ```
+#
+# One softmax runs over both parts. So weight that goes to the prompt is taken from the question's own tokens: lesson
+# 4 draws conclusions from that.
+# </details>
+
+# %% [markdown]
+# ## The picture to keep
+#
+# nano writes `enots$` behind the example. These are the weights of two of its 24 heads. A row of the picture is a
+# position of the question and its answer, a column is what it looks at. Left of the red line is the cache.
+
+# %% tags=["figure-two-heads"]
+answer = "enots$"
+text = torch.tensor([tokenizer.encode_bytes(question + answer)])
+weights = attention_weights(model, text, cache)[:, 0]  # (n_layer, n_head, T, P + T)
+
+fig, axes = plt.subplots(2, 1, figsize=(7, 7.6))
+heads = (4, 0, "follows the worked example"), (4, 3, "walks the word backwards")
+for axis, (layer, number, what) in zip(axes, heads):
+    attention_map(axis, weights[layer, number], letters(question + answer), letters(example + question + answer), P)
+    axis.set_title(f"layer {layer + 1}, head {number + 1}: {what}")
+axes[1].set_xlabel("the cache of the example   |   the question and its answer")
+plt.show()
+
+# %% [markdown]
+# The first head keeps its place in the example: from `(`, `)` and `=` it looks at the same sign of the example, while
+# `enots` is written at `pmal`, and from `$` at the end of the line. The second one hardly needs the example then, and
+# walks backwards through `stone`. The left block is all that a prompt can change directly. Everything that prompt
+# tuning achieves, it achieves by what stands in those P columns, layer by layer.
+#
+# We chose these two heads because they are easy to read. Most of the others are not: `weights` holds them all.
+#
+# ## What can be trained
+#
+# Freeze the network. Put P rows of C numbers where embeddings would stand, and treat them as the parameters. The loss
+# is the usual one, the cross-entropy of the answer's tokens. Its gradient flows through the frozen network back to
+# the rows.
+
+# %%
+layers, D = c.n_layer, c.head_dim
+print(f"frozen                                   {sum(p.numel() for p in model.parameters()):>9,} numbers")
+print(f"rows at the input, P x C                 {P * c.n_embd:>9,} for P = {P}")
+print(f"keys and values, P x layers x 2 x C      {P * layers * 2 * c.n_embd:>9,}")
+
+# %% [markdown]
+# Rows may be any numbers, so there are far more prompts of rows than prompts of words: rows need not be the
+# embeddings of anything. Keys and values of each layer may even be such as no rows at the input could leave there.
+#
+# ### Exercise 4. The gradient of a prompt
+#
+# Return the gradient of the mean loss over all positions of a batch, by the rows. Three things to think of:
+# `model.prefill` takes a batch, `(1, P, C)`; `model.loss(hidden, targets)` takes `(N, C)` and `(N)`; and the rows are
+# a plain tensor that does not ask for a gradient yet.
+
+# %% tags=["exercise"]
+def gradient_of_rows(model, rows, tokens, targets):
+    """A frozen model; rows (P, C); tokens and targets (B, T) -> the gradient of the mean loss by the rows, (P, C)."""
+    raise NotImplementedError
+
+
+# %%
+checks.check_gradient_of_rows(gradient_of_rows)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def gradient_of_rows(model, rows, tokens, targets):
+#     rows.requires_grad_(True)
+#     past = model.prefill(rows[None])  # from (1, P, C)
+#     hidden = model(tokens, past)  # (B, T, C)
+#     loss = model.loss(hidden.flatten(0, 1), targets.flatten())
+#     loss.backward()
+#     return rows.grad  # (P, C)
+# ```
+#
+# The prompt goes through the network once, with batch 1, and all B questions read the same cache.
+# </details>
+
+# %% [markdown]
+# Twenty steps on one question, to see it work. The rows begin as a worked example whose answer is wrong on purpose:
+# it repeats the word. The network's fingerprint says whether any of its weights has changed.
+
+# %%
+before = fingerprint(model)
+wrong = torch.tensor(tokenizer.encode_bytes("reverse(lamp)=lamp$\n"))
+rows = torch.nn.Parameter(model.wte.weight[wrong].clone())  # (P, C)
+optimizer = torch.optim.AdamW([rows], lr=0.01, weight_decay=0)
+whole = tokenizer.encode_bytes(question + answer)
+inputs, targets = torch.tensor([whole[:-1]]), torch.tensor(whole[1:])  # (1, T) and (T)
+first = len(question) - 1  # the position whose target is the answer's first token
+
+print("before:", repr(tokenizer.decode(model.generate(tokens, 6, model.prefill(rows[None]))[0].tolist())))
+for step in range(20):
+    hidden = model(inputs, model.prefill(rows[None]))[0]  # (T, C)
+    loss = model.loss(hidden[first:], targets[first:])
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    if step % 5 == 0 or step == 19:
+        print(f"step {step + 1:>2}: loss {loss.item():.3f}")
+print("after: ", repr(tokenizer.decode(model.generate(tokens, 6, model.prefill(rows[None]))[0].tolist())))
+print("weights of the network unchanged:", fingerprint(model) == before)
+
+# %% [markdown]
+# One question is memorized in a few steps, and that says nothing about other questions: whether tuned rows answer
+# what they have never seen is the subject of lesson 2.
+#
+# ## What to read next
+#
+# - `model.py` of this project, `Attention.attend` and `GPT.prefill`: the code that you have just rebuilt.
+# - `prefix.py`, `Method.loss`: the three lines that train every prompt here.
+# - Lester et al. (2021), [The Power of Scale for Parameter-Efficient Prompt
+#   Tuning](https://arxiv.org/abs/2104.08691), section 2; Li & Liang (2021),
+#   [Prefix-Tuning](https://arxiv.org/abs/2101.00190), section 4.
+# - Lesson 2: sixty-five rows learn addition, or do they?

@@ -1,0 +1,33 @@
+"""How the lessons' figures look: large enough to be read from the last row and on a phone."""
+
+import matplotlib.pyplot as plt
+
+RED, BLUE, GREEN, ORANGE, GRAY = "#c1272d", "#1f5fa8", "#2f7d3b", "#e08a2e", "#8a8a8a"
+
+plt.rcParams.update(
+    {
+        "figure.dpi": 120,
+        "figure.constrained_layout.use": True,
+        "font.size": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 11,
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+    }
+)
+
+
+def letters(text):
+    """The characters of a text as labels of an axis: a space and a line's end are made visible."""
+    return ["␣" if c == " " else "¶" if c == "\n" else c for c in text]
+
+
+def attention_map(axis, weights, rows, columns, P):
+    """Draw weights (T, P + T) of one head. rows and columns: a label for each query and each key. A line separates the
+    cache from the question."""
+    axis.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axis.axvline(P - 0.5, color=RED, lw=1.5)
+    axis.set_xticks(range(len(columns)), columns, fontsize=8)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.tick_params(length=0)
