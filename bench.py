@@ -9,6 +9,7 @@ one step of each, again and again, the median of which is shown. First both have
 Peers that are not installed are left out: pip install -r requirements-dev.txt.
 """
 
+import argparse
 import importlib.util
 import json
 import os
@@ -27,7 +28,8 @@ from tqdm import tqdm
 import peft_io
 import prefix
 from checkpoint import load_model, read_tensors, save_model, write_json
-from cli import Parser, at_least, best_dtype, run
+from cli import Parser, at_least, best_dtype, check_memory, run
+from data import schemas
 from generate import generate
 from model import GPT, GPTConfig
 from train_task import train_step
@@ -42,20 +44,26 @@ JOBS = {
 
 def parse_args(argv=None):
     p = Parser(__doc__)
-    p.add_argument("--n-layer", type=at_least(1), default=12, help="of the model (default %(default)s)")
-    p.add_argument("--n-embd", type=at_least(64), default=768, help="64 for each head (default %(default)s)")
+    p.add_argument("--n-layer", type=at_least(1, 1000), default=12, help="of the model (default %(default)s)")
+    p.add_argument("--n-embd", type=at_least(64, 65536), default=768, help="64 for each head (default %(default)s)")
     p.add_argument("--vocab-size", type=at_least(2), default=50257, help="of the model (default %(default)s)")
-    p.add_argument("--rows", type=at_least(1), default=50, help="virtual tokens (default %(default)s)")
-    p.add_argument("--batch-size", type=at_least(1), default=32, help="texts per step (default %(default)s)")
-    p.add_argument("--question", type=at_least(1), default=10, help="tokens of it (default %(default)s)")
-    p.add_argument("--answer", type=at_least(2), default=30, help="tokens of it (default %(default)s)")
-    p.add_argument("--repeat", type=at_least(1), default=5, help="turns of each side (default %(default)s)")
+    p.add_argument("--rows", type=at_least(1, 100_000), default=50, help="virtual tokens (default %(default)s)")
+    p.add_argument("--batch-size", type=at_least(1, 65536), default=32, help="texts per step (default %(default)s)")
+    p.add_argument("--question", type=at_least(1, 100_000), default=10, help="tokens of it (default %(default)s)")
+    p.add_argument("--answer", type=at_least(2, 100_000), default=30, help="tokens of it (default %(default)s)")
+    p.add_argument("--repeat", type=at_least(1, 1000), default=5, help="turns of each side (default %(default)s)")
     p.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS), help="(default: all)")
     p.add_argument("--sweep", action="store_true", help="prompt tuning over prompt lengths and batch sizes as well")
     p.add_argument("--plot", metavar="FILE", help="with --sweep: cost against prompt length, a PNG")
     p.add_argument("--json", metavar="FILE", help="write the numbers")
-    p.add_argument("--worker", help="JSON: one side of one measurement; what this program calls itself with")
-    return p.parse_args(argv)
+    p.add_argument("--worker", help=argparse.SUPPRESS)
+    args = p.parse_args(argv)
+    n = (args.vocab_size + 1024 + 12 * args.n_layer * args.n_embd) * args.n_embd  # parameters, about
+    check_memory(8 * n, f"a model of {n:,} parameters on each side")
+    for file in filter(None, (args.plot, args.json)):
+        if not Path(file).resolve().parent.is_dir():
+            raise ValueError(f"no folder for {file}: make it first")
+    return args
 
 
 # ---------------------------------------------------------------- one side of one measurement, in its own process
@@ -217,8 +225,11 @@ def measure(w, sides, repeat, bar):
             for side, worker in workers.items():
                 if turns[side] is None:
                     continue
-                worker.stdin.write("go\n")
-                worker.stdin.flush()
+                try:
+                    worker.stdin.write("go\n")
+                    worker.stdin.flush()
+                except BrokenPipeError:
+                    pass  # it has ended: the next line is empty
                 line = worker.stdout.readline()
                 if not line:
                     raise ValueError(f"{side} broke off: its own message is above")
@@ -243,7 +254,7 @@ def measure(w, sides, repeat, bar):
 def main(argv=None):
     args = parse_args(argv)
     if args.worker:
-        work(json.loads(args.worker))
+        work(schemas.decode(args.worker, schemas.BenchWork, "--worker", "bench.py alone calls itself with it"))
         return
     peers = all(importlib.util.find_spec(name) for name in ("peft", "transformers"))
     if not peers:
@@ -260,7 +271,7 @@ def main(argv=None):
     results, bar = [], tqdm(total=len(points), unit=" measurements")
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        block_size = max(1024, args.question + args.answer + 200)
+        block_size = max(1024, max(args.rows, 200) + args.question + args.answer)
         config = GPTConfig(args.vocab_size, block_size, args.n_layer, args.n_embd // 64, args.n_embd)
         model = GPT(config).freeze()
         save_model(model, folder)

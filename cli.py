@@ -2,24 +2,28 @@
 
 import argparse
 import math
+import os
 import sys
 
-import torch
+from tqdm import tqdm
 
-from checkpoint import BUNDLED, HUB
+MOST = 1_000_000  # of whatever is counted, where nothing narrower holds: examples, steps, tokens
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with the program's docstring as its help, and errors as ValueError, a line without the usage."""
 
-    def __init__(self, doc):
+    def __init__(self, doc, device=True):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-        self.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+        if device:
+            self.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
 
     def error(self, message):
         raise ValueError(f"{message}; --help shows what there is")
 
     def add_base(self):
+        from checkpoint import BUNDLED, HUB  # imported here, since prefix.py imports this file, and checkpoint.py that
+
         names = ", ".join([*BUNDLED, *HUB])
         self.add_argument(
             "--model", default="nano", help=f"{names}, or a checkpoint's folder or file (default %(default)s)"
@@ -31,6 +35,10 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, argv=None):
         """args, with --device resolved, and --dtype where the program has it."""
         args = super().parse_args(argv)
+        if "device" not in args:
+            return args
+        import torch  # imported here, so that what needs none of it starts at once
+
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: this machine has none, leave it out")
         args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,25 +49,32 @@ class Parser(argparse.ArgumentParser):
 
 def best_dtype(device):
     """bfloat16 where the device multiplies matrices faster in it, else float32."""
+    import torch
+
     if str(device).startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     capable = torch.cpu.get_capabilities()
     return torch.bfloat16 if capable.get("amx_bf16") or capable.get("avx512_bf16") else torch.float32
 
 
-def at_least(least):
-    """An argparse type: a whole number of at least `least`."""
+def at_least(least, most=MOST):
+    """An argparse type: a whole number of at least `least` and at most `most`."""
 
     def whole_number(text):
         try:
             number = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
         if number < least:
             raise argparse.ArgumentTypeError(f"{number}: give at least {least}")
+        if number > most:
+            raise argparse.ArgumentTypeError(f"{number}: give at most {most}")
         return number
 
     return whole_number
+
+
+seed = at_least(0, 2**63 - 1)  # an argparse type: what torch's generators take
 
 
 def rate(text):
@@ -70,14 +85,24 @@ def rate(text):
     return number
 
 
-def weight(text):
-    """An argparse type: a number of at least 0."""
+def weight(text, most=1e30):
+    """An argparse type: a number from 0 to `most`, by default one that can be multiplied in float32."""
     try:
         number = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number") from None
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: give a finite number of at least 0")
+    if number > most:
+        raise argparse.ArgumentTypeError(f"{text}: give at most {most:g}")
+    return number
+
+
+def temperature(text):
+    """An argparse type: 0, or a number by which logits can be divided."""
+    number = weight(text, most=1000)
+    if 0 < number < 0.001:
+        raise argparse.ArgumentTypeError(f"{text}: give 0, which is greedy, or at least 0.001")
     return number
 
 
@@ -96,12 +121,45 @@ def words(text):
     return text
 
 
+def check_memory(n_bytes, what):
+    """Raise ValueError where this machine's memory does not hold n_bytes."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if n_bytes > memory:
+        raise ValueError(f"{what} would take {n_bytes / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB")
+
+
 def run(main, program, argv=None):
-    """Call main(argv); what it refuses goes to stderr as one line, with exit code 2."""
+    """Call main(argv); what it refuses goes to stderr as one line, with exit code 2. The program ends quietly where
+    the reader of stdout has seen enough, as `head` has at some point."""
     try:
         main(argv)
-    except (ValueError, OSError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        sys.exit(2)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where an error can still be told
     except KeyboardInterrupt:
         sys.exit(130)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        message = explain(error)
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:  # Python would try again at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return
+        for bar in list(tqdm._instances):  # so that the message has a line of its own
+            bar.close()
+        print(f"{program}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def explain(error):
+    """One line about an error that is the input's or the machine's. Raises it again where it is the program's."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename or 'cannot write'}: {error.strerror}"
+    elif isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
+        text = f"the machine's memory does not hold this: give smaller sizes ({text})"
+    elif isinstance(error, RuntimeError):
+        raise error
+    text = " ".join(text.split())
+    return text if len(text) < 1000 else text[:1000] + " ..."

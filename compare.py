@@ -50,10 +50,10 @@ def parse_args(argv=None):
     )
     p.add_argument("--tasks", nargs="+", help="instead of the study's own")
     p.add_argument("--series", nargs="+", help="these rows of the table alone, for instance adapter 'adapter, 1 shot'")
-    p.add_argument("--seeds", type=at_least(1), help="(default 3; --full: 5)")
+    p.add_argument("--seeds", type=at_least(1, 100), help="(default 3; --full: 5)")
     p.add_argument("--examples", type=at_least(1), help="to tune on (default 4000; --full: 20000)")
-    p.add_argument("--questions", type=at_least(1), help="per range (default 200; --full: 1000)")
-    p.add_argument("--jobs", type=at_least(1), help="runs at once (default: a run for each core, one on a GPU)")
+    p.add_argument("--questions", type=at_least(1, 100_000), help="per range (default 200; --full: 1000)")
+    p.add_argument("--jobs", type=at_least(1, 256), help="runs at once (default: a run for each core, one on a GPU)")
     p.add_argument("--out", default="out/compare", help="(default %(default)s)")
     args = p.parse_args(argv)
     for name in args.studies:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import muon
+from cli import weight
 from data.batches import training_batches
 from data.tokenizer import Tokenizer
 from generate import generate
@@ -634,8 +635,8 @@ class Adapter(Method):
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, bottleneck=16):
         super().__init__(bottleneck=bottleneck)
-        if bottleneck < 1:
-            raise ValueError(f"--bottleneck {bottleneck}: give at least 1")
+        if not 1 <= bottleneck <= 4 * model.config.n_embd:
+            raise ValueError(f"--bottleneck {bottleneck}: give at least 1 and at most {4 * model.config.n_embd}")
         c, rng = model.config, torch.Generator().manual_seed(seed)
         self.down = nn.Parameter(torch.randn(c.n_layer, bottleneck, c.n_embd, generator=rng) * c.n_embd**-0.5)
         self.up = nn.Parameter(torch.zeros(c.n_layer, c.n_embd, bottleneck))
@@ -669,14 +670,14 @@ class LoRA(Method):
 
     name, label, lr = "lora", "LoRA", 1e-2
     options = RANK | {
-        "alpha": {"type": float, "help": "its update is scaled by alpha / rank (default 16)"},
+        "alpha": {"type": weight, "help": "its update is scaled by alpha / rank (default 16)"},
         "rslora": {"action": "store_true", "help": "its update is scaled by alpha / sqrt(rank)"},
     }
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, rank=8, alpha=16.0, rslora=False):
         super().__init__(rank=rank, alpha=alpha, rslora=rslora)
-        if rank < 1:
-            raise ValueError(f"--rank {rank}: give at least 1")
+        if not 1 <= rank <= model.config.n_embd:
+            raise ValueError(f"--rank {rank}: give at least 1 and at most {model.config.n_embd}")
         self.scale = alpha / (rank**0.5 if rslora else rank)
         rng = torch.Generator().manual_seed(seed)
         self.A, self.B = nn.ParameterList(), nn.ParameterList()  # of each matrix: (rank, n_in), (n_out, rank)

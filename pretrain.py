@@ -22,7 +22,7 @@ from tqdm import tqdm
 import muon
 import tasks
 from checkpoint import replacing, save_model, write_json, write_tensors, write_text
-from cli import Parser, at_least, fraction, rate, run, weight
+from cli import Parser, at_least, check_memory, fraction, rate, run, seed, weight
 from data import documents
 from data.tokenizer import Tokenizer, byte_alphabet
 from model import GPT, GPTConfig
@@ -40,25 +40,28 @@ def parse_args(argv=None):
     p.add_argument("--prose", type=fraction, default=0.1, help="share of prose among them (default %(default)s)")
     p.add_argument("--question-weight", type=weight, default=0.2, help="weight of the loss on questions (%(default)s)")
     p.add_argument(
-        "--vocab-size", type=at_least(257), default=1024, help="257: plain bytes; more: byte-level BPE (%(default)s)"
+        "--vocab-size",
+        type=at_least(257, 65536),
+        default=1024,
+        help="257: plain bytes; more: byte-level BPE (%(default)s)",
     )
-    p.add_argument("--block-size", type=at_least(2), default=512, help="number of positions (default %(default)s)")
+    p.add_argument("--block-size", type=at_least(2, 65536), default=512, help="positions (default %(default)s)")
     p.add_argument(
         "--short-context-frac",
         type=fraction,
         default=0.75,
         help="first share of the steps, in windows of half a block, which is faster (default %(default)s)",
     )
-    p.add_argument("--n-layer", type=at_least(1), default=6, help="number of layers (default %(default)s)")
-    p.add_argument("--n-embd", type=at_least(2), default=256, help="width; 128: 1.4M parameters; 256: 5M; 384: 11M")
-    p.add_argument("--n-head", type=at_least(1), help="number of heads (default: --n-embd divided by 64)")
-    p.add_argument("--batch-tokens", type=at_least(1), default=4096, help="tokens per step (default %(default)s)")
+    p.add_argument("--n-layer", type=at_least(1, 1000), default=6, help="number of layers (default %(default)s)")
+    p.add_argument("--n-embd", type=at_least(2, 65536), default=256, help="width; 128: 1.4M weights; 256: 5M; 384: 11M")
+    p.add_argument("--n-head", type=at_least(1, 65536), help="number of heads (default: --n-embd divided by 64)")
+    p.add_argument("--batch-tokens", type=at_least(1, 2**24), default=4096, help="tokens a step (default %(default)s)")
     p.add_argument("--lr", type=rate, default=0.02, help="of the matrices, by Muon (default %(default)s)")
     p.add_argument("--adam-lr", type=rate, default=2e-3, help="of everything else, by AdamW (default %(default)s)")
     p.add_argument(
         "--decay-frac", type=rate, default=0.4, help="last share of the steps, in which both rates fall to zero (0.4)"
     )
-    p.add_argument("--seed", type=int, default=0, help="of weights, documents and windows (default %(default)s)")
+    p.add_argument("--seed", type=seed, default=0, help="of weights, documents and windows (default %(default)s)")
     p.add_argument("--eval-interval", type=at_least(1), default=250, help="steps between checkpoints (%(default)s)")
     p.add_argument("--compile", action="store_true", help="torch.compile the model")
     p.add_argument(
@@ -74,6 +77,11 @@ def parse_args(argv=None):
         raise ValueError(f"--batch-tokens {args.batch_tokens}: give at least --block-size {args.block_size}")
     if args.tokens < args.batch_tokens:
         raise ValueError(f"--tokens {args.tokens:.0f}: give at least --batch-tokens {args.batch_tokens}")
+    if args.n_embd % args.n_head:
+        raise ValueError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
+    check_memory(4 * args.tokens, f"--tokens {args.tokens:g}")  # as they are drawn: a token, and whether it is asked
+    n = (args.vocab_size + args.block_size + 12 * args.n_layer * args.n_embd) * args.n_embd  # parameters
+    check_memory(16 * n, f"a model of {n:,} parameters, its gradients and AdamW's averages")
     if args.decay_frac > 1:
         raise ValueError(f"--decay-frac {args.decay_frac}: give a number above 0 and up to 1")
     return args
@@ -130,7 +138,7 @@ def prose_tokens(tokenizer, book):
 
 def prepare(args, out):
     """The tokenizer, and arrays (2, tokens) of tokens and asked for training and validation, memory-mapped."""
-    files = sorted(Path(args.text).glob("**/*.txt"))
+    files = sorted(f for f in Path(args.text).glob("**/*.txt") if f.is_file())  # a pipe would never end
     if not files:
         raise ValueError(f"no .txt file in {args.text}: name a folder of prose with --text")
     books = [f.read_text(encoding="utf-8-sig", errors="replace") for f in files]

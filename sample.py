@@ -15,11 +15,14 @@ import torch
 
 import prefix
 from checkpoint import load_model, load_prefix
-from cli import Parser, at_least, run, weight
+from cli import Parser, at_least, run, seed, temperature
 from data.tokenizer import Tokenizer
 from generate import empty_cache, generate, stack_caches
 from llama import Llama
 from model import GPT
+
+MOST_PROMPTS = 256  # in one batch
+LONGEST = 100_000  # characters of a question: no base reads more
 
 
 def parse_args(argv=None):
@@ -29,11 +32,14 @@ def parse_args(argv=None):
     p.add_argument("--compare", action="store_true", help="show the base without a prompt beside each")
     p.add_argument("--prompt", metavar="TEXT", help="one question (default: ask, or read lines from stdin)")
     p.add_argument("--max-new-tokens", type=at_least(1), default=100, help="(default %(default)s)")
-    p.add_argument("--temperature", type=weight, default=0.0, help="0 is greedy (default %(default)s)")
+    p.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy (default %(default)s)")
     p.add_argument("--top-k", type=at_least(1), help="sample from the likeliest only (default: from all)")
-    p.add_argument("--seed", type=int, default=0, help="of sampling (default %(default)s)")
+    p.add_argument("--seed", type=seed, default=0, help="of sampling (default %(default)s)")
     p.add_argument("--tokenize", choices=["bytes", "bpe"], default="bpe", help="of the text when no prompt is loaded")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if len(args.prefix) > MOST_PROMPTS:
+        raise ValueError(f"--prefix of {len(args.prefix)} files: at most {MOST_PROMPTS} stand in one batch")
+    return args
 
 
 def ask():
@@ -43,6 +49,14 @@ def ask():
             yield question
     except EOFError:
         print()
+
+
+def lines(file):
+    """The lines of a file, each a question."""
+    while line := file.readline(LONGEST + 1):
+        if len(line) > LONGEST:
+            raise ValueError(f"a question of more than {LONGEST:,} characters: shorten it")
+        yield line.rstrip("\n")
 
 
 class PromptedBase(NamedTuple):
@@ -113,10 +127,10 @@ def main(argv=None):
     bases = load_bases(args, model)
     if args.prompt is not None:
         questions = [args.prompt]
-    elif sys.stdin.isatty():
-        questions = ask()
+    elif sys.stdin is None:
+        raise ValueError("stdin is closed: give --prompt")
     else:
-        questions = (line.rstrip("\n") for line in sys.stdin)
+        questions = ask() if sys.stdin.isatty() else lines(sys.stdin)
     for question in questions:
         if not question:
             raise ValueError("the prompt is empty: give batch text")

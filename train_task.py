@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 import tasks
 from checkpoint import fingerprint, load_model, load_prefix, save_prefix, write_json, write_text
-from cli import Parser, at_least, rate, run, weight, words
+from cli import Parser, at_least, rate, run, seed, weight, words
+from data import schemas
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval import report
@@ -30,6 +31,7 @@ from eval.neighbors import nearest_tokens
 from prefix import METHODS, divergence
 from tasks import IN_DISTRIBUTION
 
+MOST_PROMPTS = 32  # that --load takes: each is measured, twice, and then all of them together
 OPTIONS = {name: spec for cls in METHODS.values() for name, spec in cls.options.items()}
 
 
@@ -49,7 +51,7 @@ def parser():
     p.add_base()
     p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
     p.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
-    p.add_argument("--seed", type=int, default=0, help="of rows, examples and their order (default %(default)s)")
+    p.add_argument("--seed", type=seed, default=0, help="of rows, examples and their order (default %(default)s)")
     p.add_argument("--quick", action="store_true", help="a look in a minute: less to learn from and to test on")
 
     g = p.add_argument_group("the prompt")
@@ -66,13 +68,16 @@ def parser():
     )
     g.add_argument(
         "--trigger-examples",
-        type=at_least(1),
+        type=at_least(1, 1000),
         default=1,
         metavar="N",
         help="worked examples that --trigger example is made of (default %(default)s)",
     )
     g.add_argument(
-        "--shots", type=at_least(0), default=0, help="worked examples between the prompt and the question (default 0)"
+        "--shots",
+        type=at_least(0, 1000),
+        default=0,
+        help="worked examples between the prompt and the question (default 0)",
     )
     g.add_argument(
         "--load", nargs="+", metavar="FILE", help="measure what these hold instead of tuning; several prompts vote"
@@ -93,12 +98,14 @@ def parser():
         "--examples", type=at_least(1), help="to learn from (default 4000; from scratch 20000; your own data: all)"
     )
     g.add_argument("--epochs", type=at_least(1), help="passes over them (default 1; from scratch and your own data: 5)")
-    g.add_argument("--batch-size", type=at_least(1), default=32, help="examples per step (default %(default)s)")
+    g.add_argument("--batch-size", type=at_least(1, 65536), default=32, help="examples per step (default %(default)s)")
     g.add_argument("--lr", type=rate, help="peak learning rate (default: 0.01 for rows at the input)")
     g.add_argument("--l2-sp", type=weight, default=0.0, help="weight of the rows' squared distance to their start")
 
     g = p.add_argument_group("measuring")
-    g.add_argument("--test-examples", type=at_least(1), help="questions per range (default 500; your own data: all)")
+    g.add_argument(
+        "--test-examples", type=at_least(1, 100_000), help="questions per range (default 500; your own data: all)"
+    )
     g.add_argument(
         "--beside",
         nargs="+",
@@ -128,6 +135,8 @@ def parse_args(argv=None):
         raise ValueError(f"--text {args.text} is for --method cartridge, without --load and --window")
     if args.l2_sp and not hasattr(METHODS[args.method], "embeddings"):
         raise ValueError(f"--l2-sp is not for --method {args.method}: it has no rows that began as something")
+    if len(args.load or []) > MOST_PROMPTS:
+        raise ValueError(f"--load of {len(args.load)} files: at most {MOST_PROMPTS} vote")
     if "none" in (args.beside or []) and len(args.beside) > 1:
         raise ValueError(f"--beside {' '.join(args.beside)}: none stands alone")
     args.beside = args.beside or (["finetune", "scratch"] if args.own_data else ["scratch"])
@@ -172,6 +181,8 @@ def trigger_of(args, task, tokenizer, examples):
 def build_method(args, name, model, tokenizer, task, examples, trigger=("", "", []), shots=0):
     """A method of prefix.py with the options of the command line, and its worked examples."""
     cls = METHODS[name]
+    if args.n_random > model.config.block_size:
+        raise ValueError(f"--n-random {args.n_random}: {model.name} has block_size {model.config.block_size}")
     options = {o: getattr(args, o) for o in cls.options if getattr(args, o) is not None}
     if cls.needs_labels and task.classes:
         options["labels"] = [tokenizer.encode_task(task.answer_line(c)) for c in task.classes]
@@ -402,7 +413,7 @@ def distill_text(args):
     """Put a text into a cache that sample.py reads, and say how close the base behind it comes to the base that reads
     the text: the divergence of their next tokens on continuations that it was not tuned on."""
     try:
-        text = Path(args.text).read_text()
+        text = schemas.read_bytes(args.text).decode()
     except UnicodeDecodeError:
         raise ValueError(f"{args.text} is not UTF-8 text: convert it, or give another") from None
     model = load_model(args.model, args.device, args.dtype).freeze()

@@ -167,6 +167,24 @@ class Results(Run):
     seconds: dict[str, float]
 
 
+class BenchWork(TypedDict):
+    """What bench.py calls itself with: one side of one measurement."""
+
+    side: str
+    job: str
+    folder: str
+    adapter: str
+    device: str
+    dtype: Literal["float32", "bfloat16"]
+    n_layer: Size
+    n_embd: Size
+    vocab_size: Size
+    rows: Size
+    batch_size: Size
+    question: Size
+    answer: Size
+
+
 def read_bytes(path, limit=JSON_LIMIT):
     """The content of a regular file of at most `limit` bytes: a pipe or a device might never end."""
     path = Path(path)

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 FOLDER = Path(__file__).parent
 IN_DISTRIBUTION = "in-distribution"
 FILES = (".jsonl", ".csv", ".tsv")  # endings of your own data
@@ -58,6 +60,7 @@ class Task:
         low, high = self.ranges[range_name]
         rng = random.Random(f"{self.name} {range_name} {split} {seed}")
         examples, seen, misses = [], set(), 0
+        bar = tqdm(total=n, desc=f"drawing {range_name}", unit=" examples", delay=2, leave=False)  # of many alone
         while len(examples) < n and misses < 10_000:
             length = rng.randint(low, high)
             question, answer = self.example(rng, length, range_name in self.new_words)
@@ -67,6 +70,8 @@ class Task:
             misses = 0
             seen.add(question)
             examples.append(Example(question, answer, length))
+            bar.update()
+        bar.close()
         return examples
 
     def worth_showing(self, examples, k):
