@@ -6,15 +6,16 @@ It is made of results.json and of details.json, which holds what results.json wo
 what was written after it, and where answers look.
 """
 
-import json
+import argparse
 import math
-import sys
 from pathlib import Path
 
 import jinja2
 from matplotlib.colors import to_hex
 
+import cli
 from checkpoint import write_text
+from data import schemas
 from data.batches import encode
 from eval import plots, report
 from eval.attention import attention_to_rows
@@ -52,12 +53,12 @@ def details(task, tests, written, model, tokenizer, method=None):
     if method is not None:
         encoded = encode(tokenizer, next(iter(tests.values()))[:64])
         encoded = [(method.insert_rows(question), answer) for question, answer in encoded]
-        start = METHODS[method.name](model, **method.init_kwargs).to(model.wte.weight.device)
-        start.shots = method.shots
-        content["attention"]["questions"] = len(encoded)
-        content["attention"]["tuned"] = attention_to_rows(method, model, encoded)
-        if method.learns():
-            content["attention"]["before"] = attention_to_rows(start, model, encoded)
+        tuned, before = attention_to_rows(method, model, encoded), None
+        if tuned and method.learns():
+            start = METHODS[method.name](model, **method.init_kwargs).to(model.wte.weight.device)
+            start.shots = method.shots
+            before = attention_to_rows(start, model, encoded)
+        content["attention"] = {"before": before, "tuned": tuned, "questions": len(encoded)}
         trigger = method.init_kwargs.get("trigger", [])[: method.n_rows() - method.n_random]
         content["words"] = [None] * method.n_random + [tokenizer.decode([t]) for t in trigger]
     return content
@@ -180,13 +181,16 @@ def write_page(path, results, details):
     write_text(path, page)
 
 
-def main():
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
-    out = Path(sys.argv[1])
-    results, content = (json.loads((out / name).read_text()) for name in ("results.json", "details.json"))
-    write_page(out / "report.html", results, content)
+def main(argv=None):
+    p = argparse.ArgumentParser(prog="python -m eval.page", description=__doc__)
+    p.add_argument("out", type=Path, metavar="FOLDER", help="of a run, with results.json and details.json")
+    out = p.parse_args(argv).out
+    read = [schemas.read_json(out / name, dict, "run it again") for name in ("results.json", "details.json")]
+    try:
+        write_page(out / "report.html", *read)
+    except (KeyError, TypeError, jinja2.UndefinedError) as error:
+        raise ValueError(f"{out} holds no results of this version ({error!r}): run it again") from None
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "python -m eval.page")

@@ -50,7 +50,7 @@ def error_in_columns(answer, text, stop, result="sum", operation="added"):
     start = i - i % 5  # of the column
     column = text[start : start + 5]
     used_up = start + 4 == final  # in the true answer no digit is left: 00, the last carry and =
-    if stop in column[:4] or re.match(r"00\d=", column) and not used_up:
+    if i == len(text) or stop in column[:4] or re.match(r"00\d=", column) and not used_up:
         return "stopped early"
     if re.match(r"\d{4};", column) and used_up:
         return "ran on"

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tasks
 
@@ -304,3 +306,60 @@ def test_rows_too_long_for_the_base_are_left_out_by_line(tmp_path):
     assert all("too long for the base" in note for note in task.notes)
     with pytest.raises(ValueError, match="every row"):
         task.drop(lambda e: True)
+
+
+ANSWER = "1405;2507;3609;000=975$"  # of 321+654=
+CARRIED = "9908;9919;001=198$"  # of 99+99=
+
+
+@pytest.mark.parametrize(
+    "task, answer, text, kind",
+    [
+        ("addition", ANSWER, ANSWER, ""),
+        ("addition", ANSWER, "7405;2507;3609;000=975$", "digit misread"),
+        ("addition", ANSWER, "1405;2807;3609;000=975$", "digit misread"),
+        ("addition", ANSWER, "1405;2517;3609;000=975$", "carry wrong"),
+        ("addition", CARRIED, "9908;9908;001=188$", "carry missed"),
+        ("addition", CARRIED, "9908;9919;000=98$", "carry missed"),
+        ("addition", ANSWER, "1405;2508;3609;000=985$", "digits added wrong"),
+        ("addition", ANSWER, "1405;2507;3609;000=957$", "sum miscopied"),
+        ("addition", ANSWER, "1405;2507;3609;000=97$", "sum miscopied"),
+        ("addition", ANSWER, "1405;2507;000=75$", "stopped early"),
+        ("addition", ANSWER, "1405;25$", "stopped early"),
+        ("addition", ANSWER, "$", "stopped early"),
+        ("addition", ANSWER, "1405;2507;3609;0000;000=975$", "ran on"),
+        ("addition", ANSWER, "1405;2507;3609;4509;000=9975$", "ran on"),
+        ("addition", ANSWER, "The sum is 975$", "another format"),
+        ("addition", ANSWER, "1405,2507,3609,000=975$", "another format"),
+        ("addition", ANSWER, "", "stopped early"),
+        ("addition", ANSWER, "1405;250", "stopped early"),
+        ("addition:plain", "975$", "965$", "wrong character"),
+        ("addition:plain", "975$", "97$", "stopped early"),
+        ("addition:plain", "975$", "9750$", "ran on"),
+        ("multiplication", "7602;4648;002=282$", "7602;4648;002=228$", "product miscopied"),
+        ("multiplication", "7602;4648;002=282$", "7602;4608;000=82$", "carry missed"),
+        ("multiplication", "7602;4648;002=282$", "7602;4638;002=282$", "carry wrong"),
+        ("multiplication", "7602;4648;002=282$", "7602;4647;002=272$", "digits multiplied wrong"),
+        ("symbolic_sum", "3;8;12=12$", "3;9;13=13$", "wrong total"),
+        ("symbolic_sum", "3;8;12=12$", "3;8;12=21$", "sum miscopied"),
+        ("symbolic_sum", "3;8;12=12$", "3;8$", "stopped early"),
+        ("last_letter", "k;e;g=keg$", "k;g;g=kgg$", "wrong letter"),
+        ("last_letter", "k;e;g=keg$", "k;e;g=kge$", "letters miscopied"),
+        ("word_reversal", "pmal$", "pmla$", "wrong character"),
+        ("word_reversal", "pmal$", "pma", "stopped early"),
+        ("word_reversal", "pmal$", "pmaal$", "wrong character"),
+        ("word_reversal", "pmal$", "pmall$", "ran on"),
+    ],
+)
+def test_the_kind_of_error_is_that_of_the_first_wrong_character(task, answer, text, kind):
+    assert tasks.load(task).kind_of_error(answer, text) == kind
+
+
+@given(st.data(), st.sampled_from(tasks.names()))
+@settings(max_examples=100, deadline=None)
+def test_every_text_but_the_answer_has_a_kind_of_error(data, name):
+    task = tasks.load(name)
+    answer = task.examples(1, seed=data.draw(st.integers(0, 50)))[0].answer
+    i = data.draw(st.integers(0, len(answer)))
+    text = answer[:i] + data.draw(st.text("0123456789;=$ab", max_size=12))
+    assert bool(task.kind_of_error(answer, text)) == (text != answer)

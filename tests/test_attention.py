@@ -1,0 +1,114 @@
+"""eval/attention.py against transformers' attentions, with the prompt as their past_key_values, and by brute force."""
+
+import math
+
+import pytest
+import torch
+
+import tasks
+from checkpoint import load_model
+from data.batches import encode
+from eval.attention import attention_to_rows, attention_weights
+from prefix import METHODS, DeepPrefix, HybridPrefix
+
+transformers = pytest.importorskip("transformers")
+
+
+def gpt2():
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=1024, n_positions=160, n_layer=2, n_head=4, n_embd=32, attn_implementation="eager"
+        )
+    )
+
+
+def llama():
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=1024,
+            max_position_embeddings=160,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            hidden_size=32,
+            intermediate_size=48,
+            attn_implementation="eager",
+        )
+    )
+
+
+@pytest.fixture(params=[gpt2, llama])
+def networks(request, tmp_path):
+    """The same random weights as transformers' network and as ours."""
+    torch.manual_seed(0)
+    theirs = request.param().eval()
+    for p in theirs.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    theirs.save_pretrained(tmp_path)
+    return theirs, load_model(tmp_path).freeze()
+
+
+def their_weights(theirs, tokens, past):
+    """transformers' attentions, [(B, n_head, T, P + T)], behind a cache of ours."""
+    cache = transformers.DynamicCache()
+    for layer, (keys, values) in enumerate(past or []):
+        B = len(tokens)
+        cache.update(keys.expand(B, -1, -1, -1).clone(), values.expand(B, -1, -1, -1).clone(), layer)
+    with torch.no_grad():
+        return theirs(tokens, past_key_values=cache, output_attentions=True).attentions
+
+
+@pytest.mark.parametrize("rows", [0, 5])
+def test_weights_equal_those_of_transformers(networks, rows):
+    theirs, ours = networks
+    tokens = torch.randint(1024, (3, 7), generator=torch.Generator().manual_seed(1))
+    past = HybridPrefix(ours, rows).past(ours) if rows else None
+    got = list(attention_weights(ours, tokens, past))
+    assert len(got) == 2
+    for weights, want in zip(got, their_weights(theirs, tokens, past)):
+        assert weights.shape == (3, 4, 7, rows + 7)
+        torch.testing.assert_close(weights, want, atol=1e-5, rtol=1e-4)
+    assert not any(module._forward_pre_hooks for module in ours.modules())
+
+
+def test_the_mean_over_answers_equals_one_question_at_a_time(networks, tokenizer):
+    """With transformers' weights: for each token of each answer, what the position before it attends to."""
+    theirs, ours = networks
+    method = HybridPrefix(ours, 4, tokenizer.encode("Add them:"))
+    method.shots = torch.tensor([tokenizer.encode_task("1+1=2$")])
+    encoded = encode(tokenizer, tasks.load("addition:plain").examples(6))
+    got = attention_to_rows(method, ours, encoded)
+    P, S, past = method.n_rows(), method.shots.size(1), method.past(ours)
+    rows, shares, n = torch.zeros(2, 4, P), torch.zeros(2, 4), 0
+    for question, answer in encoded:
+        for j in range(len(answer)):
+            attentions = their_weights(theirs, torch.tensor([question + answer[:j]]), past)
+            for layer, weights in enumerate(attentions):
+                last = weights[0, :, -1]  # (n_head, P + S + T)
+                assert last.size(1) == P + S + len(question) + j
+                rows[layer] += last[:, :P]
+                for k, part in enumerate(last.split([P, S, len(question), j], dim=1)):
+                    shares[layer, k] += part.sum() / 4
+            n += 1
+    torch.testing.assert_close(torch.tensor(got["rows"]), rows / n, atol=1e-4, rtol=0)
+    assert [list(s) for s in got["shares"]] == [["rows", "shots", "question", "answer so far"]] * 2
+    want = (shares / n).tolist()
+    for share, expected in zip(got["shares"], want):
+        assert all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(share.values(), expected))
+
+
+def test_layers_without_rows_give_them_nothing(tiny, tokenizer):
+    encoded = encode(tokenizer, tasks.load("word_reversal").examples(5))
+    got = attention_to_rows(DeepPrefix(tiny, 3, layers=1), tiny, encoded)
+    lower, upper = torch.tensor(got["rows"])  # (n_head, P) each
+    assert lower.count_nonzero() == 0 and (upper > 0).all()
+    assert got["shares"][0]["rows"] == 0 < got["shares"][1]["rows"]
+    for share in got["shares"]:
+        assert math.isclose(sum(share.values()), 1, abs_tol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["zero-shot", "adapter", "lora", "adapter-prefix"])
+def test_what_has_no_rows_before_the_question_has_nothing_to_show(tiny, tokenizer, name):
+    method = METHODS[name](tiny, n_random=3)
+    method.shots = torch.tensor([tokenizer.encode_task("ab")])
+    assert attention_to_rows(method, tiny, encode(tokenizer, tasks.load("word_reversal").examples(3))) is None
