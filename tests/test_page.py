@@ -216,7 +216,10 @@ def test_rows_are_shown_with_their_nearest_words_before_and_now(runs, show):
             assert shown_words.split() == "".join(f"{t!r}{c:.2f} " for t, c in nearest).split()
 
 
-@pytest.mark.parametrize("name, when", [("hybrid", "before"), ("hybrid", "tuned"), ("deep", "tuned"), ("load", "tuned")])
+MAPS = [("hybrid", "before"), ("hybrid", "tuned"), ("deep", "tuned"), ("load", "tuned")]
+
+
+@pytest.mark.parametrize("name, when", MAPS)
 def test_the_heat_map_reads_as_the_attention_it_is_made_of(runs, show, name, when):
     shown = show(runs[name])
     a = read(runs[name], "details")["attention"][when]
