@@ -1,6 +1,7 @@
 """Speed and memory beside PEFT + transformers, on the same weights, the same rows and the same text.
 
     python bench.py                        one table for GPT-2's shape, random weights
+    python bench.py --arch llama           the same for SmolLM2-135M's shape
     python bench.py --sweep --plot b.png   also over prompt lengths and batch sizes, and a plot of the first
     python bench.py --n-layer 2 --n-embd 128 --vocab-size 1000 --repeat 1     a look in a minute
 
@@ -31,6 +32,7 @@ from checkpoint import load_model, read_tensors, save_model, write_json
 from cli import Parser, at_least, best_dtype, check_memory, run
 from data import schemas
 from generate import generate
+from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
 from train_task import train_step
 
@@ -44,9 +46,10 @@ JOBS = {
 
 def parse_args(argv=None):
     p = Parser(__doc__)
-    p.add_argument("--n-layer", type=at_least(1, 1000), default=12, help="of the model (default %(default)s)")
-    p.add_argument("--n-embd", type=at_least(64, 65536), default=768, help="64 for each head (default %(default)s)")
-    p.add_argument("--vocab-size", type=at_least(2), default=50257, help="of the model (default %(default)s)")
+    p.add_argument("--arch", choices=["gpt2", "llama"], default="gpt2", help="of the model (default %(default)s)")
+    p.add_argument("--n-layer", type=at_least(1, 1000), help="of the model (default 12, llama 30)")
+    p.add_argument("--n-embd", type=at_least(64, 65536), help="64 for each head (default 768, llama 576)")
+    p.add_argument("--vocab-size", type=at_least(2), help="of the model (default 50257, llama 49152)")
     p.add_argument("--rows", type=at_least(1, 100_000), default=50, help="virtual tokens (default %(default)s)")
     p.add_argument("--batch-size", type=at_least(1, 65536), default=32, help="texts per step (default %(default)s)")
     p.add_argument("--question", type=at_least(1, 100_000), default=10, help="tokens of it (default %(default)s)")
@@ -58,12 +61,24 @@ def parse_args(argv=None):
     p.add_argument("--json", metavar="FILE", help="write the numbers")
     p.add_argument("--worker", help=argparse.SUPPRESS)
     args = p.parse_args(argv)
+    default = LlamaConfig() if args.arch == "llama" else GPTConfig()
+    for name in ("n_layer", "n_embd", "vocab_size"):
+        setattr(args, name, getattr(args, name) or getattr(default, name))
     n = (args.vocab_size + 1024 + 12 * args.n_layer * args.n_embd) * args.n_embd  # parameters, about
     check_memory(8 * n, f"a model of {n:,} parameters on each side")
     for file in filter(None, (args.plot, args.json)):
         if not Path(file).resolve().parent.is_dir():
             raise ValueError(f"no folder for {file}: make it first")
     return args
+
+
+def shape(w):
+    """The model's configuration, with 64 columns a head; a Llama has SmolLM2's proportions."""
+    block_size, n_head = max(1024, max(w["rows"], 200) + w["question"] + w["answer"]), w["n_embd"] // 64
+    if w["arch"] == "gpt2":
+        return GPTConfig(w["vocab_size"], block_size, w["n_layer"], n_head, w["n_embd"])
+    n_kv_head, n_inner = n_head // 3 if n_head % 3 == 0 else n_head, w["n_embd"] * 8 // 3
+    return LlamaConfig(w["vocab_size"], block_size, w["n_layer"], n_head, n_kv_head, w["n_embd"], 64, n_inner)
 
 
 # ---------------------------------------------------------------- one side of one measurement, in its own process
@@ -105,7 +120,7 @@ def theirs(w):
     transformers.utils.logging.set_verbosity_error()
     autocast = w["dtype"] == "bfloat16" and w["job"] != "decode"
     dtype = torch.bfloat16 if w["dtype"] == "bfloat16" and not autocast else torch.float32
-    model = transformers.GPT2LMHeadModel.from_pretrained(w["folder"], dtype=dtype).to(w["device"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(w["folder"], dtype=dtype).to(w["device"])
     if w["job"] != "finetune":
         # peft loads a prompt for inference only: a new one is given our rows
         kind = peft.PrefixTuningConfig if w["job"] == "prefix" else peft.PromptTuningConfig
@@ -148,7 +163,10 @@ def matmul_lower_bound(w):
     """The matrix products of one step or decoding, and nothing else: what the machine would need for them alone."""
     dtype, C, V, L = getattr(torch, w["dtype"]), w["n_embd"], w["vocab_size"], w["n_layer"]
     B, Q, A, P = w["batch_size"], w["question"], w["answer"], w["rows"]
-    D = 64
+    D, matrices = 64, [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)]  # of a block: (n_in, n_out)
+    if w["arch"] == "llama":
+        n_kv_head, n_inner = shape(w).n_kv_head, shape(w).n_inner
+        matrices = [(C, C + 2 * n_kv_head * D), (C, C), (C, 2 * n_inner), (n_inner, C)]
     passes = []  # (sequences, positions of each, positions attended to, rows of logits, backward passes)
     if w["job"] == "decode":
         passes += [(B, Q, P + Q, B, 0)] + [(B, 1, P + Q + i, B, 0) for i in range(1, A)]
@@ -159,7 +177,7 @@ def matmul_lower_bound(w):
             passes.append((1, P, P, 0, 1))
     pairs = []  # (a, b, how often)
     for n, T, S, logits, backward in passes:
-        for n_in, n_out in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)):
+        for n_in, n_out in matrices:
             pairs.append((torch.randn(n * T, n_in), torch.randn(n_in, n_out), L * (1 + backward)))
         if logits:
             pairs.append((torch.randn(logits, C), torch.randn(C, V), 1 + backward))
@@ -271,9 +289,7 @@ def main(argv=None):
     results, bar = [], tqdm(total=len(points), unit=" measurements")
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        block_size = max(1024, max(args.rows, 200) + args.question + args.answer)
-        config = GPTConfig(args.vocab_size, block_size, args.n_layer, args.n_embd // 64, args.n_embd)
-        model = GPT(config).freeze()
+        model = (Llama if args.arch == "llama" else GPT)(shape(vars(args))).freeze()
         save_model(model, folder)
         for job, dtype, rows, batch in points:
             deep = job == "prefix"
@@ -305,8 +321,9 @@ def main(argv=None):
 
 def table(results, args):
     """Time and peak memory of each side, how much faster ours is, and its share of the machine's limit."""
+    name = "Llama" if args.arch == "llama" else "GPT-2"
     lines = [
-        f"GPT-2 of {args.n_layer} layers, {args.n_embd} wide, {args.vocab_size} words, random weights; {args.question}"
+        f"{name} of {args.n_layer} layers, {args.n_embd} wide, {args.vocab_size} words, random weights; {args.question}"
         f" + {args.answer} tokens of question and answer; {args.device}, {torch.get_num_threads()} threads; "
         f"median of {args.repeat} turns",
         f"{'':<22}{'dtype':>10}{'rows':>6}{'batch':>6}{'ours':>20}{'PEFT':>20}{'ratio':>8}{'no cache':>12}{'limit':>7}",

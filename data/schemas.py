@@ -172,6 +172,7 @@ class BenchWork(TypedDict):
 
     side: str
     job: str
+    arch: Literal["gpt2", "llama"]
     folder: str
     adapter: str
     device: str
