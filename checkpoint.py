@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from data import schemas
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
-from prefix import METHODS
+from prefix import CPT, METHODS, HybridPrefix, LoPT, PromptTuning, PTuning
 
+ROWS = HybridPrefix, PromptTuning, CPT, LoPT, PTuning  # at the input, and nothing else
 BUNDLED = ("nano", "nano-1m", "nano-11m", "nano-1m-bytes")  # in data/, each with its card
 HUB = {  # name -> repository and revision, so that the same name is the same weights tomorrow
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
@@ -402,9 +403,10 @@ def llama_config(path, c):
 # ---------------------------------------------------------------- trained prompts
 
 
-def save_prefix(method, path, model, tokenizer, task="", trigger="", question_format="{}", stop=""):
+def save_prefix(method, path, model, tokenizer, task="", trigger="", question_format="{}", stop="", init_from=""):
     """Write what was trained. The header says which base, tokenizer, task and trigger it belongs to, how a question
-    is put (`question_format`, with {} for it) and what ends its answer ('': the end-of-text token)."""
+    is put (`question_format`, with {} for it), what ends its answer ('': the end-of-text token) and the name of the
+    file that it began as, where it did."""
     header = {
         "format": "nanoprompt prefix",
         "method": method.name,
@@ -417,13 +419,15 @@ def save_prefix(method, path, model, tokenizer, task="", trigger="", question_fo
         "trigger": trigger,
         "question_format": question_format,
         "stop": stop,
+        "init_from": Path(init_from).name,
     }
     frozen = {name for name, p in method.named_parameters() if not p.requires_grad}
     write_tensors(path, {n: t for n, t in method.state_dict().items() if n not in frozen}, header)
 
 
-def load_prefix(path, model, tokenizer):
-    """(method, header) from a file. Raises ValueError where it is broken or for another base or tokenizer.
+def load_prefix(path, model, tokenizer, other_base=False):
+    """(method, header) from a file. Raises ValueError where it is broken or for another base or tokenizer; with
+    `other_base` rows at the input may come from another base of the same width, to begin as.
 
     Whether the text of its task is bytes or BPE, header["tokenize"], is for the caller to follow.
     """
@@ -434,7 +438,13 @@ def load_prefix(path, model, tokenizer):
     if header.get("format") != "nanoprompt prefix":
         raise ValueError(f"{path} is no prefix: name the prefix.safetensors of a run")
     header = schemas.convert(header, schemas.PrefixHeader, path, "train it again")
-    if header["base_fingerprint"] != fingerprint(model):
+    movable = other_base and METHODS.get(header["method"]) in ROWS and "start" in tensors
+    if header["base_fingerprint"] != fingerprint(model) and movable:
+        if (width := tensors["start"].shape[-1]) != model.config.n_embd:
+            raise ValueError(
+                f"{path} has rows of width {width}, {model.name} of {model.config.n_embd}: name another base"
+            )
+    elif header["base_fingerprint"] != fingerprint(model):
         tuned_on = f"{header['base']!r} ({header['base_fingerprint']})"
         raise ValueError(f"{path} was tuned on the base {tuned_on}, not on {model.name!r} ({fingerprint(model)})")
     if header["tokenizer"] != tokenizer.name:
@@ -442,7 +452,8 @@ def load_prefix(path, model, tokenizer):
     if header["method"] not in METHODS:
         raise ValueError(f"{path} is of the method {header['method']!r}: choose from {', '.join(METHODS)}")
     cls, c = METHODS[header["method"]], model.config
-    largest = max(c.block_size, sum(t.numel() for t in tensors.values()) // c.n_embd)
+    text = tensors["text"].numel() if "text" in tensors else 0  # a cartridge's, which may be longer than any context
+    largest = max(c.block_size, text, sum(t.numel() for t in tensors.values()) // c.n_embd)
     method = cls(model, **schemas.method_arguments(cls, header["init_kwargs"], path, c.vocab_size, largest))
     if "shots" in tensors:
         method.shots = torch.zeros_like(tensors["shots"], dtype=torch.long)

@@ -13,6 +13,7 @@ import torch
 from checkpoint import (
     BUNDLED,
     HUB,
+    ROWS,
     hub_name,
     load_model,
     load_prefix,
@@ -27,7 +28,7 @@ from data import schemas
 from data.tokenizer import Tokenizer
 from llama import Llama
 from model import GPT
-from prefix import Cartridge, DeepPrefix, HybridPrefix, LoRA, PrefixTuning, PromptTuning, PTuning, block_linears
+from prefix import Cartridge, DeepPrefix, HybridPrefix, LoRA, PrefixTuning, block_linears
 
 
 @torch.no_grad()
@@ -35,7 +36,7 @@ def export_peft(method, model, folder):
     """Write adapter_config.json and adapter_model.safetensors, which PeftModel.from_pretrained takes:
     PROMPT_TUNING for rows at the input, PREFIX_TUNING for keys and values, an MLP folded into either; CARTRIDGE; LORA.
     """
-    if type(method) not in (HybridPrefix, PromptTuning, PTuning, DeepPrefix, PrefixTuning, Cartridge, LoRA):
+    if type(method) not in (*ROWS, DeepPrefix, PrefixTuning, Cartridge, LoRA):
         raise ValueError(f"PEFT has no adapter for {method.name}")
     if has_worked_examples(method, model):
         raise ValueError("a prompt with worked examples behind it (--shots): PEFT's adapter would lose them")
@@ -106,8 +107,8 @@ def lora_adapter(lora, model):
 
 
 def import_peft(folder, model):
-    """The method in a PEFT adapter of type PROMPT_TUNING, P_TUNING, PREFIX_TUNING, CARTRIDGE or LORA. Of prompts PEFT
-    writes an encoder's output, not the encoder, so that all of them are rows. Raises ValueError."""
+    """The method in a PEFT adapter of type PROMPT_TUNING, P_TUNING, CPT, PREFIX_TUNING, CARTRIDGE or LORA. Of prompts
+    PEFT writes an encoder's output, not the encoder, so that all of them are rows. Raises ValueError."""
     file, weights = Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors"
     for one in (file, weights):
         if not one.is_file():
@@ -120,6 +121,7 @@ def import_peft(folder, model):
     kinds = {
         "PROMPT_TUNING": HybridPrefix,
         "P_TUNING": HybridPrefix,
+        "CPT": HybridPrefix,
         "PREFIX_TUNING": DeepPrefix,
         "CARTRIDGE": DeepPrefix,
     }

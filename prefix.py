@@ -185,6 +185,103 @@ class PromptTuning(HybridPrefix):
         self.start.copy_(rows)
 
 
+class CPT(HybridPrefix):
+    """Worked examples as rows at the input, tuned inside a ball around where they began: Blau et al. (2024).
+
+    "Context-aware Prompt Tuning: Advancing In-Context Learning with Adversarial Methods". After each step every row is
+    put back into the ball. All rows of the examples move, and the loss is that of the question's answer alone; they
+    keep the labels' rows in place, and learn the labels of the examples as well.
+
+    |row - start| <= epsilon sqrt(C / 2048)
+    """
+
+    name, label = "cpt", "CPT"
+    options = {"epsilon": {"type": float, "help": "the radius of its ball, for a base 2,048 wide (default 1)"}}
+
+    def __init__(self, model, n_random=0, trigger=(), seed=0, epsilon=1.0):
+        if not trigger:
+            raise ValueError("CPT of no example: give a --trigger")
+        super().__init__(model, 0, trigger)
+        self.init_kwargs = {"trigger": list(trigger), "epsilon": epsilon}
+        self.radius = epsilon * (self.rows.size(1) / 2048) ** 0.5
+
+    @torch.no_grad()
+    def after_backward(self, network, batch, loss):
+        shift = self.rows - self.start  # (P, C)
+        self.rows.copy_(self.start + shift * self.radius / shift.norm(dim=1, keepdim=True).clamp_min(self.radius))
+
+
+class LoPT(HybridPrefix):
+    """Rows at the input as a product of two thin matrices: Guo et al. (2024).
+
+    "LoPT: Low-Rank Prompt Tuning for Parameter Efficient Language Models". They begin as the product that comes closest
+    to the rows of a hybrid prefix, which is their truncated singular value decomposition.
+
+    rows (P, C) = U (P, rank) V (rank, C)
+    """
+
+    name, label, options = "lopt", "LoPT", RANK
+
+    def __init__(self, model, n_random, trigger=(), seed=0, rank=8):
+        super().__init__(model, n_random, trigger, seed=seed)
+        self.init_kwargs = {"n_random": n_random, "trigger": list(trigger), "rank": rank}
+        if rank < 1:
+            raise ValueError(f"--rank {rank}: give at least 1")
+        u, s, vh = torch.linalg.svd(self.start, full_matrices=False)
+        del self.rows
+        self.U = nn.Parameter(u[:, :rank] * s[:rank].sqrt())
+        self.V = nn.Parameter(vh[:rank] * s[:rank, None].sqrt())
+        self.start.copy_(self.embeddings().detach())
+
+    def embeddings(self):
+        return self.U @ self.V
+
+    def n_rows(self):
+        return len(self.U)
+
+
+class DePT(HybridPrefix):
+    """Rows at the input, and a low-rank shift of the words behind them: Shi & Lipani (2023).
+
+    "DePT: Decomposed Prompt Tuning for Parameter-Efficient Fine-tuning", section 2.2. The word at position i of the
+    question and its answer gets row i of A B, which is zero at first. The rows take a larger learning rate than A and
+    B. Positions that no example reaches keep a shift of zero.
+
+    x_i = word_i + (A B)_i
+    """
+
+    name, label, options = "dept", "DePT", RANK
+
+    def __init__(self, model, n_random, trigger=(), seed=0, rank=8):
+        super().__init__(model, n_random, trigger, seed=seed)
+        self.init_kwargs = {"n_random": n_random, "trigger": list(trigger), "rank": rank}
+        if rank < 1:
+            raise ValueError(f"--rank {rank}: give at least 1")
+        c, rng = model.config, torch.Generator().manual_seed(seed)
+        self.A = nn.Parameter(torch.zeros(c.block_size, rank))
+        self.B = nn.Parameter(torch.randn(rank, c.n_embd, generator=rng) * rank**-0.5)
+
+    def network(self, model):
+        return share_weights(model, ShiftedWords, self)
+
+    def optimizers(self, lr, dtype):
+        rows, shift = ([self.rows], lr), ([self.A, self.B], lr / 10)
+        return [torch.optim.AdamW(parameters, rate, weight_decay=0) for parameters, rate in (rows, shift)]
+
+
+class ShiftedWords:
+    """What a network becomes that adds a prompt's shift of each position to the words of a text."""
+
+    def run(self, x, past=None, kv_cache=None, cache_len=0, past_pad=None, left_pad=None):
+        if not x.is_floating_point():  # words, not a prompt's rows
+            position = torch.arange(cache_len, cache_len + x.size(1), device=x.device)  # (T)
+            if left_pad is not None:
+                position = (position - left_pad[:, None]).clamp_min(0)  # (B, T)
+            shift = self.prompt[0].A[position] @ self.prompt[0].B  # (T, C) or (B, T, C)
+            x = self.wte(x) + shift.to(self.wte.weight.dtype)
+        return super().run(x, past, kv_cache, cache_len, past_pad, left_pad)
+
+
 class PTuning(HybridPrefix):
     """Rows at the input that an LSTM and an MLP make of learned ones: Liu et al. (2021).
 
@@ -381,7 +478,7 @@ class Cartridge(DeepPrefix):
         super().__init__(model, 0, trigger[: n_random or None])
         self.init_kwargs = {"n_random": len(self.rows), "trigger": list(trigger), "window": window}
         self.window = window or model.config.block_size
-        self.register_buffer("text", torch.tensor(trigger), persistent=False)  # (S), in the file as the trigger
+        self.register_buffer("text", torch.tensor(trigger))  # (S)
         self.rng = random.Random(seed)
 
     def loss(self, network, tokens, targets, answer):
@@ -621,6 +718,41 @@ class GatedAttention(nn.Module):
         rows_k, rows_v = (x.repeat_interleave(G, 1) for x in (rows_k, rows_v))  # (1, n_head, P, D) each
         y = y + gate * ((q @ rows_k.mT / q.size(-1) ** 0.5).softmax(-1) @ rows_v)
         return self.attention.out(y), (k, v)
+
+
+class PrefixMemory(Method):
+    """A prefix outside the softmax, a matrix for each head of each layer: Wang et al. (2025).
+
+    "Prefix-Tuning+: Modernizing Prefix-Tuning by Decoupling the Prefix from Attention". However long the text, the
+    prefix weighs the same. M (D, D) is zero at first, and phi is elu. It has no rows and takes no positions.
+
+    y = softmax(q K') V + phi(q) M
+    """
+
+    name, label, lr = "prefix-memory", "Prefix-Tuning+", 1e-2
+
+    def __init__(self, model, n_random=0, trigger=(), seed=0):
+        super().__init__()
+        c = model.config
+        self.memory = nn.Parameter(torch.zeros(c.n_layer, c.n_head, c.head_dim, c.head_dim))
+
+    def network(self, model):
+        twin = share_weights(model)
+        for i, block in enumerate(twin.h):
+            block.attn = MemoryAttention(block.attn, self, i)
+        return twin
+
+
+class MemoryAttention(nn.Module):
+    def __init__(self, attention, prompt, layer):
+        super().__init__()
+        self.attention, self.prompt, self.layer = attention, [prompt], layer
+
+    def forward(self, x, mask, past=None, kv_cache=None, cache_len=0, *turn):
+        q, k, v = self.attention.qkv(x, *turn)  # (B, n_head, T, D), and (B, n_kv_head, T, D) each
+        y = self.attention.attend(q, k, v, mask, past, kv_cache, cache_len)  # (B, n_head, T, D)
+        memory = self.prompt[0].memory[self.layer].to(x.dtype)  # (n_head, D, D)
+        return self.attention.out(y + F.elu(q) @ memory), (k, v)
 
 
 class Adapter(Method):

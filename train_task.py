@@ -71,13 +71,20 @@ def parser():
         type=at_least(1, 1000),
         default=1,
         metavar="N",
-        help="worked examples that --trigger example is made of (default %(default)s)",
+        help="training examples that --trigger example is made of: the longest (1, the default), or the first N, of "
+        "mixed lengths",
     )
     g.add_argument(
         "--shots",
         type=at_least(0, 1000),
         default=0,
         help="worked examples between the prompt and the question (default 0)",
+    )
+    g.add_argument(
+        "--init-from",
+        metavar="FILE",
+        help="begin as what another run learned, with the same method on the same base; rows at the input also on "
+        "another base of the same width",
     )
     g.add_argument(
         "--load", nargs="+", metavar="FILE", help="measure what these hold instead of tuning; several prompts vote"
@@ -133,6 +140,8 @@ def parse_args(argv=None):
             raise ValueError(f"--{name} is not for --method {args.method}: {takes} take it")
     if args.text and (args.method != "cartridge" or args.load or args.window):
         raise ValueError(f"--text {args.text} is for --method cartridge, without --load and --window")
+    if args.init_from and (args.load or args.text or args.method in ("zero-shot", "few-shot", "scratch")):
+        raise ValueError(f"--init-from {args.init_from} is for what learns on the base, without --load and --text")
     if args.l2_sp and not hasattr(METHODS[args.method], "embeddings"):
         raise ValueError(f"--l2-sp is not for --method {args.method}: it has no rows that began as something")
     if len(args.load or []) > MOST_PROMPTS:
@@ -172,7 +181,8 @@ def trigger_of(args, task, tokenizer, examples):
     if kind == "none":
         return "", "", []
     if kind == "example":
-        text = as_text(task.worth_showing(examples, args.trigger_examples))
+        n = args.trigger_examples
+        text = as_text(task.worth_showing(examples, 1) if n == 1 else examples[:n])
         return kind, text, tokenizer.bos + tokenizer.encode_task(text)
     text = (task.trigger if kind == "instruction" else kind) + "\n"
     return kind if kind == "instruction" else "trigger", text, tokenizer.bos + tokenizer.encode(text)
@@ -191,17 +201,35 @@ def build_method(args, name, model, tokenizer, task, examples, trigger=("", "", 
     kind, _, tokens = trigger
     method = cls(model, n_random=args.n_random, trigger=tokens, seed=args.seed, **options).to(args.device)
     method.init_kwargs["seed"] = args.seed
-    begins_as_words = method.init_kwargs.get("trigger") and "init" not in cls.options
-    if begins_as_words:
+    if method.init_kwargs.get("trigger") and "init" not in cls.options:
         method.label += f" from the {kind}"
-    # the token that the base expects before a text is in the trigger; else it stands before the question
+    add_shots(args, method, shots, tokenizer, task, examples)
+    return method
+
+
+def add_shots(args, method, shots, tokenizer, task, examples):
+    """Put that many worked examples behind a method's own cache, and the token that the base expects before a text in
+    front of them, unless it is in the trigger that the rows begin as."""
+    begins_as_words = method.init_kwargs.get("trigger") and "init" not in method.options
     before = [] if begins_as_words and method.n_positions() else tokenizer.bos
     before = before + tokenizer.encode_task(as_text(task.worth_showing(examples, shots)) if shots else "")
     if before:
         method.shots = torch.tensor([before], device=args.device)  # (1, S)
     if shots:
         method.label += f", {shots} shot{'s' * (shots > 1)}"
-    return method
+
+
+def begin_from(args, model, tokenizer):
+    """(method, what its file says) of --init-from: Vu et al. (2022), "SPoT: Better Frozen Model Adaptation through Soft
+    Prompt Transfer"."""
+    method, header = load_prefix(args.init_from, model, tokenizer, other_base=True)
+    if method.name != args.method:
+        raise ValueError(f"{args.init_from} is of --method {method.name}, not {args.method}: give that")
+    if hasattr(method, "start"):
+        method.start.copy_(method.embeddings().detach())
+    method.shots, method.init_kwargs["seed"] = None, args.seed
+    method.label += f" from that of {header.get('task') or 'a text'}"
+    return method, header
 
 
 def build_prompts(args, model, tokenizer, task):
@@ -212,6 +240,10 @@ def build_prompts(args, model, tokenizer, task):
     trigger, methods = trigger_of(args, task, tokenizer, examples), {}
     if args.method in ("zero-shot", "few-shot", "scratch"):  # contexts and rivals make these
         return methods, trigger
+    if args.init_from:
+        method, header = begin_from(args, model, tokenizer)
+        add_shots(args, method, args.shots, tokenizer, task, examples)
+        return {args.method: method}, ("trigger", header["trigger"], method.init_kwargs.get("trigger", []))
     if args.method == "hybrid" and trigger[0] == "example" and task.trigger and args.beside != ["none"]:
         words = "instruction", task.trigger, tokenizer.bos + tokenizer.encode(task.trigger + "\n")
         methods["hybrid-instruction"] = build_method(args, "hybrid", model, tokenizer, task, examples, words)
@@ -232,8 +264,9 @@ def load_prompts(args, model, tokenizer):
         name = f"{method.name} {len(methods) + 1}" if methods else method.name
         method.label += f", file {len(methods) + 1}" * (len(loaded) > 1)
         methods[name] = method
-        starts[name] = METHODS[method.name](model, **method.init_kwargs).to(args.device)
-        starts[name].shots = method.shots
+        if not other.get("init_from"):  # where another run's prompt was the start, it is not in the file
+            starts[name] = METHODS[method.name](model, **method.init_kwargs).to(args.device)
+            starts[name].shots = method.shots
     tokenizer.tokenize = header["tokenize"]
     return methods, starts, ("trigger", header["trigger"], first.init_kwargs.get("trigger", []))
 
@@ -509,9 +542,7 @@ def measure(method, name, model, tokenizer, task, tests, results, when="accuracy
     """Evaluate a method and put what came of it into results, under "before" or "accuracy"."""
     start, before = time.time(), when == "before"
     desc = f"{method.label}, {'before' if before else 'after' if name in results['before'] else 'measuring'}"
-    results[when][name], results["written"][when][name], classes = evaluate(
-        method, model, tokenizer, task, tests, desc
-    )
+    results[when][name], results["written"][when][name], classes = evaluate(method, model, tokenizer, task, tests, desc)
     if classes:
         results["classes_before" if before else "classes"][name] = classes
     results["seconds"][desc] = time.time() - start
@@ -602,7 +633,7 @@ def main(argv=None):
         results["nearest_tokens"] = nearest_tokens(model, tokenizer, prompts[name])
     if name in prompts and not args.load:
         about = task.name, trigger[1], task.question_format, task.stop
-        save_prefix(prompts[name], out / "prefix.safetensors", model, tokenizer, *about)
+        save_prefix(prompts[name], out / "prefix.safetensors", model, tokenizer, *about, init_from=args.init_from or "")
     written = results.pop("written")
     write_results(results, out, args, task)
     if args.beside != ["none"]:

@@ -115,6 +115,7 @@ class PrefixHeader(TypedDict):
     trigger: str
     question_format: str
     stop: str
+    init_from: NotRequired[str]
 
 
 class AdapterConfig(TypedDict):

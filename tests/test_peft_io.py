@@ -24,6 +24,7 @@ PEFT = {
     "PREFIX_TUNING with its MLP": lambda: peft.PrefixTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=6, prefix_projection=True, encoder_hidden_size=12
     ),
+    "CPT": lambda: peft.CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[40, 41, 42, 43, 44, 45]),
     "CARTRIDGE": lambda: peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=6, num_frozen_tokens=2),
 }
 
@@ -136,6 +137,8 @@ EXPORTED = {
     "prefix": {},
     "ptuning2": {},
     "cartridge": {},
+    "cpt": {},
+    "lopt": {"rank": 3},
 }
 
 

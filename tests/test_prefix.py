@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 import prefix
 from checkpoint import fingerprint, load_prefix, save_model, save_prefix
+from generate import generate
 from model import GPT
 
 transformers = pytest.importorskip("transformers")
@@ -161,7 +162,7 @@ def test_gradients_equal_finite_differences(tiny, case):
         assert abs((ends[0] - ends[1]) / 2e-5 - slope) < 1e-5 + 1e-4 * abs(slope), name
 
 
-@pytest.mark.parametrize("method", ["adapter", "adapter-prefix", "lora", "finetune", "finetune-top2"])
+@pytest.mark.parametrize("method", ["adapter", "adapter-prefix", "prefix-memory", "lora", "finetune", "finetune-top2"])
 def test_what_changes_the_network_changes_nothing_at_first(tiny, method):
     prompt = prefix.METHODS[method](tiny, n_random=3, trigger=[40, 41])
     for text, got in zip(TEXTS, logits_behind(prompt, tiny, TEXTS)):
@@ -170,7 +171,7 @@ def test_what_changes_the_network_changes_nothing_at_first(tiny, method):
 
 def test_the_weights_are_shared_and_stay_as_they_are(tiny):
     before = {n: p.clone() for n, p in tiny.named_parameters()}
-    for method in ("adapter", "adapter-prefix", "lora", "warp"):
+    for method in ("adapter", "adapter-prefix", "prefix-memory", "dept", "lora", "warp"):
         prompt = make(method, tiny)
         twin = prompt.network(tiny)
         assert twin.wte.weight.data_ptr() == tiny.wte.weight.data_ptr()
@@ -528,6 +529,85 @@ def test_the_teacher_reads_a_part_of_a_text_that_is_too_long_another_each_time(t
             assert apart.min() < 1e-4
             found.add(apart.argmin().item())
         assert len(found) > 1
+
+
+def test_cpt_takes_the_steps_of_peft(tiny, tmp_path):
+    """Three steps of Adam, of which the first already leaves the ball: rows and logits stay the same."""
+    ours = prefix.CPT(tiny, trigger=[40, 41, 42, 43], epsilon=0.5)
+    save_model(tiny, tmp_path)
+    config = peft.CPTConfig(
+        task_type="CAUSAL_LM",
+        cpt_token_ids=[40, 41, 42, 43],
+        opt_projection_epsilon=0.5,
+        opt_projection_format_epsilon=0.5,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.get_peft_model(transformers.GPT2LMHeadModel.from_pretrained(tmp_path), config).eval()
+    tokens = torch.randint(1024, (3, 12), generator=torch.Generator().manual_seed(4))
+    learned = theirs.prompt_encoder.default.delta_embedding.weight
+    optimizers = torch.optim.Adam([ours.rows], 0.1), torch.optim.Adam([learned], 0.1)
+    for _ in range(3):
+        got = tiny.logits(tiny(tokens, ours.past(tiny)))
+        want = theirs.base_model(inputs_embeds=torch.cat([theirs.get_prompt(3), theirs.word_embeddings(tokens)], 1))
+        torch.testing.assert_close(got, want.logits[:, 4:], atol=1e-4, rtol=1e-4)
+        for logits in (got, want.logits[:, 4:]):
+            F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        ours.after_backward(tiny, None, None)
+        shift = theirs.get_prompt(1)[0] - ours.start  # PEFT puts it into the ball where it is read
+        torch.testing.assert_close(ours.rows - ours.start, shift, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(shift.norm(dim=1), torch.full((4,), 0.5 * (16 / 2048) ** 0.5))
+
+
+def test_lopt_begins_as_the_closest_product_and_of_full_rank_as_the_rows(tiny):
+    rows = prefix.HybridPrefix(tiny, 6, [1, 2, 3], seed=2).rows.detach()
+    torch.testing.assert_close(prefix.LoPT(tiny, 6, [1, 2, 3], seed=2, rank=9).embeddings(), rows, atol=1e-5, rtol=1e-4)
+    lopt = prefix.LoPT(tiny, 6, [1, 2, 3], seed=2, rank=4)
+    assert torch.linalg.matrix_rank(lopt.embeddings()) == 4 and lopt.n_rows() == 9
+    left_out = torch.linalg.svdvals(rows)[4:]  # Eckart & Young (1936): no product of rank 4 is closer
+    torch.testing.assert_close((rows - lopt.embeddings()).norm(), left_out.norm())
+
+
+def test_dept_shifts_each_position_of_a_text_and_takes_two_rates(tiny):
+    """Against rows of words and shifts put together by hand, text written included, in a batch of two lengths."""
+    dept = make("dept", tiny)
+    network, past = dept.network(tiny), dept.past(tiny)
+    shift = dept.A @ dept.B  # (block_size, C)
+    written = generate(network, TEXTS, 6, network.prefill(dept.rows[None]))
+    for text, new in zip(TEXTS, written):
+        x = torch.cat([dept.rows, tiny.wte(torch.tensor(text + new)) + shift[: len(text) + 6]])
+        logits = tiny.logits(tiny(x[None]))[0, len(dept.rows) :]
+        assert logits[len(text) - 1 : -1].argmax(-1).tolist() == new
+        torch.testing.assert_close(logits[: len(text)], logits_behind(dept, tiny, [text])[0][0], atol=1e-4, rtol=1e-4)
+    assert past[0][0].size(2) == 5
+    rates = [(len(o.param_groups[0]["params"]), o.param_groups[0]["lr"]) for o in dept.optimizers(1e-2, torch.float32)]
+    assert rates == [(1, 1e-2), (2, 1e-3)]
+    untouched = prefix.DePT(tiny, 3, [5], seed=1)
+    want = logits_behind(prefix.HybridPrefix(tiny, 3, [5], seed=1), tiny, TEXTS)
+    assert all(torch.equal(got, w) for got, w in zip(logits_behind(untouched, tiny, TEXTS), want))
+
+
+def test_a_memory_stands_outside_the_softmax(tiny):
+    """y + elu(q) M, a head and a position at a time, also where the text is written."""
+    prompt = make("prefix-memory", tiny)
+    network = prompt.network(tiny)
+    x = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(2))
+    mask = torch.full((5, 5), -torch.inf).triu(1)
+    q, k, v = (tiny.h[1].attn.c_attn(x)[0]).chunk(3, -1)  # (T, C) each
+    want = torch.zeros(5, 16)
+    for head in range(2):
+        own = slice(8 * head, 8 * head + 8)
+        for t in range(5):
+            y = (k[: t + 1, own] @ q[t, own] / 8**0.5).softmax(0) @ v[: t + 1, own]
+            phi = torch.where(q[t, own] > 0, q[t, own], q[t, own].exp() - 1)
+            want[t, own] = y + phi @ prompt.memory[1, head]
+    got, _ = network.h[1].attn(x, mask)
+    torch.testing.assert_close(got[0], tiny.h[1].attn.c_proj(want), atol=1e-5, rtol=1e-4)
+    (text,) = generate(network, TEXTS[:1], 6)
+    assert text == network.generate(torch.tensor(TEXTS[:1]), 6)[0].tolist()
 
 
 def test_worked_examples_stand_between_the_prompt_and_the_question(tiny):

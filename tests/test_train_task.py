@@ -90,6 +90,7 @@ def test_raw_bpe_runs_too(run, tmp_path):
         ["hybrid", "--dtype", "bfloat16", "--shots", 1],
         ["adapter", "--bottleneck", 3, "--shots", 1],
         ["lora", "--rank", 2, "--rslora"],
+        ["cpt", "--epsilon", 0.5, "--trigger-examples", 2],
         ["cartridge", "--trigger-examples", 3, "--n-random", 7, "--window", 50],
         ["finetune", "--dtype", "bfloat16"],
     ],
@@ -137,6 +138,50 @@ def test_a_text_becomes_a_cache_that_sample_reads(base, command, tmp_path):
     assert torch.equal(cartridge.start, prefix.DeepPrefix(model, 0, tokens[:4]).rows)
     asked = ["--model", base, "--prefix", tmp_path / "out" / "prefix.safetensors", "--prompt", "It was", "--compare"]
     assert command("sample.py", *asked, "--max-new-tokens", 5).code == 0
+
+
+def test_a_prompt_begins_as_that_of_another_task(run, tmp_path):
+    """What it answers before tuning is what the other's file answers, and L2-SP pulls it there."""
+    one, two, asked = tmp_path / "one", tmp_path / "two", ["--task", "word_reversal", "--beside", "none"]
+    assert run("--task", "last_letter", "--beside", "none", "--lr", 0.1, "--out", one).code == 0
+    file = one / "prefix.safetensors"
+    assert run(*asked, "--load", file, "--out", tmp_path / "loaded").code == 0
+    done = run(*asked, "--init-from", file, "--out", two)
+    assert done.code == 0, done.err
+    loaded, tuned = (without_timings(tmp_path / name) for name in ("loaded", "two"))
+    assert tuned["before"]["hybrid"] == loaded["accuracy"]["hybrid"]
+    assert tuned["labels"]["hybrid"].endswith("from that of last_letter")
+    (_, first), (_, second) = read_tensors(file), read_tensors(two / "prefix.safetensors")
+    assert torch.equal(second["start"], first["rows"]) and not torch.equal(second["rows"], first["rows"])
+    done = run(*asked, "--load", two / "prefix.safetensors", "--out", tmp_path / "again")
+    assert done.code == 0, done.err
+    again = without_timings(tmp_path / "again")
+    assert again["accuracy"]["hybrid"] == tuned["accuracy"]["hybrid"] and again["before"] == {}
+
+
+def test_rows_begin_on_another_base_of_their_width_and_nothing_else_does(run, tmp_path, base):
+    other, wide = tmp_path / "other", tmp_path / "wide"
+    for folder, n_embd in ((other, 32), (wide, 48)):
+        save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=n_embd)), folder)
+        shutil.copy("data/nano/encoding.json", folder)
+    flags, files = ["--task", "last_letter", "--beside", "none"], {}
+    for method in ("hybrid", "ptuning2"):
+        assert run(*flags, "--method", method, "--out", tmp_path / method).code == 0
+        files[method] = tmp_path / method / "prefix.safetensors"
+    hybrid = [*flags, "--init-from", files["hybrid"]]
+    assert run(*hybrid, "--model", other, "--out", tmp_path / "moved").code == 0
+    assert torch.equal(
+        read_tensors(tmp_path / "moved" / "prefix.safetensors")[1]["start"], read_tensors(files["hybrid"])[1]["rows"]
+    )
+    for args, why in (
+        ([*hybrid, "--model", wide], "has rows of width 32, wide of 48"),
+        ([*flags, "--method", "ptuning2", "--init-from", files["ptuning2"], "--model", other], "was tuned on the base"),
+        ([*flags, "--method", "ptuning2", "--init-from", files["hybrid"]], "is of --method hybrid, not ptuning2"),
+        ([*hybrid, "--method", "scratch"], "--init-from"),
+    ):
+        done = run(*args, "--out", tmp_path / "refused")
+        assert (done.code, done.err.count("\n")) == (2, 1) and why in done.err
+        assert not (tmp_path / "refused").exists()
 
 
 def test_l2_sp_keeps_rows_near_their_start(run, tmp_path):
