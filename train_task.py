@@ -48,6 +48,12 @@ def parser():
     )
     p.add_argument("--text", metavar="FILE", help="a text instead of a task: --method cartridge puts it into a cache")
     p.add_argument("--columns", nargs=2, metavar=("PROMPT", "ANSWER"), help="of your own data (default: prompt answer)")
+    p.add_argument(
+        "--answer-after",
+        type=words,
+        metavar="TEXT",
+        help="of your own data: what stands in an answer before the final answer, behind steps (default: no steps)",
+    )
     p.add_base()
     p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
     p.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
@@ -130,8 +136,9 @@ def parse_args(argv=None):
     args = parser().parse_args(argv)
     args.command = shlex.join(["python", "train_task.py", *(sys.argv[1:] if argv is None else argv)])
     args.own_data = Path(args.task[0]).suffix in tasks.FILES
-    if not args.own_data and (len(args.task) > 1 or args.columns):
-        raise ValueError(f"a second file and --columns are for your own data: {args.task[0]} makes its own")
+    if not args.own_data and (len(args.task) > 1 or args.columns or args.answer_after):
+        flags = "a second file, --columns and --answer-after"
+        raise ValueError(f"{flags} are for your own data: {args.task[0]} makes its own")
     if len(args.task) > 2:
         raise ValueError(f"--task {' '.join(args.task)}: give one file to tune on and one to test on")
     for name in OPTIONS:
@@ -172,7 +179,7 @@ def load_task(args):
         return tasks.load(args.task[0])
     prompt, answer = args.columns or ("prompt", "answer")
     test = args.task[1] if len(args.task) > 1 else None
-    return tasks.load(args.task[0], test=test, prompt=prompt, answer=answer)
+    return tasks.load(args.task[0], test=test, prompt=prompt, answer=answer, answer_after=args.answer_after)
 
 
 def trigger_of(args, task, tokenizer, examples):

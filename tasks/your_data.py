@@ -26,6 +26,7 @@ MOST_CLASSES, ROWS_A_CLASS = 50, 5  # more answers than that, or fewer rows for 
 class YourData(Task):
     """Rows of `path` to tune on, and of `test` to test on; without `test` a hash of the prompt holds out a fifth.
 
+    answer_after: what stands between the steps of an answer and the final answer, which alone is compared.
     `notes` are lines for the reader: broken rows by line number, prompts in both files. Raises
     ValueError for files that are empty, lack a column or have a single answer.
     """
@@ -35,7 +36,8 @@ class YourData(Task):
     question_format = "{}\nAnswer:"
     tokenize = "bpe"
 
-    def __init__(self, path, test=None, prompt="prompt", answer="answer"):
+    def __init__(self, path, test=None, prompt="prompt", answer="answer", answer_after=None):
+        self.answer_after = answer_after
         self.name, self.notes = "-".join(filter(None, [Path(path).resolve().parent.name, Path(path).stem])), []
         rows = self.read(path, prompt, answer)
         if test:
@@ -52,7 +54,7 @@ class YourData(Task):
         counts = Counter(self.final_answer(e.answer) for _, e in self.rows["train"])
         if len(counts) == 1:
             raise ValueError(f"{path}: every answer is {next(iter(counts))!r}: there is nothing to tell apart")
-        if len(counts) <= MOST_CLASSES and counts.total() >= ROWS_A_CLASS * len(counts):
+        if not answer_after and len(counts) <= MOST_CLASSES and counts.total() >= ROWS_A_CLASS * len(counts):
             self.classes = sorted(counts | Counter(self.final_answer(e.answer) for _, e in self.rows["test"]))
             self.majority = counts.most_common(1)[0][0]
             self.trigger = f"Answer with one of: {', '.join(self.classes)}." if len(self.classes) <= 12 else ""
@@ -64,6 +66,8 @@ class YourData(Task):
 
     def final_answer(self, answer):
         text, stop, _ = answer.partition(self.stop)
+        if self.answer_after:
+            _, stop, text = text.rpartition(self.answer_after) if stop else ("", "", "")
         return text.strip() if stop else ""
 
     def kind_of_error(self, answer, text):
@@ -111,6 +115,8 @@ class YourData(Task):
             pair = [str(row[c]).strip() if isinstance(row.get(c), str | int | float) else "" for c in (prompt, answer)]
             if not all(pair):
                 broken[line] = f"no {(answer if pair[0] else prompt)!r}"
+            elif self.answer_after and self.answer_after not in pair[1]:
+                broken[line] = f"no {self.answer_after!r} in {answer!r}"
             elif sum(map(len, pair)) > MOST_CHARACTERS:
                 broken[line] = f"more than {MOST_CHARACTERS:,} characters"
             elif self.stop in pair[1]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import checkpoint
 import llama
 import peft_io
 import prefix
+import tasks
 from checkpoint import fingerprint, load_model, save_model
 from data.tokenizer import Tokenizer
 from llama import Llama, LlamaConfig
@@ -571,3 +574,30 @@ def test_a_run_goes_to_peft_and_its_lora_into_a_checkpoint_with_its_tokenizer(ba
     assert command("peft_io.py", "merge", tmp_path / "lora", tmp_path / "merged").code == 0
     done = command("sample.py", "--model", tmp_path / "merged", "--prompt", "abc", "--max-new-tokens", 3)
     assert done.code == 0, done.err
+
+
+def test_the_recipe_for_metamath_runs_to_its_end_on_rows_of_that_format(bases, tmp_path, command, monkeypatch):
+    """The listing and the command of docs/bases.md, on made-up rows and a tiny base of random weights."""
+    docs = open("docs/bases.md").read()
+    (listing,) = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    (line,) = [line for line in docs.splitlines() if "gsm8k.jsonl --answer-after" in line]
+    rows = [
+        {"query": f"What is {i} + 1?", "response": f"{i} + 1 = {i + 1}.\nThe answer is: {i + 1}"} for i in range(24)
+    ]
+    (tmp_path / "MetaMathQA-395K.json").write_text(json.dumps(rows))
+    test = [{"question": f"What is {i} * 250?", "answer": f"<<250>>\n#### {i * 250:,}"} for i in range(3, 7)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test))
+    monkeypatch.chdir(tmp_path)
+    exec(listing, {})
+    argv = shlex.split(line)[2:]
+    argv[argv.index("--model") + 1] = bases / "llama2"
+    done = command("train_task.py", *argv, "--out", "run")
+    assert done.code == 0, done.err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    names = ["zero-shot", "text", "few-shot", "hybrid", "lora", "lora, 1 shot"]
+    assert list(results["accuracy"]) == names and list(results["before"]) == names[3:]
+    assert results["examples"]["hybrid"] == [24, 1] and results["answers"] is None
+    assert "tuning adds to its start" in done.out
+    data = tasks.load("train.jsonl", test="gsm8k.jsonl", answer_after="The answer is:")
+    assert {data.final_answer(e.answer) for e in data.examples(None)} == {"750", "1000", "1250", "1500"}
+    assert data.final_answer(" 750") == data.final_answer(" 750\n") == ""  # cut off, and no answer in it
