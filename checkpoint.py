@@ -184,6 +184,9 @@ def load_model(source, device="cpu", dtype=torch.float32):
     """
     config_file, index = locate(source)
     config = read_config(config_file, index)
+    stored = len({our_name(key).split(".")[1] for key in index if our_name(key).startswith("h.")})
+    if config.n_layer > stored:  # before so many are made
+        raise ValueError(f"{config_file} says {config.n_layer} layers, the weights have {stored}: fetch both again")
     with torch.device("meta"):
         model = Llama(config) if isinstance(config, LlamaConfig) else GPT(config)
     wanted = dict(model.named_parameters())

@@ -17,7 +17,7 @@ TOKENIZER_LIMIT = 2**27  # bytes of a tokenizer.json: the hub's larger vocabular
 DATA_LIMIT = 2**28  # bytes of a data set, which is held in memory
 
 Size = Annotated[int, Meta(ge=1, le=2**24)]
-Layers = Annotated[int, Meta(ge=1, le=1000)]
+Layers = Annotated[int, Meta(ge=1, le=256)]
 Positive = Annotated[float, Meta(ge=1e-3, le=1e12)]
 Count = Annotated[int, Meta(ge=0)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -231,7 +231,7 @@ def method_arguments(cls, text, path, vocab_size, largest):
     fields, remedy = [], "train it again"
     for name, parameter in list(inspect.signature(cls).parameters.items())[1:]:
         option = cls.options.get(name, {})
-        kind = int | float | str | bool | None
+        kind = int | float | str | bool
         if name in ("n_random", "seed"):
             kind = {"n_random": Count, "seed": Seed}[name]
         elif name == "trigger":
@@ -244,6 +244,8 @@ def method_arguments(cls, text, path, vocab_size, largest):
             kind = bool
         elif "type" not in option and parameter.default is not parameter.empty:
             kind = type(parameter.default)
+        if parameter.default is None:
+            kind = kind | None
         fields.append((name, kind) if parameter.default is parameter.empty else (name, kind, parameter.default))
     schema = msgspec.defstruct(cls.__name__, fields, forbid_unknown_fields=True)
     where = f"{path}, init_kwargs"
