@@ -271,7 +271,7 @@ def measure(w, sides, repeat, bar):
 
 def main(argv=None):
     args = parse_args(argv)
-    if args.worker:
+    if args.worker is not None:
         work(schemas.decode(args.worker, schemas.BenchWork, "--worker", "bench.py alone calls itself with it"))
         return
     peers = all(importlib.util.find_spec(name) for name in ("peft", "transformers"))
