@@ -24,15 +24,19 @@ import torch
 from tqdm import tqdm
 
 import prefix
+import tasks
 import train_task
 from checkpoint import fingerprint, load_model, write_json, write_text
 from cli import Parser, at_least, run
 from data import schemas
+from data.tokenizer import Tokenizer
 from eval import report
+from eval.baselines import as_text
 
 TASKS = ["addition", "multiplication", "symbolic_sum", "word_reversal", "last_letter"]
 TWO = ["addition", "word_reversal"]  # one of numbers, one of letters, for studies with a second axis
 THREE = [*TWO, "symbolic_sum"]
+HELPED = ["prefix-memory", "adapter", "lora", "finetune", "finetune-top2"]  # by an example, which prompts begin as
 BUDGET = {  # of each run: what it learns from, what it is tested on, with how many seeds
     False: {"examples": 4000, "questions": 200, "seeds": 3},
     True: {"examples": 20000, "questions": 1000, "seeds": 5},
@@ -70,13 +74,14 @@ def parse_args(argv=None):
 # ---------------------------------------------------------------- the studies
 
 
-def cell(args, task, series, x=None, *flags, model=None, then=()):
+def cell(args, task, series, x=None, *flags, model=None, then=(), how=("--load",)):
     """One run for each seed: what it is called in the table, where it stands on the axis, and its command line;
-    `then` are tasks on which what it learned is measured as well."""
+    `then` are tasks on which what it learned is measured as well, or whatever the flags `how` do with its file."""
     given = ["--task", task, "--model", model or args.model, "--beside", "none", "--test-examples", args.questions]
     given += [] if "--examples" in flags else ["--examples", args.examples]
     given += [] if "--method" in flags else ["--method", "hybrid"]
-    return {"task": task, "series": series, "x": x, "args": [str(a) for a in (*given, *flags)], "then": then}
+    line, how = [str(a) for a in (*given, *flags)], [str(a) for a in how]
+    return {"task": task, "series": series, "x": x, "args": line, "then": then, "how": how}
 
 
 def context_cells(args, task, model=None):
@@ -112,7 +117,7 @@ def methods(args):
         for name in prefix.METHODS:
             if name not in ("zero-shot", "text", "few-shot"):
                 cells.append(cell(args, task, name, None, "--method", name))
-            if name in ("adapter", "lora", "finetune", "finetune-top2"):  # with the same help as the prompts
+            if name in HELPED:
                 cells.append(cell(args, task, f"{name}, 1 shot", None, "--method", name, "--shots", 1))
     return cells
 
@@ -247,18 +252,71 @@ def length_generalization(args):
         ("fine-tuned, lr 1e-4, 1 shot", ["--method", "finetune", "--lr", 1e-4, "--shots", 1]),
         ("from scratch", ["--method", "scratch"]),
     ]
-    tasks = args.tasks or ["addition"]
-    return [cell(args, task, series, None, *flags) for task in tasks for series, flags in changes]
+    names = args.tasks or ["addition"]
+    return [cell(args, task, series, None, *flags) for task in names for series, flags in changes]
+
+
+def init_from(args):
+    """Which task's prompt is a good start for which (Vu et al. 2022): the prompt of each task, tuned further on a tenth
+    of the examples of each, beside the default start and random rows with as few."""
+    names, few, cells = args.tasks or TASKS, max(1, args.examples // 10), []
+    for task in names:
+        how = "--examples", few, "--init-from"
+        cells.append(cell(args, task, "hybrid, example", None, then=names, how=how))
+        cells.append(cell(args, task, "hybrid, example, a tenth", None, "--examples", few))
+        random = "--n-random", 65, "--trigger", "none"
+        cells.append(cell(args, task, "65 random rows, a tenth", None, *random, "--examples", few))
+    return cells
+
+
+def distill(args):
+    """2, 8 and 32 worked examples distilled into 8, 16 and 65 keys and values of each layer, beside the same examples
+    in the context, where they fit, and beside as many keys and values tuned on their labels for as many steps."""
+    cells = []
+    for task in args.tasks or TWO:
+        for k in (2, 8, 32):
+            if fits(args, task, k):
+                cells.append(
+                    cell(args, task, f"{k} examples as text", None, "--method", "text", "--trigger-examples", k)
+                )
+            for n in (8, 16, 65):
+                # nano reads best what is at most some 160 tokens long
+                text = "--trigger-examples", k, "--window", 160
+                labels = "--trigger", "none", "--examples", k, "--epochs", max(1, args.examples // 32)
+                cells += [
+                    cell(args, task, f"{k} examples distilled", n, "--method", "cartridge", "--n-random", n, *text),
+                    cell(args, task, f"{k} examples' labels", n, "--method", "ptuning2", "--n-random", n, *labels),
+                ]
+    return cells
+
+
+def fits(args, name, k):
+    """Whether the base's context holds the first k training examples of a task and the longest question and answer."""
+    model, task = load_model(args.model), tasks.load(name)
+    tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, task.tokenize)
+    tests = [e for r in task.ranges for e in task.examples(args.questions, r)]
+    for seed in range(args.seeds):
+        examples = task.examples(args.examples, split="train", seed=seed)
+        longest = max(len(tokenizer.encode_task(e.question + e.answer)) for e in [*examples, *tests])
+        if len(tokenizer.encode_task(as_text(examples[:k]))) + longest > model.config.block_size:
+            return False
+    return True
 
 
 STUDIES = {
     f.__name__: f
     for f in (
         *(methods, headline, length, init, prompt_position, data_efficiency, steps),
-        *(base_size, transfer, unseen_skill, length_generalization),
+        *(base_size, transfer, unseen_skill, length_generalization, init_from, distill),
     )
 }
-AXES = {"length": "rows", "data_efficiency": "examples", "steps": "steps", "base_size": "parameters of the base"}
+AXES = {
+    "length": "rows",
+    "distill": "rows",
+    "data_efficiency": "examples",
+    "steps": "steps",
+    "base_size": "parameters of the base",
+}
 
 # ---------------------------------------------------------------- running them
 
@@ -295,7 +353,7 @@ def one(out, line):
 def run_all(cells, args, folder):
     """Run what is not finished, and return each cell's results, a list over the seeds. Raises ValueError with what was
     wrong with the first run that failed; those that did not fail are kept."""
-    first, second = {}, {}  # folder of a run: its command line; the second load what the first learned
+    first, second = {}, {}  # folder of a run: its command line; the second take up what the first learned
     source, bases = source_hash(), {}
     for c in cells:
         c["runs"] = []
@@ -307,9 +365,9 @@ def run_all(cells, args, folder):
             first[out] = line
             c["runs"].append([out])
             for other in c["then"]:
-                load = [*line, "--load", str(out / "prefix.safetensors"), "--task", other]
-                c["runs"][-1].append(out.with_name(f"{out.name}_on_{other.replace(':', '-')}"))
-                second[c["runs"][-1][-1]] = load
+                how = "".join(f"_{a.removeprefix('--')}" for a in c["how"] if a != "--load")
+                c["runs"][-1].append(out.with_name(f"{out.name}{how}_on_{other.replace(':', '-')}"))
+                second[c["runs"][-1][-1]] = [*line, *c["how"], str(out / "prefix.safetensors"), "--task", other]
     every, failed = first | second, []
     waiting = {out: line for out, line in every.items() if not (out / "results.json").exists()}
     bar = tqdm(total=len(every), initial=len(every) - len(waiting), desc="runs", unit=" runs", smoothing=0.05)
@@ -349,6 +407,8 @@ def summary(cells, results):
             for r in others:  # of another task its first range
                 (there,) = r["accuracy"].values()
                 by_range[f"on {r['task']}"] = next(iter(there.values()))
+                for before_there in r["before"].values():
+                    start[f"on {r['task']}"] = next(iter(before_there.values()))
             for name, a in by_range.items():
                 after.setdefault(name, []).append(100 * a["correct"] / a["n"])
                 if name in start:
@@ -397,6 +457,8 @@ def main(argv=None):
         write_text(folder / "table.md", text)
         write_json(folder / "study.json", rows)
         plots.plot_study(rows, folder, AXES.get(name, ""))
+        if name == "init_from":
+            plots.plot_heat(rows, folder / "heat.png")
         print(f"wrote {', '.join(sorted(p.name for p in folder.iterdir()))} to {folder} after {minutes:.0f} minutes")
 
 

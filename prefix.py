@@ -467,7 +467,7 @@ class Cartridge(DeepPrefix):
     loss = KL(p(next | text, x) || p(next | rows, x)), the mean over the tokens that the teacher wrote
     """
 
-    name, label, lr, needs_labels = "cartridge", "cartridge", 1e-2, False
+    name, label, lr, needs_labels = "cartridge", "cartridge", 3e-2, False
     options = {"window": {"type": int, "help": "tokens of the text that its teacher reads at once (default: all)"}}
 
     def __init__(self, model, n_random, trigger=(), seed=0, window=None):

@@ -109,7 +109,7 @@ def plot_study(rows, folder, along=""):
     """A figure for each task of a study, figure_TASK.png, with a panel for each range."""
     for task in dict.fromkeys(r["task"] for r in rows):
         task_rows = [r for r in rows if r["task"] == task]
-        ranges = list(task_rows[0]["accuracy"])
+        ranges = [name for name in task_rows[0]["accuracy"] if all(name in r["accuracy"] for r in task_rows)]
         series = list(dict.fromkeys(r["series"] for r in task_rows))
         size = (3.2 * len(ranges) + 2, 4.4) if along else (2.6 * len(ranges) + 2.4, 0.3 * len(series) + 1.6)
         fig, (panels,) = plt.subplots(1, len(ranges), figsize=size, constrained_layout=True, sharey=True, squeeze=False)
@@ -163,3 +163,29 @@ def draw_dots(panel, rows, name, series):
         panel.plot(mean, y, "o", ms=7, color=RED if name in r["before"] else COLORS["few-shot"])
     panel.set_yticks([-i for i in range(len(series))], series, fontsize=11)
     panel.set(xlim=(-4, 104), ylim=(0.5 - len(series), 0.6))
+
+
+def plot_heat(rows, path):
+    """Which task's prompt (down) is a good start on which task (across): accuracy in distribution before > after tuning
+    on it, in %, the color after. Below it other starts on the same task, tuned on as many examples."""
+    names = list(dict.fromkeys(r["task"] for r in rows))
+    starts = list(dict.fromkeys(r["series"] for r in rows if r["before"] and "on " + names[0] not in r["accuracy"]))
+    table = {r["task"]: r for r in rows if "on " + names[0] in r["accuracy"]}
+    labels = [f"prompt of {name}" for name in names] + starts
+    cells = [[(table[a]["before"][f"on {b}"][0], table[a]["accuracy"][f"on {b}"][0]) for b in names] for a in names]
+    for start in starts:
+        of = {r["task"]: r for r in rows if r["series"] == start}
+        first = next(iter(of[names[0]]["accuracy"]))
+        cells.append([(of[b]["before"][first][0], of[b]["accuracy"][first][0]) for b in names])
+    size = 1.5 * len(names) + 3, 0.6 * len(labels) + 1.8
+    fig, axis = plt.subplots(figsize=size, constrained_layout=True)
+    axis.imshow([[after for _, after in row] for row in cells], cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for i, row in enumerate(cells):
+        for j, (before, after) in enumerate(row):
+            color = "white" if after > 55 else "#333333"
+            axis.text(j, i, f"{before:.0f} > {after:.0f}", ha="center", va="center", fontsize=11, color=color)
+    axis.axhline(len(names) - 0.5, color="white", lw=4)
+    axis.set_xticks(range(len(names)), names, fontsize=11, rotation=20, ha="right")
+    axis.set_yticks(range(len(labels)), labels, fontsize=11)
+    axis.set_title("final-answer accuracy (%): before > after tuning on the task below", fontsize=12)
+    write(fig, path)

@@ -150,7 +150,7 @@ def study_table(rows, args, along=""):
         task_rows = [r for r in rows if r["task"] == task]
         if not any(r["series"] == "best context" for r in task_rows):
             raise ValueError(f"{task}: the best context was not measured: there is no table without it")
-        ranges = list(task_rows[0]["accuracy"])
+        ranges = list(dict.fromkeys(name for r in task_rows for name in r["accuracy"]))
         head = ["", *([along] if along else []), *ranges, "trainable", "seconds"]
         lines += ["", f"**{task}**", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
         for r in task_rows:
@@ -159,6 +159,7 @@ def study_table(rows, args, along=""):
             cells = [r["series"], *([f"{r['x']:,}" if r["x"] else ""] if along else [])]
             for name in ranges:
                 start = f"{r['before'][name][0]:.1f} > " if name in r["before"] else ""
-                cells.append(start + "{:.1f} [{:.1f}, {:.1f}]".format(*r["accuracy"][name]))
+                after = "{:.1f} [{:.1f}, {:.1f}]".format(*r["accuracy"][name]) if name in r["accuracy"] else ""
+                cells.append(start + after)
             lines.append(f"| {' | '.join(cells)} | {r['trainable']:,} | {r['seconds']:.0f} |")
     return "\n".join(lines) + "\n"

@@ -72,6 +72,47 @@ def test_mean_and_extremes_over_the_seeds_by_hand():
     assert (row["trainable"], row["seconds"]) == (7, 3.0)
 
 
+def test_what_was_taken_up_on_another_task_stands_beside_its_own_start():
+    def results(task, before, after):
+        score = {"in": {"correct": after, "n": 10}, "longer": {"correct": 0, "n": 10}}
+        start = {"in": {"correct": before, "n": 10}, "longer": {"correct": 0, "n": 10}}
+        one = {"task": task, "accuracy": {"hybrid": score}, "before": {"hybrid": start} if before is not None else {}}
+        return one | {"trainable": {"hybrid": 7}, "seconds": {"tuning": 2.0}}
+
+    cells = [{"task": "a", "series": "s", "x": None}]
+    (row,) = compare.summary(cells, [[[results("a", 1, 5), results("b", 2, 9), results("c", None, 4)]]])
+    assert row["accuracy"]["on b"] == [90, 90, 90] and row["before"]["on b"] == [20, 20, 20]
+    assert row["accuracy"]["on c"] == [40, 40, 40] and "on c" not in row["before"]
+    assert row["added"]["on b"] == [70, 70, 70] and list(row["accuracy"]) == ["in", "longer", "on b", "on c"]
+
+
+def test_a_heat_map_has_a_cell_for_each_pair_of_tasks_and_a_row_for_each_other_start(tmp_path, monkeypatch):
+    """The numbers that are drawn, read off the axes: the prompt of each task on each, then the default start."""
+    drawn = []
+    monkeypatch.setattr(plots, "write", lambda fig, path: drawn.append(fig.axes[0]))
+    value, rows = {("a", "a"): 90, ("a", "b"): 50, ("b", "a"): 40, ("b", "b"): 80}, []
+    for task in ("a", "b"):
+        on = {f"on {other}": [value[task, other]] * 3 for other in ("a", "b")}
+        rows.append(a_row("prompt", task=task, before={"in": [5] * 3} | {k: [10] * 3 for k in on}))
+        rows[-1]["accuracy"] = {"in": [95] * 3} | on
+        after = {"in": [60 if task == "a" else 70] * 3}
+        rows.append(a_row("default", task=task, before={"in": [20] * 3}, accuracy=after))
+        rows.append(a_row("best context", task=task))
+    plots.plot_heat(rows, tmp_path / "heat.png")
+    (axis,) = drawn
+    texts = [t.get_text() for t in axis.texts]
+    assert texts == ["10 > 90", "10 > 50", "10 > 40", "10 > 80", "20 > 60", "20 > 70"]
+    assert axis.images[0].get_array().tolist() == [[90, 50], [40, 80], [60, 70]]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["prompt of a", "prompt of b", "default"]
+
+
+def test_a_text_that_the_context_does_not_hold_is_left_out_of_the_study_of_distilling(args):
+    """The base has 256 positions, and an example of word reversal some 30 to 60 tokens."""
+    series = {c["series"] for c in compare.distill(args)}
+    assert "2 examples as text" in series and "32 examples as text" not in series
+    assert "32 examples distilled" in series
+
+
 def test_a_run_that_fails_is_named_and_the_others_are_kept(args, tmp_path):
     cells = [
         compare.cell(args, "word_reversal", "broken", None, "--method", "prompt", "--n-random", 5000),
@@ -123,6 +164,8 @@ def test_a_study_s_table_shows_the_start_and_the_best_context(args):
     assert "| s | 10 | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in report.study_table([tuned, context], args, "rows")
     text = report.study_table([tuned, context], args)
     assert "| s | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in text and "mean of 2 seeds" in text
+    elsewhere = tuned | {"accuracy": {"in": [1.0, 0.0, 2.0], "on u": [3.0, 3.0, 3.0]}}  # not asked of the context
+    assert "| s | 0.5 > 1.0 [0.0, 2.0] | 3.0 [3.0, 3.0] | 1,234" in report.study_table([elsewhere, context], args)
     with pytest.raises(ValueError, match="best context was not measured"):
         report.study_table([tuned], args)
     with pytest.raises(ValueError, match="no accuracy before tuning"):
