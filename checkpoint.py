@@ -276,7 +276,7 @@ def fetch(source, name):
     """The folder of the hub's cache in which a repository's files lie, downloaded where they were not yet. Gated ones
     take the hub's own login (`hf auth login`, or HF_TOKEN)."""
     from huggingface_hub import hf_hub_download  # imported here, so that --help need not wait for it
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RemoteEntryNotFoundError
     from huggingface_hub.utils import logging
 
     repository, _, revision = source.partition("@")
@@ -290,17 +290,20 @@ def fetch(source, name):
         except EntryNotFoundError:  # it is in shards, or not to be had
             if source in HUB:
                 raise
-            for file in shards(Path(hf_hub_download(repository, SHARDS, revision=revision))):
+            file = SHARDS
+            for file in shards(Path(hf_hub_download(repository, file, revision=revision))):
                 hf_hub_download(repository, file, revision=revision)
     except GatedRepoError:
         raise ValueError(
             f"{repository} is gated: accept its terms on https://huggingface.co/{repository}, then log in with "
             "`hf auth login`"
         ) from None
+    except RemoteEntryNotFoundError:
+        raise ValueError(f"the hub's {repository} has no {file}: name another base") from None
     except (OSError, HfHubHTTPError) as error:
         files = f"config.json and {name}" if source in HUB else f"config.json, tokenizer.json and {name} or its shards"
         raise ValueError(
-            f"cannot fetch {source} ({type(error).__name__}): go online once, or put {files} of the hub's "
+            f"cannot fetch {source}, and it is no folder ({type(error).__name__}): go online once, or put {files} of the hub's "
             f"{repository} into a folder and name that with --model"
         ) from None
     return folder

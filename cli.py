@@ -26,7 +26,9 @@ class Parser(argparse.ArgumentParser):
 
         names = ", ".join([*BUNDLED, *HUB])
         self.add_argument(
-            "--model", default="nano", help=f"{names}, or a checkpoint's folder or file (default %(default)s)"
+            "--model",
+            default="nano",
+            help=f"{names}, the hub's OWNER/NAME, or a checkpoint's folder or file (default %(default)s)",
         )
         self.add_argument(
             "--dtype", choices=["float32", "bfloat16"], help="of the base (default: what the device multiplies faster)"

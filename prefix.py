@@ -1,6 +1,6 @@
-"""Everything that can be learned to steer a frozen GPT-2, and what it is compared with: each is a Method.
+"""Everything that can be learned to steer a frozen base, and what it is compared with: each is a Method.
 
-Most are soft prompts, which make a KV cache of batch 1 (model.py's `prefill`) that the model broadcasts over the
+Most are soft prompts, which make a KV cache of batch 1 (the network's `prefill`) that the model broadcasts over the
 batch. The others return a network of their own, which shares the frozen weights, or put rows elsewhere than before
 the question. A method of your own is one more class of this file with a `name`: `--method` finds it, and its
 `options` become flags.

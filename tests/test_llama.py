@@ -31,6 +31,8 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 transformers.utils.logging.disable_progress_bar()
 
+import test_generate  # noqa: E402
+import test_prefix  # noqa: E402
 from test_checkpoint import PEAK  # noqa: E402
 from test_peft_io import PEFT, greedy  # noqa: E402
 
@@ -209,6 +211,47 @@ def test_an_adapter_prefix_equals_peft_s_llama_adapter():
     torch.testing.assert_close(network.logits(network(tokens)), want, atol=1e-4, rtol=1e-4)
 
 
+# ---------------------------------------------------------------- the tests of GPT-2, on a Llama
+
+
+@pytest.fixture
+def tiny_llama():
+    """As conftest's `tiny`, with heads that share keys and values, of a width of their own, and an untied head."""
+    torch.manual_seed(1)
+    shape = {"vocab_size": 1024, "block_size": 96, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 16}
+    model = Llama(LlamaConfig(**shape, head_dim=6, n_inner=20, tied=False))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model.freeze()
+
+
+@pytest.mark.parametrize("case", test_prefix.CASES)
+def test_the_file_and_the_gradients_of_every_method(tiny_llama, tokenizer, tmp_path, case):
+    test_prefix.test_saved_and_loaded_it_is_the_same(tiny_llama, tokenizer, tmp_path, case)
+    if case not in ("zero-shot", "text", "few-shot", "hard"):
+        test_prefix.test_gradients_equal_finite_differences(tiny_llama, case)
+
+
+def test_losses_starts_and_shared_weights(tiny_llama):
+    test_prefix.test_the_loss_of_every_method_is_that_of_its_logits(tiny_llama)
+    for method in ("adapter", "adapter-prefix", "lora", "finetune"):
+        test_prefix.test_what_changes_the_network_changes_nothing_at_first(tiny_llama, method)
+    test_prefix.test_the_weights_are_shared_and_stay_as_they_are(tiny_llama)
+    test_prefix.test_output_rows_of_warp_stand_in_for_the_labels_tokens_alone(tiny_llama)
+    test_prefix.test_deep_rows_that_have_not_moved_are_the_words(tiny_llama)
+    prompt = prefix.Warp(tiny_llama, 1, labels=[[3]])
+    assert torch.equal(prompt.label_rows[0], tiny_llama.lm_head.weight[3])  # not those of the embedding table
+
+
+def test_one_decoder_for_questions_and_prompts_of_any_length(tiny_llama):
+    for P in (0, 7):
+        test_generate.test_questions_of_any_length_equal_one_at_a_time(tiny_llama, P)
+    test_generate.test_every_kind_of_prompt_in_one_batch_equals_one_at_a_time(tiny_llama)
+    test_generate.test_rows_end_at_their_stop_token_and_change_nothing_for_the_rest(tiny_llama, True)
+    test_generate.test_sampling_repeats_with_its_seed_and_is_that_of_the_specification(tiny_llama)
+    test_generate.test_bfloat16_takes_questions_of_any_length(tiny_llama)
+
+
 # ---------------------------------------------------------------- positions
 
 
@@ -357,6 +400,10 @@ def test_a_name_of_the_hub_fetches_what_the_index_of_its_shards_names(folder, mo
     asked.clear()
     load_model("HuggingFaceTB/SmolLM2-135M")
     assert {revision for _, _, revision in asked} == {None}
+    for missing in ("tokenizer.json", "model.safetensors.index.json"):
+        hub(folder, monkeypatch, missing)
+        with pytest.raises(ValueError, match=f"the hub's HuggingFaceTB/SmolLM2-135M has no {missing}: name another"):
+            load_model("HuggingFaceTB/SmolLM2-135M")
 
 
 def test_what_the_hub_does_not_give_is_said_in_one_line(folder, monkeypatch):
@@ -507,24 +554,19 @@ def bases(tmp_path_factory):
     return folder
 
 
-ON_THE_COMMAND_LINE = [name for name in prefix.METHODS if name not in ("zero-shot", "few-shot", "scratch")]
+ON_THE_COMMAND_LINE = [name for name in prefix.METHODS if name not in ("zero-shot", "text", "few-shot", "scratch")]
 
 
 @pytest.mark.parametrize("name", ON_THE_COMMAND_LINE)
-def test_every_method_tunes_is_saved_and_answers_the_same_when_loaded(bases, tmp_path, command, name):
+def test_every_method_tunes_and_is_read_by_sample_py(bases, tmp_path, command, name):
     model = "--model", bases / ("llama2" if len(name) % 2 else "smol")
-    small = "--n-random", 4, "--examples", 64, "--test-examples", 5, "--beside", "none"
+    small = "--n-random", 4, "--examples", 32, "--epochs", 1, "--test-examples", 2, "--beside", "none"
     task = "--task", "next_letter" if name in ("ptuning", "warp") else "last_letter"
     done = command("train_task.py", *model, *task, *small, "--method", name, "--out", tmp_path / "run")
     assert done.code == 0, done.err
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    if name != "text":
-        assert results["loss"][name]["loss"]
+    assert results["loss"][name]["loss"] and results["accuracy"][name]
     saved = tmp_path / "run" / "prefix.safetensors"
-    done = command("train_task.py", *model, *task, *small, "--load", saved, "--out", tmp_path / "again")
-    assert done.code == 0, done.err
-    again = json.loads((tmp_path / "again" / "results.json").read_text())
-    assert again["accuracy"][name] == results["accuracy"][name]
     done = command("sample.py", *model, "--prefix", saved, "--compare", "--prompt", "abc", "--max-new-tokens", 3)
     assert done.code == 0 and "base alone: " in done.out, done.err
 
