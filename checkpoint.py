@@ -291,7 +291,8 @@ def fetch(source, name):
             if source in HUB:
                 raise
             file = SHARDS
-            for file in shards(Path(hf_hub_download(repository, file, revision=revision))):
+            index = Path(hf_hub_download(repository, file, revision=revision))
+            for file in shards(index):
                 hf_hub_download(repository, file, revision=revision)
     except GatedRepoError:
         raise ValueError(
@@ -303,8 +304,8 @@ def fetch(source, name):
     except (OSError, HfHubHTTPError) as error:
         files = f"config.json and {name}" if source in HUB else f"config.json, tokenizer.json and {name} or its shards"
         raise ValueError(
-            f"cannot fetch {source}, and it is no folder ({type(error).__name__}): go online once, or put {files} of the hub's "
-            f"{repository} into a folder and name that with --model"
+            f"cannot fetch {source}, and it is no folder ({type(error).__name__}): go online once, or put {files} of "
+            f"the hub's {repository} into a folder and name that with --model"
         ) from None
     return folder
 
