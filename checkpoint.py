@@ -445,7 +445,7 @@ def load_prefix(path, model, tokenizer, other_base=False):
     if header.get("format") != "nanoprompt prefix":
         raise ValueError(f"{path} is no prefix: name the prefix.safetensors of a run")
     header = schemas.convert(header, schemas.PrefixHeader, path, "train it again")
-    movable = other_base and METHODS.get(header["method"]) in ROWS and "start" in tensors
+    movable = other_base and METHODS.get(header["method"]) in ROWS and "start" in tensors and tensors["start"].dim()
     if header["base_fingerprint"] != fingerprint(model) and movable:
         if (width := tensors["start"].shape[-1]) != model.config.n_embd:
             raise ValueError(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import muon
-from cli import weight
+from cli import rate, weight
 from data.batches import training_batches
 from data.tokenizer import Tokenizer
 from generate import generate
@@ -196,7 +196,7 @@ class CPT(HybridPrefix):
     """
 
     name, label = "cpt", "CPT"
-    options = {"epsilon": {"type": float, "help": "the radius of its ball, for a base 2,048 wide (default 1)"}}
+    options = {"epsilon": {"type": rate, "help": "the radius of its ball, for a base 2,048 wide (default 1)"}}
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, epsilon=1.0):
         if not trigger:
@@ -225,8 +225,8 @@ class LoPT(HybridPrefix):
     def __init__(self, model, n_random, trigger=(), seed=0, rank=8):
         super().__init__(model, n_random, trigger, seed=seed)
         self.init_kwargs = {"n_random": n_random, "trigger": list(trigger), "rank": rank}
-        if rank < 1:
-            raise ValueError(f"--rank {rank}: give at least 1")
+        if not 1 <= rank <= model.config.n_embd:
+            raise ValueError(f"--rank {rank}: give at least 1 and at most {model.config.n_embd}")
         u, s, vh = torch.linalg.svd(self.start, full_matrices=False)
         del self.rows
         self.U = nn.Parameter(u[:, :rank] * s[:rank].sqrt())
@@ -255,8 +255,8 @@ class DePT(HybridPrefix):
     def __init__(self, model, n_random, trigger=(), seed=0, rank=8):
         super().__init__(model, n_random, trigger, seed=seed)
         self.init_kwargs = {"n_random": n_random, "trigger": list(trigger), "rank": rank}
-        if rank < 1:
-            raise ValueError(f"--rank {rank}: give at least 1")
+        if not 1 <= rank <= model.config.n_embd:
+            raise ValueError(f"--rank {rank}: give at least 1 and at most {model.config.n_embd}")
         c, rng = model.config, torch.Generator().manual_seed(seed)
         self.A = nn.Parameter(torch.zeros(c.block_size, rank))
         self.B = nn.Parameter(torch.randn(rank, c.n_embd, generator=rng) * rank**-0.5)

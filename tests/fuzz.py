@@ -43,6 +43,16 @@ from data.tokenizer import Tokenizer  # noqa: E402
 from llama import Llama, LlamaConfig  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
+METHODS = [name for name in prefix.METHODS if name != "scratch"]  # which train_task.py does not save
+OPTIONS = {  # of methods, where the defaults would leave something out or be too large for the base below
+    "hybrid": {"mlp": True},
+    "ptuning": {"position": "inside"},
+    "prompt": {"init": "labels"},
+    "ptuning2": {"layers": 1, "head": True},
+    "adapter-prefix": {"layers": 1},
+    "adapter": {"bottleneck": 3},
+    **{name: {"rank": 2} for name in ("lora", "lopt", "dept")},
+}
 SECONDS, MEMORY = 10, 100e6  # that an input may take
 
 # ---------------------------------------------------------------- the working set
@@ -69,17 +79,11 @@ def make(box):
 
     model = load_model(base).freeze()
     tokenizer = Tokenizer.load(base, 257)
-    made = {
-        "hybrid": prefix.HybridPrefix(model, 3, [40, 41], mlp=True),
-        "ptuning": prefix.PTuning(model, 2, [40], position="inside"),
-        "prompt": prefix.PromptTuning(model, 3, [40], init="labels", labels=[[50], [51, 52]]),
-        "ptuning2": prefix.DeepPrefix(model, 2, [40], layers=1, head=True, labels=[[50], [51]]),
-        "warp": prefix.Warp(model, 2, labels=[[50], [51]]),
-        "text": prefix.TextPrompt(model, [40, 41]),
-        "adapter-prefix": prefix.AdapterPrefix(model, 2, layers=1),
-        "adapter": prefix.Adapter(model, bottleneck=3),
-        "lora": prefix.LoRA(model, rank=2),
-    }
+    made = {}
+    for name in METHODS:
+        cls, given = prefix.METHODS[name], OPTIONS.get(name, {})
+        labels = {"labels": [[50], [51, 52]]} if cls.needs_labels else {}
+        made[name] = cls(model, n_random=3, trigger=[40, 41], **labels, **given)
     prompts.mkdir()
     for name, method in made.items():
         if name == "text":
@@ -164,10 +168,7 @@ KINDS = {
                 box, "--model", box / "base", "--prefix", box / "prompts" / f"{name}.safetensors"
             ),
         )
-        for name in (
-            *("hybrid", "ptuning", "prompt", "ptuning2", "warp"),
-            *("text", "adapter-prefix", "adapter", "lora"),
-        )
+        for name in METHODS
     },
     "prefix to measure": ("prompts/hybrid.safetensors", lambda box: load_rows(box, "hybrid.safetensors")),
     **{
