@@ -7,6 +7,9 @@ test: .venv/test
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -q
 
+torture: .venv/test
+	.venv/bin/python tests/fuzz.py 100000
+
 .venv/demo: requirements.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet -r requirements.txt
@@ -26,4 +29,4 @@ lessons-test: .venv/lessons
 	.venv/bin/pip install --quiet -r requirements-lessons.txt
 	touch $@
 
-.PHONY: demo test lessons lessons-test
+.PHONY: demo test torture lessons lessons-test
