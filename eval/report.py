@@ -141,10 +141,11 @@ def token_table(rows, most=12):
 def study_table(rows, args, along=""):
     """Markdown, a table for each task; `along` is what the cells' x is. Raises ValueError where a row that learned
     lacks its start, or a task the best context."""
+    examples = {"steps": "32 new examples a step", "examples": "examples as stated"}
     lines = [
         f"Final-answer accuracy, %: before tuning > after, mean of {args.seeds} seeds [lowest, highest]; "
-        f"{args.examples:,} examples to tune on, {args.questions} questions a range; base {args.model}; seconds of "
-        f"tuning and measuring, {args.jobs} at once."
+        f"{examples.get(along, f'{args.examples:,} examples to tune on')}, {args.questions} questions a range; "
+        f"base {args.model}; seconds of tuning and measuring, {args.jobs} at once."
     ]
     for task in dict.fromkeys(r["task"] for r in rows):
         task_rows = [r for r in rows if r["task"] == task]
