@@ -1,0 +1,132 @@
+"""docs/hacking.md: every diff applies to the tree and does what the page says."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoint import save_model
+from model import GPT, GPTConfig
+
+ROOT = Path(__file__).parent.parent
+DOC = (ROOT / "docs" / "hacking.md").read_text()
+PARTS = dict(re.findall(r"(?s)\n## (.*?)\n(.*?)(?=\n## |\Z)", DOC))
+DIFFS = {title: re.search(r"(?s)```diff\n(.*?)```", text)[1] for title, text in PARTS.items()}
+COMMANDS = {title: re.findall(r"(?m)^    python (.*)$", text) for title, text in PARTS.items()}
+
+
+def copy_of_the_tree(folder):
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, folder)
+    for name in ("tasks", "eval", "data"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("nano*", "__pycache__"))
+
+
+def apply(diff, folder):
+    done = subprocess.run(["git", "apply", "-"], cwd=folder, input=diff, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("title", DIFFS)
+def test_each_diff_is_short_and_applies_alone(title, tmp_path):
+    assert len(DIFFS[title].splitlines()) <= 20
+    assert COMMANDS[title]
+    copy_of_the_tree(tmp_path)
+    apply(DIFFS[title], tmp_path)
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    """A copy of the tree with all of them, with a tiny base of random weights in data/mine, and each command run on it."""
+    folder = tmp_path_factory.mktemp("changed")
+    copy_of_the_tree(folder)
+    for diff in DIFFS.values():
+        apply(diff, folder)
+    torch.manual_seed(0)
+    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=2, n_head=2, n_embd=32)), folder / "data" / "mine")
+    shutil.copy(ROOT / "data" / "nano" / "encoding.json", folder / "data" / "mine")
+    few = "--model mine --examples 64 --test-examples 4 --epochs 1 --beside lora".split()
+    lines = []
+    for title, commands in COMMANDS.items():
+        for command in commands:
+            program, *argv = shlex.split(command)
+            if program == "train_task.py":
+                lines.append([*argv, *few, "--out", f"out/{title}"])
+    code = "import json, sys, train_task\nfor argv in json.load(sys.stdin):\n    train_task.main(argv)\n"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, input=json.dumps(lines), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def results(folder, title):
+    return json.loads((folder / "out" / title / "results.json").read_text())
+
+
+def test_all_of_them_run_together(changed):
+    folder, out = changed
+    assert len(list(folder.glob("out/*/results.json"))) == len(DIFFS) - 1  # the page's command makes none
+    task = results(folder, "A task")
+    assert task["task"] == "largest_digit" and task["base"]["name"] == "mine"
+    assert {a["n"] for a in task["accuracy"]["hybrid"].values()} == {4}
+    method, prompt = results(folder, "A method"), results(folder, "A base")
+    rows = prompt["prompt"]["rows"]
+    assert method["trainable"]["shift"] == 32 and prompt["trainable"]["hybrid"] == 32 * rows
+    first, *_, last = method["loss"]["shift"]["loss"]
+    assert first != last
+
+
+def test_the_metric_is_in_the_table_and_right(changed):
+    folder, out = changed
+    assert "how far answers go before the first wrong character, %" in out
+    scores = results(folder, "A metric")["accuracy"]["zero-shot"]
+    details = json.loads((folder / "out" / "A metric" / "details.json").read_text())
+    for name, questions in details["questions"].items():
+        far = 0
+        for (_, truth, _), answer in zip(questions, details["written"]["accuracy"]["zero-shot"][name]):
+            text = truth if answer is None else answer[0]
+            far += sum(truth.startswith(text[: i + 1]) for i in range(min(len(text), len(truth)))) / len(truth)
+        assert abs(scores[name]["until_wrong"] - far) < 1e-9
+
+
+def test_a_head_may_attend_to_nothing(changed):
+    """With queries of zero, T positions and nothing get the same weight each."""
+    code = """
+import torch, model
+attention = model.Attention(model.GPTConfig(n_head=1, n_embd=4))
+v = torch.randn(1, 1, 3, 4)
+y = attention.attend(torch.zeros_like(v), torch.randn_like(v), v, torch.full((3, 3), -torch.inf).triu(1))
+want = v.cumsum(2) / torch.tensor([2, 3, 4])[:, None]
+torch.testing.assert_close(y, want)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=changed[0], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_and_the_optimizer_are_changed(changed):
+    folder, _ = changed
+    assert "Lecture 3" in (folder / "out" / "A base" / "report.html").read_text()
+    assert COMMANDS["The page"] == ["-m eval.page out/addition-nano"]
+    code = "import prefix, model; m = model.GPT(model.GPTConfig(100, 9, 1, 1, 8)); "
+    code += "print(type(prefix.HybridPrefix(m, 2).optimizers(1, None)[0]).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.stdout.strip() == "SGD", done.stderr
+
+
+def test_every_file_and_name_of_the_map_exists():
+    table = DOC[: DOC.index("\n## ")]
+    for row in re.findall(r"(?m)^\| (?!to change|---)(.*) \|$", table):
+        _, files, names = row.split(" | ")
+        found = [ROOT / f for f in re.findall(r"`([^`]+)`", files)]
+        assert all(f.exists() for f in found), row
+        text = "".join(f.read_text() for f in found if f.is_file()) + "".join(
+            f.read_text() for folder in [ROOT / "tasks"] * (not found or found[0].is_dir()) for f in folder.glob("*.py")
+        )
+        for name in re.findall(r"`([^`]+)`", names):
+            assert name.split(".")[-1] in text, name
