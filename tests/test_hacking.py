@@ -43,14 +43,15 @@ def test_each_diff_is_short_and_applies_alone(title, tmp_path):
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory):
-    """A copy of the tree with all of them, with a tiny base of random weights in data/mine, and each command run on it."""
+    """A copy of the tree with all of them and a tiny base of random weights in data/mine, and each command run on it."""
     folder = tmp_path_factory.mktemp("changed")
     copy_of_the_tree(folder)
     for diff in DIFFS.values():
         apply(diff, folder)
     torch.manual_seed(0)
-    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=2, n_head=2, n_embd=32)), folder / "data" / "mine")
-    shutil.copy(ROOT / "data" / "nano" / "encoding.json", folder / "data" / "mine")
+    mine = folder / "data" / "mine"
+    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=2, n_head=2, n_embd=32)), mine)
+    shutil.copy(ROOT / "data" / "nano" / "encoding.json", mine)
     few = "--model mine --examples 64 --test-examples 4 --epochs 1 --beside lora".split()
     lines = []
     for title, commands in COMMANDS.items():
