@@ -26,8 +26,9 @@ from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval import report
 from eval.accuracy import classification, generate_answers, majority_vote, rank_choices, score
+from eval.attention import attention_to_rows
 from eval.baselines import as_text, best_context, majority, tfidf
-from eval.neighbors import nearest_tokens
+from eval.neighbors import init_words, nearest_tokens
 from prefix import METHODS, divergence
 from tasks import IN_DISTRIBUTION
 
@@ -585,11 +586,16 @@ def write_results(results, out, args, task):
             print("\n" + report.token_table(results["nearest_tokens"]))
 
 
-def write_page(results, written, out, task, tests, model, tokenizer, method):
+def where_answers_look(method, model, tokenizer, tests):
+    """The attention of some answers to the rows of a prompt: None where there is no prompt, or none with such rows."""
+    return method and attention_to_rows(method, model, tokenizer, next(iter(tests.values()))[:64])
+
+
+def write_page(results, out, task, tests, written, words, before, tuned):
     """report.html, the run on one page, and details.json, which holds what results.json would be too long with."""
     from eval import page
 
-    details = page.details(task, tests, written, model, tokenizer, method)
+    details = page.details(task, tests, written, words, before, tuned)
     write_text(out / "details.json", json.dumps(details) + "\n")
     page.write_page(out / "report.html", results, details)
 
@@ -619,6 +625,12 @@ def main(argv=None):
     results = describe(args, task, model, contenders, name, trigger, context)
     print(report.heading(results, examples[0]))
 
+    # a page shows where answers look, before and after, unless it would show accuracy without the best context
+    with_page, untuned = args.beside != ["none"], starts.get(name) if args.load else prompts.get(name)
+    look_before = None
+    if with_page and untuned and untuned.learns():
+        look_before = where_answers_look(untuned, model, tokenizer, tests)
+
     # everything that learns is measured before and after
     for key, method in contenders.items():
         if key in starts:
@@ -643,10 +655,12 @@ def main(argv=None):
         save_prefix(prompts[name], out / "prefix.safetensors", model, tokenizer, *about, init_from=args.init_from or "")
     written = results.pop("written")
     write_results(results, out, args, task)
-    if args.beside != ["none"]:
-        write_page(results, written, out, task, tests, model, tokenizer, prompts.get(name))
+    if with_page:
+        words = init_words(prompts[name], tokenizer) if name in prompts else []
+        look_after = where_answers_look(prompts.get(name), model, tokenizer, tests)
+        write_page(results, out, task, tests, written, words, look_before, look_after)
     print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}")
-    if args.beside != ["none"]:
+    if with_page:
         print(f"open {out / 'report.html'}: every question and answer, the prompt's rows, and where answers look")
     return results
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import llama
 import model
-from data.batches import training_batches
+from data.batches import encode, training_batches
 
 
 @torch.no_grad()
@@ -33,14 +33,15 @@ def attention_weights(network, tokens, past=None):
         yield (scores + mask[..., -scores.size(-1) :]).softmax(-1)
 
 
-def attention_to_rows(method, frozen, encoded):
+def attention_to_rows(method, frozen, tokenizer, examples):
     """What the tokens of true answers attend to while each is predicted, on average over all of them: a dict, or None
     where the method has no rows before the question that share a softmax with it.
 
-    rows    [layer][head][row]: the share that each row of the prompt gets, from 0 to 1
-    shares  a dict for each layer, the mean of its heads: rows, shots, question and answer so far, which sum to 1
+    questions  how many
+    rows       [layer][head][row]: the share that each row of the prompt gets, from 0 to 1
+    shares     a dict for each layer, the mean of its heads: rows, shots, question and answer so far, which sum to 1
 
-    encoded: what data.batches.encode makes of examples. A layer that has no rows gives them nothing.
+    A layer that has no rows gives them nothing.
     """
     network = method.network(frozen)
     with torch.no_grad():
@@ -48,6 +49,7 @@ def attention_to_rows(method, frozen, encoded):
     S = 0 if method.shots is None else method.shots.size(1)
     if past is None or past[-1][0].size(2) == S:
         return None
+    encoded = encode(method.tokenizer(tokenizer), examples)
     device, P = past[-1][0].device, past[-1][0].size(2) - S
     rows = torch.zeros(len(past), frozen.config.n_head, P)  # (n_layer, n_head, P)
     shares, n = torch.zeros(len(past), 4), 0
@@ -69,6 +71,7 @@ def attention_to_rows(method, frozen, encoded):
             ).cpu()
     names = "rows", "shots", "question", "answer so far"
     return {
+        "questions": len(examples),
         "rows": [[[round(w, 4) for w in head] for head in layer] for layer in (rows / n).tolist()],
         "shares": [dict(zip(names, (round(s, 4) for s in layer))) for layer in (shares / n).tolist()],
     }

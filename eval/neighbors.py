@@ -33,3 +33,9 @@ def closest(table, rows, tokenizer, k):
     cosines, tokens = (rows @ table.T).topk(k)  # (P, k) each
     pairs = zip(tokens.tolist(), cosines.tolist())
     return [[[tokenizer.decode([t]), round(c, 3)] for t, c in zip(*of_row)] for of_row in pairs]
+
+
+def init_words(method, tokenizer):
+    """What each row of a prompt began as: a token's text, or None where it began at random."""
+    trigger = method.init_kwargs.get("trigger", [])[: method.n_rows() - method.n_random]
+    return [None] * method.n_random + [tokenizer.decode([t]) for t in trigger]

@@ -16,29 +16,27 @@ from matplotlib.colors import to_hex
 import cli
 from checkpoint import write_text
 from data import schemas
-from data.batches import encode
 from eval import plots, report
-from eval.attention import attention_to_rows
-from prefix import METHODS
 
 
-def details(task, tests, written, model, tokenizer, method=None):
+def details(task, tests, written, words, before, tuned):
     """The content of details.json.
 
     questions  {range: [[question, true answer, length]]}
     written    {"before" or "accuracy": {contender: {range: answers}}}, an answer for each question: None where it is
                the true one in every character, else [text, whether its final answer is right, the kind of error]
-    attention  {"before" or "tuned": what eval/attention.py returns, None without such rows}, on how many questions
+    attention  {"before" or "tuned": what eval/attention.py returns of the prompt's rows}
     words      what each row began as, None for those that began at random
 
-    tests: {range: examples}. written: {"before" or "accuracy": {contender: {range: texts}}}.
+    tests: {range: examples}. written: {"before" or "accuracy": {contender: {range: texts}}}. before, tuned: of
+    attention_to_rows.
     """
 
     def compared(e, text):
         right = task.final_answer(text) == task.final_answer(e.answer)
         return None if text == e.answer else [text, right, task.kind_of_error(e.answer, text)]
 
-    content = {
+    return {
         "questions": {r: [[e.question, e.answer, e.length] for e in examples] for r, examples in tests.items()},
         "written": {
             when: {
@@ -47,21 +45,9 @@ def details(task, tests, written, model, tokenizer, method=None):
             }
             for when, by_name in written.items()
         },
-        "attention": {"before": None, "tuned": None, "questions": 0},
-        "words": [],
+        "attention": {"before": before, "tuned": tuned},
+        "words": words,
     }
-    if method is not None:
-        encoded = encode(tokenizer, next(iter(tests.values()))[:64])
-        encoded = [(method.insert_rows(question), answer) for question, answer in encoded]
-        tuned, before = attention_to_rows(method, model, encoded), None
-        if tuned and method.learns():
-            start = METHODS[method.name](model, **method.init_kwargs).to(model.wte.weight.device)
-            start.shots = method.shots
-            before = attention_to_rows(start, model, encoded)
-        content["attention"] = {"before": before, "tuned": tuned, "questions": len(encoded)}
-        trigger = method.init_kwargs.get("trigger", [])[: method.n_rows() - method.n_random]
-        content["words"] = [None] * method.n_random + [tokenizer.decode([t]) for t in trigger]
-    return content
 
 
 # ---------------------------------------------------------------- what the template shows

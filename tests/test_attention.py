@@ -76,11 +76,11 @@ def test_the_mean_over_answers_equals_one_question_at_a_time(networks, tokenizer
     theirs, ours = networks
     method = HybridPrefix(ours, 4, tokenizer.encode("Add them:"))
     method.shots = torch.tensor([tokenizer.encode_task("1+1=2$")])
-    encoded = encode(tokenizer, tasks.load("addition:plain").examples(6))
-    got = attention_to_rows(method, ours, encoded)
+    examples = tasks.load("addition:plain").examples(6)
+    got = attention_to_rows(method, ours, tokenizer, examples)
     P, S, past = method.n_rows(), method.shots.size(1), method.past(ours)
     rows, shares, n = torch.zeros(2, 4, P), torch.zeros(2, 4), 0
-    for question, answer in encoded:
+    for question, answer in encode(tokenizer, examples):
         for j in range(len(answer)):
             attentions = their_weights(theirs, torch.tensor([question + answer[:j]]), past)
             for layer, weights in enumerate(attentions):
@@ -98,8 +98,7 @@ def test_the_mean_over_answers_equals_one_question_at_a_time(networks, tokenizer
 
 
 def test_layers_without_rows_give_them_nothing(tiny, tokenizer):
-    encoded = encode(tokenizer, tasks.load("word_reversal").examples(5))
-    got = attention_to_rows(DeepPrefix(tiny, 3, layers=1), tiny, encoded)
+    got = attention_to_rows(DeepPrefix(tiny, 3, layers=1), tiny, tokenizer, tasks.load("word_reversal").examples(5))
     lower, upper = torch.tensor(got["rows"])  # (n_head, P) each
     assert lower.count_nonzero() == 0 and (upper > 0).all()
     assert got["shares"][0]["rows"] == 0 < got["shares"][1]["rows"]
@@ -111,4 +110,4 @@ def test_layers_without_rows_give_them_nothing(tiny, tokenizer):
 def test_what_has_no_rows_before_the_question_has_nothing_to_show(tiny, tokenizer, name):
     method = METHODS[name](tiny, n_random=3)
     method.shots = torch.tensor([tokenizer.encode_task("ab")])
-    assert attention_to_rows(method, tiny, encode(tokenizer, tasks.load("word_reversal").examples(3))) is None
+    assert attention_to_rows(method, tiny, tokenizer, tasks.load("word_reversal").examples(3)) is None

@@ -43,7 +43,7 @@ def test_each_diff_is_short_and_applies_alone(title, tmp_path):
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory):
-    """A copy of the tree with all of them and a tiny base of random weights in data/mine, and each command run on it."""
+    """A copy of the tree with all of them, a tiny base of random weights in data/mine, and each command run on it."""
     folder = tmp_path_factory.mktemp("changed")
     copy_of_the_tree(folder)
     for diff in DIFFS.values():

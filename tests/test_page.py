@@ -26,7 +26,7 @@ def browser():
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: install Debian's package chromium")
     with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], timeout=120_000)
         yield browser
         browser.close()
 
@@ -38,6 +38,7 @@ def show(browser):
 
     def show(out, width=1920, height=1080, hash="", **options):
         shown = browser.new_page(viewport={"width": width, "height": height}, **options)
+        shown.set_default_timeout(120_000)  # a machine may be busy
         shown.on("pageerror", lambda error: wrong.append(str(error)))
         shown.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
         shown.goto((out / "report.html").resolve().as_uri() + hash)
