@@ -41,6 +41,8 @@ def replacing(path):
     No reader sees half a file. If the block raises, the file that was there stays and the temporary one is removed.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a device, whose place a file would take
+        raise ValueError(f"{path} is no regular file: name another")
     temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")
     try:
         yield temporary
@@ -52,7 +54,10 @@ def replacing(path):
 def write_tensors(path, tensors, metadata):
     """Write safetensors: {name: tensor} and {name: text}."""
     with replacing(path) as temporary:
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata=metadata)
+        try:
+            save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata=metadata)
+        except SafetensorError as error:  # no folder, no space, no permission
+            raise ValueError(f"cannot write {path} ({error}): name another") from None
 
 
 def write_json(path, value):

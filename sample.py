@@ -74,7 +74,7 @@ class PromptedBase(NamedTuple):
         return self.method.insert_rows(self.tokenizer.encode_task(self.question_format.replace("{}", question)))
 
     def stop_token(self):
-        return self.tokenizer.encode_task(self.stop)[-1] if self.stop else self.tokenizer.eot
+        return [self.tokenizer.eot, *self.tokenizer.encode_task(self.stop)][-1]
 
 
 @torch.no_grad()
@@ -107,6 +107,8 @@ def answer(bases, question, args):
         asked = [one.tokens(question) for one in batch]
         past, past_pad = stack_caches([one.past or empty_cache(network) for one in batch])
         for one, tokens in zip(batch, asked):
+            if not tokens:
+                raise ValueError(f"{one.name}: the question has no token for its tokenizer: ask another")
             used = (one.past[-1][0].size(2) if one.past else 0) + len(tokens)
             if used + args.max_new_tokens > network.config.block_size:
                 raise ValueError(

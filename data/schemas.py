@@ -113,7 +113,7 @@ class PrefixHeader(TypedDict):
     tokenize: Literal["bytes", "bpe"]
     task: NotRequired[str]
     trigger: str
-    question_format: str
+    question_format: Annotated[str, Meta(pattern=r"\{\}")]  # {} for the question
     stop: str
     init_from: NotRequired[str]
 
