@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import cli
+from checkpoint import write_json
 from generate import next_token
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -188,6 +189,7 @@ REFUSED = [
     *(("prefix hybrid", set_header(method=v), "is of the method") for v in ("none", "", "Method", "../x")),
     *(("prefix hybrid", set_header(method=v), "") for v in ("ptuning2", "warp", "finetune", "scratch", "hard")),
     ("prefix hybrid", set_header(tokenize="letters of old"), "tokenize"),
+    *(("prefix hybrid", set_header(question_format=v), "question_format") for v in ("", "x", "{", "}{")),
     *(("prefix hybrid", set_header(init_kwargs=v), "init_kwargs") for v in ("", "[]", "null", "5", DEEP, "{")),
     *(("prefix hybrid", set_header(init_kwargs={"n_random": v}), "n_random") for v in (10**9, 10**12, -1)),
     *(("prefix hybrid", set_header(init_kwargs={"n_random": v}), "n_random") for v in ("3", None, 3.0, [], True)),
@@ -318,6 +320,15 @@ def test_flags_have_ranges(command, box, program, args, words):
 def test_the_lowest_temperature_still_samples():
     logits = torch.tensor([[1e4, 9e3, -1e4]])
     assert next_token(logits, 0.001, None, torch.Generator().manual_seed(0)).item() == 0
+
+
+def test_what_cannot_be_written_is_refused(command, box):
+    for target in ("/nowhere/x.safetensors", "/dev/null/x"):
+        done = command("peft_io.py", "import", box / "peft-hybrid", target, "--model", box / "base")
+        assert (done.code, done.err.count("\n")) == (2, 1) and target[:8] in done.err
+    with pytest.raises(ValueError, match="/dev/null is no regular file"):  # a rename would take its place
+        write_json("/dev/null", {})
+    assert not os.path.isfile("/dev/null")
 
 
 TASKS = [sys.executable, "-m", "tasks", "addition", "--n"]
