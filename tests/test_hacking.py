@@ -60,6 +60,7 @@ def changed(tmp_path_factory):
             if program == "train_task.py":
                 lines.append([*argv, *few, "--out", f"out/{title}"])
     code = "import json, sys, train_task\nfor argv in json.load(sys.stdin):\n    train_task.main(argv)\n"
+    code += "from eval import page\npage.main(['out/The optimizer'])\n"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=folder, input=json.dumps(lines), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -112,7 +113,7 @@ torch.testing.assert_close(y, want)
 
 def test_the_page_and_the_optimizer_are_changed(changed):
     folder, _ = changed
-    assert "Lecture 3" in (folder / "out" / "A base" / "report.html").read_text()
+    assert "Lecture 3" in (folder / "out" / "The optimizer" / "report.html").read_text()
     assert COMMANDS["The page"] == ["-m eval.page out/addition-nano"]
     code = "import prefix, model; m = model.GPT(model.GPTConfig(100, 9, 1, 1, 8)); "
     code += "print(type(prefix.HybridPrefix(m, 2).optimizers(1, None)[0]).__name__)"
