@@ -5,7 +5,7 @@ demo: .venv/demo
 
 test: .venv/test
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto
 
 torture: .venv/test
 	.venv/bin/python tests/fuzz.py 100000
@@ -15,7 +15,7 @@ torture: .venv/test
 	.venv/bin/pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/test: requirements-dev.txt requirements-pretrain.txt .venv/demo
+.venv/test: requirements-dev.txt requirements-pretrain.txt requirements-llama.txt .venv/demo
 	.venv/bin/pip install --quiet -r requirements-dev.txt
 	touch $@
 
