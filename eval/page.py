@@ -68,16 +68,23 @@ def table_rows(results):
             cell = {"range": r, "percent": report.percent(a), "interval": interval(a), "n": a["n"]}
             cell["context"] = report.percent(context[r])
             if "macro_f1" in a:
-                cell["macro_f1"] = 100 * a["macro_f1"]
+                cell["macro_f1"] = f"{100 * a['macro_f1']:.1f}"
             if name in before:
                 start = before[name][r]
+                if "macro_f1" in a:
+                    cell["macro_f1"] = f"{100 * start['macro_f1']:.1f} to {cell['macro_f1']}"
                 cell["before"], cell["before_interval"] = report.percent(start), interval(start)
                 cell["adds"] = report.difference(a, start)
                 cell["adds_to_context"] = report.difference(a, context[r])
             cells.append(cell)
-        color = to_hex(plots.color_of(results, name))
+        color = color_of(results, name)
         rows.append({"name": name, "label": results["labels"][name], "color": color, "cells": cells})
     return rows
+
+
+def color_of(results, name):
+    """plots.COLORS's, and red for the method that the run is about."""
+    return plots.COLORS.get(name) or (plots.RED if name == results["method"] else to_hex(plots.color_of(results, name)))
 
 
 def interval(a):
@@ -104,8 +111,9 @@ def length_chart(results):
             chart["lines"].append(
                 {
                     "label": label,
-                    "color": to_hex(plots.color_of(results, name)),
+                    "color": color_of(results, name),
                     "before": when == "before",
+                    "dots": True,
                     "points": [(a, 100 - b) for a, b in zip(x, y)],
                     "bars": [(a, 100 - b - up, 100 - b + down) for a, b, up, down in zip(x, y, above, below)],
                 }
@@ -125,21 +133,26 @@ def loss_chart(results, most=200):
     (left, right), (bottom, top) = (min(x), max(x)), (min(y), max(y))
     width, height = (right - left) or 1, (top - bottom) or 1
     chart = {"x_label": "examples seen", "y_label": "loss, nats per answer token", "tuned_on": None}
-    chart["x_ticks"] = [(100 * (k - left) / width, f"{10**k:,}") for k in range(math.ceil(left), math.floor(right) + 1)]
-    chart["y_ticks"] = [
-        (100 * (top - k) / height, f"{10.0**k:g}") for k in range(math.ceil(bottom), math.floor(top) + 1)
-    ]
+    chart["x_ticks"] = [(100 * (k - left) / width, f"{10**k:,.0f}") for k in log_ticks(left, right)]
+    chart["y_ticks"] = [(100 * (top - k) / height, f"{10**k:.2g}") for k in log_ticks(bottom, top)]
     chart["lines"] = [
         {
             "label": results["labels"][name],
-            "color": to_hex(plots.color_of(results, name)),
+            "color": color_of(results, name),
             "before": False,
             "points": [(100 * (a - left) / width, 100 * (top - b) / height) for a, b in points],
             "bars": [],
+            "dots": len(points) == 1,
         }
         for name, points in curves.items()
     ]
     return chart
+
+
+def log_ticks(low, high):
+    """The whole numbers from low to high, or these two where fewer than two lie between."""
+    whole = [float(k) for k in range(math.ceil(low), math.floor(high) + 1)]
+    return whole if len(whole) > 1 else sorted({low, high})
 
 
 def write_page(path, results, details):
