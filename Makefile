@@ -5,7 +5,7 @@ demo: .venv/demo
 
 test: .venv/test
 	.venv/bin/ruff check .
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --dist loadgroup
 
 torture: .venv/test
 	.venv/bin/python tests/fuzz.py 100000

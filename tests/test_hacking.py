@@ -14,6 +14,7 @@ import torch
 from checkpoint import save_model
 from model import GPT, GPTConfig
 
+pytestmark = pytest.mark.xdist_group("hacking")  # one process makes the runs
 ROOT = Path(__file__).parent.parent
 DOC = (ROOT / "docs" / "hacking.md").read_text()
 PARTS = dict(re.findall(r"(?s)\n## (.*?)\n(.*?)(?=\n## |\Z)", DOC))

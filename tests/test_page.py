@@ -16,6 +16,7 @@ from checkpoint import save_model
 from eval import page
 from model import GPT, GPTConfig
 
+pytestmark = pytest.mark.xdist_group("page")  # one process makes the runs and starts the browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
 
