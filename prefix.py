@@ -476,8 +476,8 @@ class Cartridge(DeepPrefix):
         if window is not None and window < 1:
             raise ValueError(f"--window {window}: give at least 1")
         super().__init__(model, 0, trigger[: n_random or None])
-        self.init_kwargs = {"n_random": len(self.rows), "trigger": list(trigger), "window": window}
-        self.window = window or model.config.block_size
+        self.window = min(window or model.config.block_size, model.config.block_size)
+        self.init_kwargs = {"n_random": len(self.rows), "trigger": list(trigger), "window": self.window}
         self.register_buffer("text", torch.tensor(trigger))  # (S)
         self.rng = random.Random(seed)
 

@@ -91,6 +91,7 @@ CASES = {method: {"labels": LABELS} if kind.needs_labels else {} for method, kin
     "adapter-prefix, all layers": {"layers": 2},
     "hybrid, shots": {},
     "finetune, shots": {},
+    "cartridge, with a window longer than any context": {"window": 100000},
     "lora, rslora": {"rank": 3, "alpha": 6.0, "rslora": True},
 }
 
@@ -630,7 +631,7 @@ def test_the_loss_of_every_method_is_that_of_its_logits(tiny):
     tokens, targets = torch.tensor([[3, 1, 4, 1], [9, 2, 6, 5]]), torch.tensor([[11, 12, 13, 12], [12, 13, 11, 13]])
     answer = torch.tensor([[False, True, True, False], [False, False, True, True]])
     for case in CASES:
-        if case.startswith("ptuning, ") or case == "cartridge":
+        if case.startswith("ptuning, ") or case.startswith("cartridge"):
             continue  # rows inside a question lengthen it; a cartridge reads no labels
         prompt = make(case, tiny)
         network = prompt.network(tiny)
