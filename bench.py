@@ -67,7 +67,7 @@ def parse_args(argv=None):
     n = (args.vocab_size + 1024 + 12 * args.n_layer * args.n_embd) * args.n_embd  # parameters, about
     check_memory(8 * n, f"a model of {n:,} parameters on each side")
     for file in filter(None, (args.plot, args.json)):
-        if not Path(file).resolve().parent.is_dir():
+        if not Path(file).absolute().parent.is_dir():
             raise ValueError(f"no folder for {file}: make it first")
     return args
 

@@ -11,6 +11,7 @@ and `classes` lists them.
 
 import csv
 import io
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -38,7 +39,7 @@ class YourData(Task):
 
     def __init__(self, path, test=None, prompt="prompt", answer="answer", answer_after=None):
         self.answer_after = answer_after
-        self.name, self.notes = "-".join(filter(None, [Path(path).resolve().parent.name, Path(path).stem])), []
+        self.name, self.notes = "-".join(filter(None, [Path(os.path.abspath(path)).parent.name, Path(path).stem])), []
         rows = self.read(path, prompt, answer)
         if test:
             self.rows = {"train": rows, "test": self.read(test, prompt, answer)}

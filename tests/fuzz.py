@@ -496,7 +496,7 @@ def main():
 
     with working_set() as box:
         kinds = list(KINDS)
-        for i in tqdm(range(first, first + n), unit=" inputs", mininterval=5):
+        for i in tqdm(range(first, first + n), unit=" inputs", mininterval=5, miniters=1):
             kind = kinds[i % len(kinds)]
             rng = random.Random(i)
             wrong, code, message, what = try_one(box, kind, lambda path: change(path, rng))  # noqa: B023

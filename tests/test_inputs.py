@@ -149,12 +149,18 @@ def zero(path):
     path.symlink_to("/dev/zero")
 
 
+def loop(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
 def folder(path):
     path.unlink()
     path.mkdir()
 
 
 JSON_KINDS = [kind for kind, (name, _) in KINDS.items() if name.endswith(".json")]
+OPTIONAL = "config", "encoding"  # which a checkpoint may lack, so that another message follows
 SAFETENSORS = "weights", "shard", "prefix hybrid", "peft lora weights"
 REFUSED = [
     *(("config", set_json(n_layer=v), "n_layer`") for v in ("2", 2.0, None, [2], True, -1, 0)),
@@ -173,7 +179,7 @@ REFUSED = [
     *((kind, set_text(DEEP), "") for kind in JSON_KINDS),
     *((kind, set_text('{"x":' * 100_000 + "1" + "}" * 100_000), "") for kind in JSON_KINDS),
     *((kind, set_text(text), "") for kind in JSON_KINDS for text in ("", "null", "[]", "NaN", '{"x": NaN}', "\x00")),
-    *((kind, damage, "") for kind in KINDS for damage in (pipe, zero, folder) if kind not in ("config", "encoding")),
+    *((kind, damage, "") for kind in KINDS for damage in (pipe, zero, folder, loop) if kind not in OPTIONAL),
     *(("encoding", set_json(**{k: DROP}), f"`{k}`") for k in ("tokens", "name", "pattern")),
     *(("encoding", set_json(tokens=v), "tokens") for v in (5, None, {}, [5], "text", [])),
     *(("encoding", set_json(pattern=v), "pattern") for v in (5, None, "", "a*", "(?=a)", "x", "(", "(a+)+$", "\\1")),
