@@ -23,10 +23,18 @@ lessons: .venv/lessons
 	.venv/bin/jupyter notebook lessons
 
 lessons-test: .venv/lessons
+	.venv/bin/python -m lessons.run
 	.venv/bin/python -m lessons.run --notebooks
+
+# needs Node.js, and Chromium or Chrome for the PDF
+slides:
+	$(PYTHON) -m lessons.figures out/slides
+	cp lessons/slides.md out/slides/
+	cd out/slides && npx --yes @marp-team/marp-cli@4.5.1 slides.md -o slides.html
+	cd out/slides && npx --yes @marp-team/marp-cli@4.5.1 slides.md -o slides.pdf --allow-local-files
 
 .venv/lessons: requirements-lessons.txt .venv/demo
 	.venv/bin/pip install --quiet -r requirements-lessons.txt
 	touch $@
 
-.PHONY: demo test torture lessons lessons-test
+.PHONY: demo test torture lessons lessons-test slides

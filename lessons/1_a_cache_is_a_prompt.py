@@ -38,8 +38,8 @@ import torch
 
 from checkpoint import fingerprint, load_model
 from data.tokenizer import Tokenizer
+from eval.attention import attention_weights
 from lessons import checks
-from lessons.attention import attention_weights
 from lessons.drawing import attention_map, letters
 
 model = load_model("nano").freeze()
@@ -246,7 +246,7 @@ checks.check_head(head)
 # %% tags=["figure-two-heads"]
 answer = "enots$"
 text = torch.tensor([tokenizer.encode_bytes(question + answer)])
-weights = attention_weights(model, text, cache)[:, 0]  # (n_layer, n_head, T, P + T)
+weights = torch.cat(list(attention_weights(model, text, cache)))  # (n_layer, n_head, T, P + T)
 
 fig, axes = plt.subplots(2, 1, figsize=(7, 7.6))
 heads = (4, 0, "follows the worked example"), (4, 3, "walks the word backwards")

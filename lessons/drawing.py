@@ -31,3 +31,19 @@ def attention_map(axis, weights, rows, columns, P):
     axis.set_xticks(range(len(columns)), columns, fontsize=8)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.tick_params(length=0)
+
+
+def redraw(fig, handle=None):
+    """Show a figure in a notebook, in place of the one that `handle` stands for. Returns the handle. Elsewhere nothing
+    happens."""
+    try:
+        from IPython import get_ipython
+        from IPython.display import display
+    except ImportError:
+        return None
+    if get_ipython() is None:
+        return None
+    if handle is None:
+        return display(fig, display_id=True)
+    handle.update(fig)
+    return handle

@@ -2,7 +2,7 @@
 
     python -m lessons.run                 run all five, as a student who has solved everything: minutes
     python -m lessons.run 1 3             run lessons 1 and 3
-    python -m lessons.run --notebooks     then write the .ipynb files, with the outputs of the unsolved exercises
+    python -m lessons.run --notebooks     write the .ipynb files, with the outputs that a student begins with
 
 A lesson is a Python file whose cells begin with `# %%`. The stub of an exercise is the cell tagged "exercise"; its
 solution stands in the next markdown cell, in the Python listing of its <details>.
@@ -13,8 +13,6 @@ import os
 import re
 import time
 from pathlib import Path
-
-import matplotlib
 
 FOLDER = Path(__file__).parent
 LESSONS = sorted(FOLDER.glob("[1-9]_*.py"))
@@ -62,30 +60,33 @@ def write_notebook(path):
 
     notebook = jupytext.read(path)
     os.environ |= NO_OUTPUT
-    NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": FOLDER}}).execute()
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # times of day, which would differ each time
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": FOLDER}}).execute()
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i}"
+        cell.metadata.pop("execution", None)  # times of day, which would differ each time
+        if cell.cell_type == "code":  # without warnings of libraries, which name folders of this machine
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     jupytext.write(notebook, path.with_suffix(".ipynb"))
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("numbers", nargs="*", type=int, help="of lessons (default: all)")
-    p.add_argument("--notebooks", action="store_true", help="write the .ipynb files as well")
+    p.add_argument("--notebooks", action="store_true", help="run them as they stand, and write the .ipynb files")
     args = p.parse_args()
+    import matplotlib  # imported here, so that figures.py needs nothing but Python
+
     matplotlib.use("Agg")
     for path in LESSONS:
         if args.numbers and int(path.name[0]) not in args.numbers:
             continue
         start = time.time()
-        print(f"\n======== {path.name}")
-        run_cells(solved(path), path)
-        print(f"======== {path.name}: {time.time() - start:.0f} s")
         if args.notebooks:
             write_notebook(path)
-            print(f"wrote {path.with_suffix('.ipynb').name}")
+        else:
+            print(f"\n======== {path.name}")
+            run_cells(solved(path), path)
+        print(f"======== {path.name}: {time.time() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

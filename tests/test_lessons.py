@@ -1,16 +1,17 @@
 """The lessons run to their end, their checks tell right from wrong and say what is wrong, and notebooks are in step."""
 
 import json
+import math
+import re
 from types import SimpleNamespace
 
 import matplotlib
 import pytest
 import torch
 
-from checkpoint import save_model
 from lessons import checks
-from lessons.attention import attention_weights
-from lessons.run import LESSONS, cells, run_cells, solved
+from lessons.figures import figures
+from lessons.run import FOLDER, LESSONS, cells, run_cells, solved
 
 matplotlib.use("Agg")
 SHARE = "0.05"  # of the examples that a lesson learns from and is tested on
@@ -24,7 +25,7 @@ def exercises(path):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=names)
-def test_a_lesson_runs_to_its_end_and_its_checks_tell_stub_from_solution(path, capsys, monkeypatch, tmp_path):
+def test_a_lesson_runs_to_its_end_and_its_checks_tell_stub_from_solution(path, capsys, monkeypatch):
     monkeypatch.setenv("LESSONS_SHARE", SHARE)
     found = exercises(path)
     assert 3 <= len(found) <= 4
@@ -47,7 +48,7 @@ WRONG = {
         (lambda model, tokens: model.logits(model(tokens))[0, -1].softmax(-1), "softmax"),
         (lambda model, tokens: None, "returns nothing"),
         (lambda model, tokens: 7, "should be a tensor, but it is of type int"),
-        (lambda model, tokens: model.logits(model(tokens[0])), "it stopped in line"),
+        (lambda model, tokens: model.logits(model(tokens[0])), "your line `(lambda model, tokens"),
     ],
     "check_positions_behind": [
         (lambda P, T: torch.arange(T), "begin at 0"),
@@ -55,7 +56,7 @@ WRONG = {
         (lambda P, T: torch.arange(P + T), "number the cache as well"),
         (lambda P, T: torch.arange(P, P + T + 1), "one position too many"),
         (lambda P, T: list(range(P, P + T)), "should be a tensor, but it is of type list"),
-        (lambda P, T: torch.arange(P, T), "and (3,) was asked for|stopped in line"),
+        (lambda P, T: torch.arange(P, T), "and (3,) was asked for|stopped with"),
     ],
     "check_head": [
         (lambda q, k, v, a, b: attend(q, k, v, a, b, scale=1), "not divided by sqrt(D)"),
@@ -72,9 +73,169 @@ WRONG = {
         (lambda model, rows, t, y: gradient(model, rows, t, y, ask=False), "requires a gradient"),
         (lambda model, rows, t, y: gradient(model.requires_grad_(True), rows, t, y), "weights have gradients"),
         (lambda model, rows, t, y: gradient(model, rows, t, y)[None], "batch dimension is still there"),
-        (lambda model, rows, t, y: gradient(model, rows, t, y[:, :3]), "stopped in line"),
+        (lambda model, rows, t, y: gradient(model, rows, t, y[:, :3]), "stopped with"),
+    ],
+    "check_answer_positions": [
+        (lambda Q, A: torch.arange(Q + A - 1) >= Q, "one position late"),
+        (lambda Q, A: torch.arange(Q + A - 1) < Q - 1, "inverted"),
+        (lambda Q, A: torch.arange(Q + A - 1) == Q - 1, "first token alone"),
+        (lambda Q, A: torch.ones(Q + A - 1) > 0, "True everywhere"),
+        (lambda Q, A: torch.arange(Q + A) >= Q, "a place for each token"),
+        (lambda Q, A: (torch.arange(Q + A - 1) >= Q - 1).float(), "True and False"),
+        (lambda Q, A: [False] * (Q - 1) + [True] * A, "should be a tensor"),
+    ],
+    "check_prompt_loss": [
+        (lambda rows, m, t, y, a: loss(m, t, y, a, m.prefill(rows)), "batch of one prompt"),
+        (lambda rows, m, t, y, a: loss(m, t, y, a | True, m.prefill(rows[None])), "over all positions"),
+        (lambda rows, m, t, y, a: loss(m, t, y, ~a, m.prefill(rows[None])), "question's positions"),
+        (lambda rows, m, t, y, a: loss(m, t, y, a, None), "left out"),
+        (lambda rows, m, t, y, a: loss(m, t, t, a, m.prefill(rows[None])), "the inputs"),
+        (lambda rows, m, t, y, a: a.sum() * loss(m, t, y, a, m.prefill(rows[None])), "sum over the answer's"),
+        (lambda rows, m, t, y, a: loss(m, t, y, a, m.prefill(rows[None])).detach(), "lost its gradient"),
+        (lambda rows, m, t, y, a: loss(m, t, y, a, m.prefill(rows[None])).item(), "of type float"),
+    ],
+    "check_tune": [
+        (lambda rows, f, batches, lr: tuned(rows, f, batches, lr, clear=False), "add up"),
+        (lambda rows, f, batches, lr: tuned(rows, f, batches[:1], lr), "first batch"),
+        (lambda rows, f, batches, lr: tuned(rows, f, batches, lr, weight_decay=0.01), "weight decay"),
+        (lambda rows, f, batches, lr: tuned(rows, f, batches, 1e-3), "pass lr on"),
+        (lambda rows, f, batches, lr: tuned(rows, f, batches, lr, torch.optim.SGD), "SGD"),
+        (lambda rows, f, batches, lr: tuned(rows, f, batches, lr, backward=False), "have not moved"),
+        (lambda rows, f, batches, lr: tuned(rows, f, batches, lr, again=True), "new optimizer"),
+        (lambda rows, f, batches, lr: tuned(rows, f, batches, lr)[0], "shape"),
+    ],
+    "check_without_row": [
+        (lambda cache, i: cache, "nothing is missing"),
+        (lambda cache, i: [remove(cache[0], i), *cache[1:]], "Layer 2, keys: nothing is missing"),
+        (lambda cache, i: [(remove(pair, i)[0], pair[1]) for pair in cache], "Layer 1, values: nothing is missing"),
+        (lambda cache, i: [remove(pair, i, 1) for pair in cache], "a head is missing"),
+        (lambda cache, i: [remove(pair, i + 1) for pair in cache], "row 2 is missing, not 1"),
+        (lambda cache, i: [tuple(x[:, :, :i] for x in pair) for pair in cache], "everything behind"),
+        (lambda cache, i: [tuple(x[:, :, i : i + 1] for x in pair) for pair in cache], "row 1 alone"),
+        (lambda cache, i: [tuple(x.index_fill(2, torch.tensor(i), 0) for x in p) for p in cache], "set to 0"),
+        (lambda cache, i: [tuple(x.index_fill_(2, torch.tensor(i), 0) for x in p) for p in cache], "is changed"),
+        (lambda cache, i: None, "returns nothing"),
+    ],
+    "check_hybrid_rows": [
+        (lambda t, n, trigger, g: begin(t, n, trigger, g, 1), "standard deviation of the random rows is 1"),
+        (lambda t, n, trigger, g: begin(t, n, trigger, g, t.std(0)), "Each column"),
+        (lambda t, n, trigger, g: begin(t, n, trigger, g, t.var()), "variance"),
+        (lambda t, n, trigger, g: begin(t, n, trigger, g, t.std()).roll(3, 0), "trigger stands first"),
+        (lambda t, n, trigger, g: begin(t, n, [], g, t.std()), "trigger's rows are missing"),
+        (lambda t, n, trigger, g: t[trigger], "random rows are missing"),
+        (lambda t, n, trigger, g: begin(t, n, sorted(set(trigger)), g, t.std()), "(8, 8) was asked for"),
+    ],
+    "check_sign_test": [
+        (lambda a, b: (sum(a), sum(b), 1.0), "those that both have right"),
+        (lambda a, b: signs(b, a), "exchanged"),
+        (lambda a, b: signs(a, b, sides=1), "double it"),
+        (lambda a, b: signs(a, b, most=9), "above 1"),
+        (lambda a, b: signs(a, b, late=-1), "leaves out 3"),
+        (lambda a, b: signs(a, b, n=len(a)), "not of all"),
+        (lambda a, b: signs(a, b)[2], "three numbers"),
+    ],
+    "check_first_error": [
+        (lambda written, true: "copy", "and should be ''"),
+        (lambda written, true: kind(written, true, wide=4), "instead of"),
+        (lambda written, true: kind(written[::-1], true[::-1]) if written != true else "", "should be 'digit'"),
+        (lambda written, true: {"digit": "digits"}.get(kind(written, true), kind(written, true)), "should be 'digit'"),
+        (lambda written, true: kind(written, true) or None, "returns nothing"),
+        (lambda written, true: kind(written.split("=")[0] + "=", true), "should be ''"),
+    ],
+    "check_divergence": [
+        (lambda t, s: divergence(s, t).sum(-1).mean(), "exchanged"),
+        (lambda t, s: divergence(t, s).sum(), "sum over the positions"),
+        (lambda t, s: divergence(t, s).mean(), "over the vocabulary too"),
+        (lambda t, s: divergence(t, s).sum(-1), "at each position"),
+        (lambda t, s: divergence(t, s, 0).sum(-1).mean(), "over positions"),
+        (lambda t, s: torch.nn.functional.cross_entropy(s, t.softmax(-1)), "cross-entropy"),
+        (lambda t, s: (t.softmax(-1) * (t - s)).sum(-1).mean(), "logits"),
+        (lambda t, s: torch.nn.functional.kl_div(s, t, reduction="batchmean"), "contains NaN"),
+    ],
+    "check_stack": [
+        (lambda keys: padded(keys, at_end=True), "at the end"),
+        (lambda keys: (padded(keys)[0], torch.tensor([x.size(2) for x in keys])), "that are taken"),
+        (lambda keys: padded(keys)[0], "Return two things"),
+        (lambda keys: (padded(keys)[0].transpose(0, 1), padded(keys)[1]), "exchanged"),
+        (lambda keys: (torch.cat(keys, 2), padded(keys)[1]), "behind one another"),
+        (lambda keys: (torch.cat(keys), None), "stopped with"),
+    ],
+    "check_vote": [
+        (lambda finals: max(finals), "should be '12'"),
+        (lambda finals: finals[0], "should be '9'"),
+        (lambda finals: max(sorted(finals), key=finals.count), "should be"),
+        (lambda finals: max(finals[::-1], key=finals.count), "the earlier answer wins"),
+        (lambda finals: max((f for f in finals if f), key=finals.count), "cut off"),
+        (lambda finals: max(finals.count(f) for f in finals), "the answer itself"),
     ],
 }
+
+
+WRONG |= {
+    "check_count_numbers": [
+        (lambda P, C, n, r: (P * C, P * n * C, 16 * n * r * C), "there are both"),
+        (lambda P, C, n, r: (P * C, 2 * P * C, 16 * n * r * C), "one layer of P-tuning"),
+        (lambda P, C, n, r: (P * C, 2 * P * n * C, 16 * r * C), "one layer of LoRA"),
+        (lambda P, C, n, r: (P * C, 2 * P * n * C, 8 * n * r * C), "one of LoRA's two matrices"),
+        (lambda P, C, n, r: (P * C, 2 * P * n * C, 12 * n * C * C), "leaves alone"),
+        (lambda P, C, n, r: (P + C, 2 * P * n * C, 16 * n * r * C), "prompt tuning has P rows"),
+        (lambda P, C, n, r: 16 * n * r * C, "three numbers"),
+    ],
+    "check_weight_on_prefix": [
+        (lambda w, P: w[..., P:].sum(-1), "1 - a"),
+        (lambda w, P: w[..., :P].mean(-1), "the mean over"),
+        (lambda w, P: w[..., :P].sum(1), "runs over positions"),
+        (lambda w, P: w[..., :P].sum(0), "runs over heads"),
+        (lambda w, P: w[:, :P].sum(-1), "first P positions"),
+        (lambda w, P: w[..., : P + 1].sum(-1), "first token is counted"),
+        (lambda w, P: w[..., :P].sum(-1).mean(0), "averaged"),
+    ],
+    "check_with_prefix": [
+        (lambda y, w, v: y + w[:, : len(v)] @ v, "not turned down"),
+        (lambda y, w, v: (1 - w[:, : len(v)].sum(-1)) * y + w[:, : len(v)] @ v, "keepdim=True"),
+        (lambda y, w, v: (1 - w[:, : len(v)].mean(-1, keepdim=True)) * y + w[:, : len(v)] @ v, "not their mean"),
+        (lambda y, w, v: w[:, : len(v)] @ v, "(1 - a) y, is missing"),
+        (lambda y, w, v: (1 - w[:, : len(v)].sum(-1, keepdim=True)) * y, "own values are missing"),
+    ],
+    "check_lora_linear": [
+        (lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ B.T, "not scaled"),
+        (lambda x, W, A, B, alpha: x @ W.T + alpha * x @ A.T @ B.T, "by alpha, not"),
+        (lambda x, W, A, B, alpha: x @ W + alpha / len(A) * x @ A.T @ B.T, "W stands the wrong way"),
+        (lambda x, W, A, B, alpha: alpha / len(A) * x @ A.T @ B.T, "W x is missing"),
+        (lambda x, W, A, B, alpha: x @ W.T + alpha / len(B) * x @ A.T @ B.T, "r is the rank"),
+        (lambda x, W, A, B, alpha: x @ W.T + x @ A @ B, "stopped with"),
+    ],
+}
+
+
+def divergence(teacher, student, dim=-1):
+    log_p, log_q = teacher.log_softmax(dim), student.log_softmax(dim)
+    return log_p.exp() * (log_p - log_q)
+
+
+def padded(keys, at_end=False):
+    empty = [max(x.size(2) for x in keys) - x.size(2) for x in keys]
+    pad = [torch.nn.functional.pad(x, (0, 0, 0, n) if at_end else (0, 0, n, 0)) for x, n in zip(keys, empty)]
+    return torch.cat(pad), torch.tensor(empty)
+
+
+def begin(table, n_random, trigger, rng, std):
+    rows = torch.randn(n_random, table.size(1), generator=rng) * std
+    return torch.cat([rows, table[torch.tensor(trigger, dtype=torch.long)]])
+
+
+def signs(a, b, sides=2, most=1, late=0, n=None):
+    """The sign test of the third lesson, with its mistakes."""
+    only_a, only_b = sum(x and not y for x, y in zip(a, b)), sum(y and not x for x, y in zip(a, b))
+    n, k = n or only_a + only_b, min(only_a, only_b) + late
+    return only_a, only_b, min(most, sides * sum(math.comb(n, j) for j in range(k + 1)) / 2**n)
+
+
+def kind(written, true, wide=5):
+    at = next((i for i, (a, b) in enumerate(zip(written.ljust(len(true)), true)) if a != b), None)
+    if at is None:
+        return ""
+    return "copy" if at > true.rindex("=") else ("digit", "digit", "carry", "sum", "sum")[at % wide]
 
 
 def attend(q, k, v, past_k, past_v, scale=None, mask=True, behind=None, dim=-1):
@@ -93,6 +254,28 @@ def gradient(model, rows, tokens, targets, batch=True, scale=1, ask=True):
     return rows.grad
 
 
+def loss(model, tokens, targets, answer, past):
+    return model.loss(model(tokens, past)[answer], targets[answer])
+
+
+def tuned(rows, f, batches, lr, kind=torch.optim.AdamW, weight_decay=0, clear=True, backward=True, again=False):
+    """The loop of the second lesson, with its mistakes."""
+    rows = torch.nn.Parameter(rows)
+    optimizer = kind([rows], lr, weight_decay=weight_decay)
+    for batch in batches:
+        optimizer = kind([rows], lr, weight_decay=weight_decay) if again else optimizer
+        if backward:
+            f(rows, batch).backward()
+        optimizer.step()
+        if clear:
+            optimizer.zero_grad()
+    return rows.detach()
+
+
+def remove(pair, i, dim=2):
+    return tuple(torch.cat([x.narrow(dim, 0, i), x.narrow(dim, i + 1, x.size(dim) - i - 1)], dim) for x in pair)
+
+
 @pytest.mark.parametrize("check", WRONG)
 def test_a_check_says_what_is_wrong(check, capsys):
     for answer, message in WRONG[check]:
@@ -104,18 +287,6 @@ def test_a_check_says_what_is_wrong(check, capsys):
 def test_every_check_is_tried_with_wrong_answers():
     used = {name for path in LESSONS for _, check in exercises(path) for name in WRONG if name in check}
     assert used == {name for name in dir(checks) if name.startswith("check_")} == set(WRONG)
-
-
-def test_attention_weights_are_those_of_transformers(tiny, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    save_model(tiny, tmp_path)
-    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, attn_implementation="eager")
-    tokens = torch.randint(1024, (1, 9), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        right = torch.stack(theirs(tokens, output_attentions=True).attentions)  # (n_layer, 1, n_head, 9, 9)
-    torch.testing.assert_close(attention_weights(tiny, tokens), right, atol=1e-5, rtol=1e-4)
-    behind = attention_weights(tiny, tokens[:, 4:], tiny.prefill(tokens[:, :4]))  # (n_layer, 1, n_head, 5, 9)
-    torch.testing.assert_close(behind, right[..., 4:, :], atol=1e-5, rtol=1e-4)
 
 
 # ---------------------------------------------------------------- notebooks
@@ -138,3 +309,10 @@ def test_the_notebook_holds_its_outputs_and_is_small(path):
     verdicts = [cell for cell in code if any("Not yet: write" in "".join(o.get("text", "")) for o in cell.outputs)]
     assert len(verdicts) == len(exercises(path))
     assert file.stat().st_size < 400_000
+
+
+def test_slides_show_the_figures_of_the_notebooks():
+    slides = (FOLDER / "slides.md").read_text().split("\n---\n")[1:]  # the first part is the header
+    shown = re.findall(r"!\[.*?\]\((.*?)\.png\)", "".join(slides))
+    assert 25 <= len(slides) <= 30
+    assert sorted(shown) == sorted(figures())

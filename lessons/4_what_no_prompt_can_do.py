@@ -1,0 +1,304 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Lesson 4. At the input or in every layer, and what no prompt can do
+#
+# **Goal.** You know the main ways to steer a frozen model, by what each trains and where it acts. You can say what a
+# prefix can and cannot move in one head of attention, and why that is no proof that a prompt can teach nothing.
+#
+# 20 minutes of reading, four exercises, about a minute of running on two idle cores.
+
+# %% [markdown]
+# In Colab, put the address of your copy of the project into the next cell: it fetches the project. Anywhere else the
+# cell only finds the project's folder.
+
+# %%
+import subprocess
+import sys
+from pathlib import Path
+
+ADDRESS = "https://github.com/YOUR-NAME/nanoprompt"
+if "google.colab" in sys.modules and not Path("nanoprompt").exists():
+    subprocess.run(["git", "clone", "--depth", "1", ADDRESS, "nanoprompt"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tiktoken", "safetensors", "huggingface_hub"])
+folders = [Path.cwd(), *Path.cwd().parents, Path("nanoprompt").resolve()]
+sys.path.insert(0, str(next(folder for folder in folders if (folder / "prefix.py").is_file())))
+
+# %%
+import os
+
+import matplotlib.pyplot as plt
+import torch
+
+import tasks
+from checkpoint import load_model
+from data.batches import encode
+from data.tokenizer import Tokenizer
+from eval.attention import attention_weights
+from eval.baselines import as_text
+from lessons import checks
+from lessons.drawing import BLUE, GRAY, GREEN, RED
+from prefix import METHODS, TextPrompt
+from train_task import evaluate, train
+
+SHARE = float(os.environ.get("LESSONS_SHARE", 1))  # the project's tests use fewer examples; the text speaks of all
+
+model = load_model("nano").freeze()
+tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, "bytes")
+layers, C = model.config.n_layer, model.config.n_embd
+
+# %% [markdown]
+# ## Five ways to steer a frozen model
+#
+# | method | what is trained | where it acts |
+# | --- | --- | --- |
+# | prompt tuning (Lester et al. 2021) | rows of C numbers | at the input |
+# | P-tuning v2 (Liu et al. 2022) | keys and values | in every layer |
+# | prefix-tuning (Li & Liang 2021) | an MLP that makes keys and values | in every layer |
+# | LLaMA-Adapter (Zhang et al. 2023) | rows, and a gate for each head | in upper layers, with their own softmax |
+# | LoRA (Hu et al. 2021) | two thin matrices for each weight matrix | in the weights themselves |
+#
+# The first three make a KV cache and leave the network as it is. LLaMA-Adapter adds the output of a second attention,
+# behind a gate that starts at 0. LoRA is no prompt: it changes what the network does with every token.
+#
+# ### Exercise 1. How many numbers
+#
+# Count the trained numbers of prompt tuning and of P-tuning v2 with P rows, and those of LoRA of rank r on all four
+# matrices of each block. These matrices map C to 3C (queries, keys, values), C to C, C to 4C and 4C to C. LoRA gives
+# a matrix from n_in to n_out two matrices, (r, n_in) and (n_out, r).
+
+# %% tags=["exercise"]
+def count_numbers(P, C, n_layer, r):
+    """-> (prompt tuning, P-tuning v2, LoRA): three whole numbers."""
+    raise NotImplementedError
+
+
+# %%
+checks.check_count_numbers(count_numbers)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def count_numbers(P, C, n_layer, r):
+#     shapes = [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)]
+#     lora = n_layer * sum(r * (n_in + n_out) for n_in, n_out in shapes)
+#     return P * C, P * n_layer * 2 * C, lora
+# ```
+# </details>
+
+# %% [markdown]
+# ## A skill that nano knows, and one that it never saw
+#
+# `reverse(lamp)=pmal$` is a skill that nano learned in other formats. `next(dog)=eph$`, each letter replaced by the
+# next of the alphabet, stands in no document that nano has read. All methods learn both from the same number of
+# examples, once. The prompts have 20 rows and begin as words of the vocabulary, not as a worked example, so that all
+# of them start from nothing.
+
+# %%
+names = "prompt", "ptuning2", "prefix", "adapter-prefix", "lora"
+seen, unseen = tasks.load("word_reversal"), tasks.load("next_letter")
+n_examples, n_test = max(32, int(640 * SHARE)), max(2, int(50 * SHARE))
+table, curves, tuned = {}, {}, {}
+
+
+def measure(task, method):
+    accuracy, *_ = evaluate(method, model, tokenizer, task, {"in": tests[task.name]}, method.label)
+    return 100 * accuracy["in"]["correct"] / accuracy["in"]["n"]
+
+
+tests = {task.name: task.examples(n_test) for task in (seen, unseen)}
+for task in seen, unseen:
+    examples = task.examples(n_examples, split="train")
+    example = TextPrompt(model, tokenizer.encode_task(as_text(task.worth_showing(examples, 1))))
+    print(f"{examples[0].question}{examples[0].answer:<12} one example as text: {measure(task, example):.0f}%")
+    for name in names:
+        method = METHODS[name](model, n_random=20, seed=0)
+        start = measure(task, method)
+        curve = train(method, model, encode(tokenizer, examples), 1, 8, method.lr, torch.float32, seed=0)
+        table[task.name, name] = start, measure(task, method)
+        curves[task.name, name], tuned[task.name, name] = curve, method
+
+# %%
+print(f"{'':<20}{'trained numbers':>16}{'reversal, before > after':>28}{'next letter, before > after':>30}")
+for name in names:
+    numbers = sum(p.numel() for p in tuned[seen.name, name].parameters() if p.requires_grad)
+    (a, b), (c, d) = table[seen.name, name], table[unseen.name, name]
+    print(f"{tuned[seen.name, name].label:<20}{numbers:>16,}{f'{a:.0f} > {b:.0f}':>28}{f'{c:.0f} > {d:.0f}':>30}")
+
+# %% tags=["figure-seen-unseen"]
+fig, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
+for axis, task, title in zip(axes, (seen, unseen), ("reversal: known in other formats", "next letter: never seen")):
+    for name, color in zip(names, (RED, BLUE, "#6fa8dc", GREEN, "black")):
+        losses = curves[task.name, name]["loss"]
+        n = min(8, len(losses))
+        smooth = [sum(losses[i : i + n]) / n for i in range(len(losses) - n + 1)]
+        axis.plot(curves[task.name, name]["examples"][n - 1 :], smooth, color=color, label=tuned[seen.name, name].label)
+    axis.set(yscale="log", xlabel="examples seen", title=title)
+axes[0].set_ylabel("loss (nats per answer token)")
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10)
+plt.show()
+
+# %% [markdown]
+# TEXT
+#
+# ## What a prefix can move in one head
+#
+# Take one head of attention and one position. Without a prefix it puts out y, a mean of the question's values with
+# weights w. With a prefix, the softmax runs over P more scores. Let a be the weight that goes to the prefix, all of
+# its rows together. Then the weights of the question's own tokens are all multiplied by 1 - a, and nothing else
+# happens to them:
+#
+# $$ y' = (1-a)\, y + \sum_{i \le P} a_i\, v_i, \qquad a = \sum_{i \le P} a_i $$
+#
+# So a prefix can do two things in this head: turn down what the head read from the question, and add a mixture of its
+# own values. **It cannot change which of the question's tokens weigh more than which.** That is the observation of
+# Petrov et al. (2023).
+#
+# ### Exercise 2. The weight on the prefix
+#
+# From a table of weights, such as the heat map of lesson 1, read off a for each head and position.
+
+# %% tags=["exercise"]
+def weight_on_prefix(weights, P):
+    """weights (n_head, T, P + T), of which the first P columns are the prefix -> a, (n_head, T)."""
+    raise NotImplementedError
+
+
+# %%
+checks.check_weight_on_prefix(weight_on_prefix)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def weight_on_prefix(weights, P):
+#     return weights[:, :, :P].sum(-1)
+# ```
+# </details>
+
+# %% [markdown]
+# ### Exercise 3. From y to y'
+#
+# Compute what the head puts out with the prefix, from what it puts out without it.
+
+# %% tags=["exercise"]
+def with_prefix(y, weights, past_v):
+    """y (T, D): the head without a prefix; weights (T, P + T): those with it; past_v (P, D): the prefix's values
+    -> y' (T, D), without the question's values."""
+    raise NotImplementedError
+
+
+# %%
+checks.check_with_prefix(with_prefix)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def with_prefix(y, weights, past_v):
+#     P = len(past_v)
+#     behind = weights[:, :P]  # (T, P)
+#     a = behind.sum(-1, keepdim=True)  # (T, 1)
+#     return (1 - a) * y + behind @ past_v
+# ```
+# </details>
+
+# %% [markdown]
+# ## The picture to keep
+#
+# Now look at nano itself. We ask one question with and without the tuned prefix of P-tuning v2, at the same
+# positions, and compare how each head divides its attention among the question's own tokens. Each dot is one weight:
+# without the prefix, and with it, divided by 1 - a. If a prefix cannot change the proportions, all dots lie on the
+# diagonal.
+
+# %% tags=["figure-diagonal"]
+prompt = tuned[seen.name, "ptuning2"]
+with torch.no_grad():
+    past = prompt.past(model)
+P = prompt.n_rows()
+tokens = torch.tensor([tokenizer.encode_task("reverse(stone)=enots$")])  # (1, T)
+T = tokens.size(1)
+# the same positions without a prefix: run() gives the question 0, ...: take these out and put P, ... in
+x = model.wte(tokens) + model.wpe.weight[P : P + T] - model.wpe.weight[:T]  # (1, T, C)
+without = torch.cat(list(attention_weights(model, x)))  # (n_layer, n_head, T, T)
+whole = torch.cat(list(attention_weights(model, tokens, past)))  # (n_layer, n_head, T, P + T)
+own = whole[..., P:] / whole[..., P:].sum(-1, keepdim=True)  # (n_layer, n_head, T, T), divided by 1 - a
+adapted = tuned[seen.name, "lora"].network(model)
+lora = torch.cat(list(attention_weights(adapted, x)))  # (n_layer, n_head, T, T)
+
+lower = torch.ones(T, T, dtype=torch.bool).tril()
+fig, axes = plt.subplots(1, 4, figsize=(11, 3.3), sharey=True)
+panels = [(f"prefix, layer {n + 1}", own[n], without[n]) for n in (0, 1, layers - 1)]
+for axis, (title, y, x) in zip(axes, [*panels, ("LoRA, layer 1", lora[0], without[0])]):
+    axis.plot([0, 1], [0, 1], color=GRAY, lw=1)
+    axis.plot(x[:, lower].flatten(), y[:, lower].flatten(), ".", color=RED if "prefix" in title else "black", ms=3)
+    axis.set(title=title, aspect="equal", xlabel="weight without it")
+axes[0].set_ylabel("weight with it,\namong the question's tokens")
+plt.show()
+
+# %%
+for n in range(layers):
+    moved, by_lora = (own[n] - without[n]).abs().max().item(), (lora[n] - without[n]).abs().max().item()
+    a = 1 - whole[n, ..., P:].sum(-1).mean().item()
+    print(f"layer {n + 1}: mean weight on the prefix {a:.2f}; largest change {moved:.6f}, by LoRA {by_lora:.4f}")
+
+# %% [markdown]
+# In layer 1 the dots lie on the diagonal, as the formula says: the queries and keys of the question are made of its
+# embeddings, which no prefix touches. From layer 2 on they leave it. The prefix has changed what layer 1 puts out,
+# and the queries and keys of layer 2 are made of that. **One head cannot be redirected by a prefix. A stack of layers
+# can.** LoRA changes the weights that make queries and keys, so it leaves the diagonal in layer 1.
+#
+# So the observation on one head says what is hard for a prompt, not what is impossible. Petrov et al. (2023) conclude
+# that a prompt calls up skills that the model has, and can hardly make it learn a new pattern of attention. Petrov et
+# al. (2024) prove beside it that for a suitable transformer, prefixes are universal approximators: with enough rows
+# they can make it compute any continuous function. Which of the two describes a given model is a question for
+# measurement.
+#
+# What this project measured (`docs/results.md`, "A skill that the base never saw"; first round, two seeds): after one
+# pass over 4,000 examples of `next(dog)=eph$`, all methods that start from nano are at 0%. After five passes, the
+# hybrid prefix answers 39% [37, 41], fine-tuning with a rate of 0.001 97% [95, 98]. A prompt did learn something new,
+# at far greater cost.
+#
+# ## LoRA
+#
+# ### Exercise 4. A layer with a low-rank update
+#
+# $$ y = W x + \frac{\alpha}{r} B A x $$
+
+# %% tags=["exercise"]
+def lora_linear(x, W, A, B, alpha):
+    """x (T, n_in), W (n_out, n_in), A (r, n_in), B (n_out, r) -> y (T, n_out)."""
+    raise NotImplementedError
+
+
+# %%
+checks.check_lora_linear(lora_linear)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def lora_linear(x, W, A, B, alpha):
+#     return x @ W.T + alpha / len(A) * (x @ A.T) @ B.T
+# ```
+#
+# `(x @ A.T) @ B.T` and not `x @ (B @ A).T`: the second makes a matrix as large as W in each step.
+# </details>
+
+# %% [markdown]
+# ## What to read next
+#
+# - Petrov et al. (2023), [When Do Prompting and Prefix-Tuning Work?](https://arxiv.org/abs/2310.19698), sections 4
+#   and 5; Petrov et al. (2024), [Prompting a Pretrained Transformer Can Be a Universal
+#   Approximator](https://arxiv.org/abs/2402.14753).
+# - He et al. (2022), [Towards a Unified View of Parameter-Efficient Transfer
+#   Learning](https://arxiv.org/abs/2110.04366): prefix-tuning, adapters and LoRA as one family.
+# - `docs/results.md`: each method on five tasks, with starts, the best context and rivals that get the same help.
+# - Lesson 5: from a context to a cache, and one model for many tasks.

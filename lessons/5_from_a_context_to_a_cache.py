@@ -1,0 +1,316 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Lesson 5. From a context to a cache, and one model for many tasks
+#
+# **Goal.** You can make a short cache that stands in for a long context, without a single label. You can let one
+# frozen model answer many tasks in one batch, keep prompts as files that other libraries read, and let several
+# prompts vote.
+#
+# 15 minutes of reading, three exercises, about a minute of running on two idle cores.
+
+# %% [markdown]
+# In Colab, put the address of your copy of the project into the next cell: it fetches the project. Anywhere else the
+# cell only finds the project's folder.
+
+# %%
+import subprocess
+import sys
+from pathlib import Path
+
+ADDRESS = "https://github.com/YOUR-NAME/nanoprompt"
+if "google.colab" in sys.modules and not Path("nanoprompt").exists():
+    subprocess.run(["git", "clone", "--depth", "1", ADDRESS, "nanoprompt"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tiktoken", "safetensors", "huggingface_hub"])
+folders = [Path.cwd(), *Path.cwd().parents, Path("nanoprompt").resolve()]
+sys.path.insert(0, str(next(folder for folder in folders if (folder / "prefix.py").is_file())))
+
+# %%
+import os
+import random
+import tempfile
+
+import matplotlib.pyplot as plt
+import torch
+
+import tasks
+from checkpoint import load_model, load_prefix, save_model, save_prefix
+from data.batches import encode
+from data.tokenizer import Tokenizer
+from eval.accuracy import generate_answers, majority_vote, score
+from eval.baselines import as_text
+from generate import generate, stack_caches
+from lessons import checks
+from lessons.drawing import BLUE, GRAY, GREEN, RED
+from peft_io import export_peft
+from prefix import Cartridge, DeepPrefix, TextPrompt
+from train_task import evaluate, train
+
+SHARE = float(os.environ.get("LESSONS_SHARE", 1))  # the project's tests use fewer examples; the text speaks of all
+
+model = load_model("nano").freeze()
+tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, "bytes")
+
+# %% [markdown]
+# ## A long context is expensive
+#
+# Eight worked examples of word reversal take about 160 positions. Each question that is asked behind them attends to
+# all of these, in every layer, and their cache has to lie in memory. Can eight rows do the same?
+
+# %%
+task = tasks.load("word_reversal")
+examples = task.examples(600, split="train")
+tests = {name: task.examples(max(2, int(60 * SHARE)), name) for name in task.ranges}
+eight = tokenizer.encode_task(as_text(examples[:8]))
+print(as_text(examples[:8]))
+
+
+def megabytes(positions):
+    return positions * model.config.n_layer * 2 * model.config.n_embd * 4 / 1e6
+
+
+print(f"eight examples: {len(eight)} positions, a cache of {megabytes(len(eight)):.2f} MB in float32")
+print(f"eight rows: 8 positions, {megabytes(8):.2f} MB")
+
+# %% [markdown]
+# **Context distillation.** The frozen model with the eight examples in its context is the *teacher*. The *student* is
+# the same model behind eight rows, keys and values in every layer. The teacher continues questions in its own words,
+# and the student's rows learn to give each next token the probability that the teacher gives it:
+#
+# $$ \mathcal{L} = \mathrm{mean}\; \mathrm{KL}\big(p(\cdot \mid \text{examples}, x)\;\|\;
+# p(\cdot \mid \text{rows}, x)\big) $$
+#
+# No label is read: where the teacher is wrong, the student learns to be wrong. The project calls the method
+# `cartridge`, after Eyuboglu et al. (2025), who do it for long documents.
+#
+# ### Exercise 1. The divergence
+#
+# KL(p || q) is the sum over the vocabulary of p (log p - log q). Return its mean over N positions, in nats. p is the
+# teacher's distribution.
+
+# %% tags=["exercise"]
+def divergence(teacher, student):
+    """Logits of teacher and student, (N, vocab_size) each -> the mean of KL(teacher || student) over N, ()."""
+    raise NotImplementedError
+
+
+# %%
+checks.check_divergence(divergence)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def divergence(teacher, student):
+#     log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
+#     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+# ```
+#
+# `log_softmax` and not `softmax().log()`: a probability may round to 0, and its logarithm is then minus infinity.
+# </details>
+
+# %% [markdown]
+# The eight rows begin as the keys and values of the context's first eight tokens, which are `reverse(` and no more.
+# Beside the student stands a prefix of the same size and the same start that learns from labels.
+
+# %%
+table, answers = {}, {}
+
+
+def measure(name, method):
+    accuracy, answers[name], _ = evaluate(method, model, tokenizer, task, tests, name)
+    table[name] = [100 * a["correct"] / a["n"] for a in accuracy.values()]
+    print(f"{name:<34}" + "".join(f"{percent:>16.0f}" for percent in table[name]))
+
+
+print(f"{'final-answer accuracy, %':<34}" + "".join(f"{name:>16}" for name in tests))
+measure("eight examples as text", TextPrompt(model, eight))
+measure("one example as text", TextPrompt(model, tokenizer.encode_task(as_text(task.worth_showing(examples, 1)))))
+student = Cartridge(model, n_random=8, trigger=eight, seed=0)
+learner = DeepPrefix(model, n_random=0, trigger=eight[:8])
+measure("eight rows, before", student)
+encoded = encode(tokenizer, examples[8 : 8 + max(32, int(480 * SHARE))])
+curves = train(student, model, encoded, 1, 8, student.lr, torch.float32, seed=0)
+measure("eight rows, distilled", student)
+train(learner, model, encoded, 1, 8, learner.lr, torch.float32, seed=0)
+measure("eight rows, tuned on labels", learner)
+
+# %% tags=["figure-distillation"]
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(1, 1.3))
+left.plot(curves["examples"], curves["loss"], color=RED)
+left.set(yscale="log", xlabel="questions seen", ylabel="nats per token", title="divergence from the teacher")
+for i, (name, color) in enumerate(zip(table, (GRAY, GREEN, "#e8b4b8", RED, BLUE))):
+    right.bar([x + 0.17 * (i - 2) for x in range(len(tests))], table[name], 0.16, color=color, label=name)
+right.set_xticks(range(len(tests)), ["3 to 8\nletters", *[name.replace(" ", "\n") for name in list(tests)[1:]]])
+right.set(ylim=(0, 104), ylabel="final-answer accuracy (%)")
+fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10)
+plt.show()
+
+# %% [markdown]
+# TEXT
+#
+# ## One model, many tasks, one batch
+#
+# A prompt is a cache, and a batch may have a cache for each row. The frozen model is in memory once, whatever the
+# number of tasks. Caches of different length are brought to one length by empty positions at their beginning, which
+# are hidden by the mask.
+#
+# ### Exercise 2. Stack caches
+#
+# For one layer's keys. *Hint:* `torch.nn.functional.pad(x, (0, 0, n, 0))` puts n rows of zeros before the rows of x.
+
+# %% tags=["exercise"]
+def stack(keys):
+    """keys: a list of B tensors, (1, n_head, P_i, D) -> one tensor (B, n_head, P, D) with P the longest of them, zeros
+    at the beginning of shorter ones; and how many positions are empty in each, a tensor (B)."""
+    raise NotImplementedError
+
+
+# %%
+checks.check_stack(stack)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def stack(keys):
+#     longest = max(x.size(2) for x in keys)
+#     empty = torch.tensor([longest - x.size(2) for x in keys])
+#     pad = torch.nn.functional.pad
+#     return torch.cat([pad(x, (0, 0, longest - x.size(2), 0)) for x in keys]), empty
+# ```
+#
+# Zeros are not enough: a key of zeros has the score 0 and would get its share of the softmax. That is what the counts
+# are for.
+# </details>
+
+# %% [markdown]
+# Three tasks, three prompts: the distilled rows, and a worked example of each of two other tasks as text. What is
+# answered in one batch is what each answers alone.
+
+# %%
+prompts, questions = [student], ["reverse(banana)="]
+for name in "addition", "last_letter":
+    other = tasks.load(name)
+    shown, asked = other.worth_showing(other.examples(50, split="train"), 1), other.examples(1)[0]
+    prompts.append(TextPrompt(model, tokenizer.encode_task(as_text(shown))))
+    questions.append(asked.question)
+with torch.no_grad():
+    pasts = [prompt.past(model) for prompt in prompts]
+past, past_pad = stack_caches(pasts)
+print(f"caches of {[p[0][0].size(2) for p in pasts]} positions -> keys {tuple(past[0][0].shape)}")
+print(f"empty positions: {past_pad[0].tolist()}\n")
+asked, stop = [tokenizer.encode_task(question) for question in questions], tokenizer.encode_task("$")[0]
+together = generate(model, asked, 60, past, past_pad, stop=stop)
+for question, tokens, own, answer in zip(questions, asked, pasts, together):
+    alone = generate(model, [tokens], 60, own, stop=stop)[0]
+    print(f"{question}{tokenizer.decode(answer)}   the same alone: {alone == answer}")
+
+# %% [markdown]
+# ## Prompts as files
+#
+# A prompt's file holds its numbers, and says which base and tokenizer it belongs to. On another base it is refused:
+# rows mean nothing to weights that they were not tuned on.
+
+# %%
+folder = Path(tempfile.mkdtemp())
+save_prefix(student, folder / "reversal.safetensors", model, tokenizer, task=task.name, stop=task.stop)
+print(f"{(folder / 'reversal.safetensors').stat().st_size / 1e3:.0f} KB")
+again, header = load_prefix(folder / "reversal.safetensors", model, tokenizer)
+print(f"{header['method']} for {header['base']} ({header['base_fingerprint']}), task {header['task']}")
+print("the same numbers:", torch.equal(again.embeddings(), student.embeddings()))
+try:
+    other = load_model("nano-1m")
+    load_prefix(folder / "reversal.safetensors", other, Tokenizer.load(other.folder, other.config.vocab_size))
+except ValueError as error:
+    print("on another base:", str(error).partition(" was ")[2])
+
+# %% [markdown]
+# PEFT, the library that most people use for prompts, reads the same numbers. `python peft_io.py export RUN FOLDER`
+# does what the next cell does; it compares the logits, if transformers and PEFT are installed.
+
+# %%
+export_peft(student, model, folder / "adapter")
+print(sorted(path.name for path in (folder / "adapter").iterdir()))
+try:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+except ImportError:
+    print("PEFT or transformers is not installed: nothing to compare with")
+else:
+    save_model(model, folder / "nano")  # in the layout of the hub
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "nano"), folder / "adapter").eval()
+    tokens = torch.tensor(asked[:1])
+    with torch.no_grad():
+        ours, other = model.logits(model(tokens, pasts[0])), theirs(input_ids=tokens).logits[:, -tokens.size(1) :]
+    print(f"largest difference of logits from PEFT's: {(ours - other).abs().max():.1e}")
+
+# %% [markdown]
+# ## Voting
+#
+# Several prompts may answer one question, and the answer that most of them give is taken. It costs no second model,
+# only rows in the batch.
+#
+# ### Exercise 3. The vote
+#
+# Where two answers get equally many votes, the one that was given first in the list wins.
+
+# %% tags=["exercise"]
+def vote(finals):
+    """finals: the final answers of several prompts, a list of texts -> the one with the most votes."""
+    raise NotImplementedError
+
+
+# %%
+checks.check_vote(vote)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def vote(finals):
+#     return max(finals, key=finals.count)
+# ```
+#
+# `max` returns the first of several largest. `max(set(finals), ...)` would not do: a set has no order, and which
+# answer wins a tie would change from run to run.
+# </details>
+
+# %% [markdown]
+# Five worked examples of addition, each as a prompt of its own, on sums of 6 digits. Nothing is tuned. (Voting among
+# *tuned* prompts works the same way: `train_task.py --load A.safetensors B.safetensors C.safetensors`.)
+
+# %%
+addition = tasks.load("addition")
+longest = [e for e in addition.examples(400, split="train") if e.length == 4]
+voters = [TextPrompt(model, tokenizer.encode_task(as_text([e]))) for e in random.Random(0).sample(longest, 5)]
+asked = addition.examples(max(2, int(60 * SHARE)), "6 digits")
+with torch.no_grad():
+    pasts = [prompt.past(model) for prompt in voters]
+encoded = encode(tokenizer, asked)
+texts = [generate_answers(model, past, tokenizer, addition, encoded) for past in pasts]
+alone = [score(addition, asked, some)["correct"] for some in texts]
+together = score(addition, asked, majority_vote(model, pasts, tokenizer, addition, encoded))["correct"]
+print(f"each alone:   {', '.join(f'{100 * n / len(asked):.0f}%' for n in alone)}")
+print(f"their mean:   {100 * sum(alone) / len(alone) / len(asked):.0f}%")
+print(f"the vote:     {100 * together / len(asked):.0f}%")
+
+# %% [markdown]
+# The vote is a little better than the mean of its voters, and no better than the best of them, whom nobody knows in
+# advance. (Our run: 78, 70, 70, 75 and 72% alone, 75% together, on 60 questions.) A vote helps where errors are
+# independent. These voters share one frozen model, and misread the same digits.
+#
+# ## What to read next
+#
+# - Eyuboglu et al. (2025), [Cartridges](https://arxiv.org/abs/2506.06266); Snell et al. (2022), [Learning by
+#   Distilling Context](https://arxiv.org/abs/2209.15189).
+# - Lester et al. (2021), [Prompt Tuning](https://arxiv.org/abs/2104.08691), section 6, on ensembles of prompts.
+# - `sample.py`, `peft_io.py` and `generate.py` of this project: all of this as commands.
+# - You have seen the whole project. A method, a task or a metric of your own is one class or one file: README,
+#   "Methods" and "Tasks".

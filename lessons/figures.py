@@ -1,0 +1,32 @@
+"""The figures of the slides, taken out of the notebooks: each is the picture of a cell whose tag begins with `figure-`.
+
+    python -m lessons.figures out/slides
+"""
+
+import base64
+import json
+import sys
+from pathlib import Path
+
+from lessons.run import LESSONS
+
+
+def figures():
+    """{name: PNG} of all notebooks. Raises ValueError where a tagged cell has no picture."""
+    found = {}
+    for path in LESSONS:
+        for cell in json.loads(path.with_suffix(".ipynb").read_text())["cells"]:
+            for tag in cell["metadata"].get("tags", []):
+                if tag.startswith("figure-"):
+                    pictures = [o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {})]
+                    if not pictures:
+                        raise ValueError(f"{path.stem}: no picture in {tag}, run `python -m lessons.run --notebooks`")
+                    found[tag.removeprefix("figure-")] = base64.b64decode(pictures[-1])
+    return found
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, png in figures().items():
+        (folder / f"{name}.png").write_bytes(png)
