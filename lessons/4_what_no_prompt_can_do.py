@@ -146,7 +146,14 @@ fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", nco
 plt.show()
 
 # %% [markdown]
-# TEXT
+# **On reversal** all of them go from next to nothing to 98 or 100%, whether they train 5,120 numbers or 921,856. One
+# example as text is right in 100% as well, so there was nothing to win over it: this task tells methods apart by
+# their loss at most. `docs/results.md` has harder ones, where keys and values in every layer and rows at the input
+# end within a few points of one another if they begin alike.
+#
+# **On the next letter** all of them are at 0%, and so is the example. The loss says a little more. It ends between
+# 2.4 and 3.5 nats, where guessing evenly among 26 letters would cost ln 26 = 3.3. LoRA and prefix-tuning have begun
+# to learn which letters are frequent in answers. None has learned the rule from 640 examples.
 #
 # ## What a prefix can move in one head
 #

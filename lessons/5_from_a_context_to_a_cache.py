@@ -65,8 +65,8 @@ tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, "bytes")
 
 # %%
 task = tasks.load("word_reversal")
-examples = task.examples(600, split="train")
-tests = {name: task.examples(max(2, int(60 * SHARE)), name) for name in task.ranges}
+examples = task.examples(1000, split="train")
+tests = {name: task.examples(max(2, int(50 * SHARE)), name) for name in task.ranges}
 eight = tokenizer.encode_task(as_text(examples[:8]))
 print(as_text(examples[:8]))
 
@@ -135,10 +135,10 @@ measure("one example as text", TextPrompt(model, tokenizer.encode_task(as_text(t
 student = Cartridge(model, n_random=8, trigger=eight, seed=0)
 learner = DeepPrefix(model, n_random=0, trigger=eight[:8])
 measure("eight rows, before", student)
-encoded = encode(tokenizer, examples[8 : 8 + max(32, int(480 * SHARE))])
-curves = train(student, model, encoded, 1, 8, student.lr, torch.float32, seed=0)
+encoded = encode(tokenizer, examples[8 : 8 + max(32, int(960 * SHARE))])
+curves = train(student, model, encoded, epochs=1, batch_size=8, lr=0.02, dtype=torch.float32, seed=0)
 measure("eight rows, distilled", student)
-train(learner, model, encoded, 1, 8, learner.lr, torch.float32, seed=0)
+train(learner, model, encoded, epochs=1, batch_size=8, lr=0.02, dtype=torch.float32, seed=0)
 measure("eight rows, tuned on labels", learner)
 
 # %% tags=["figure-distillation"]
