@@ -60,8 +60,8 @@ tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, "bytes")
 # %% [markdown]
 # ## A long context is expensive
 #
-# Eight worked examples of word reversal take about 160 positions. Each question that is asked behind them attends to
-# all of these, in every layer, and their cache has to lie in memory. Can eight rows do the same?
+# Eight worked examples of word reversal take 180 positions. Each question that is asked behind them attends to all of
+# these, in every layer, and their cache has to lie in memory. Can eight rows do the same?
 
 # %%
 task = tasks.load("word_reversal")
@@ -153,7 +153,14 @@ fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols
 plt.show()
 
 # %% [markdown]
-# TEXT
+# The eight rows begin at 0% and end at 96, 90, 100 and 100% on 3 to 8, 9 and 10 letters and on new words, without a
+# single label. Their teacher, with 180 positions instead of 8, has 100, 92, 96 and 96%. The same rows tuned on labels
+# end at 96, 92, 100 and 100%: here labels add nothing to what the teacher knows.
+#
+# Look at the green bars before you celebrate. One worked example as text is right in 98 to 100%, more than eight of
+# them: on this task the long context was never needed. What distillation saves is the cache, 8 positions instead of
+# 20 or 180. (With half the questions and half the learning rate the same rows came to 20%. A number like that says
+# how long was tuned, not what eight rows can hold.)
 #
 # ## One model, many tasks, one batch
 #
