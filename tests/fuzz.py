@@ -461,12 +461,13 @@ def try_one(box, kind, damage, seconds=SECONDS):
     """Let `damage(path)` change the file of a kind, judge how its reader ends, and put the good file back."""
     name, read = KINDS[kind]
     path = box / name
-    good, listed = path.read_bytes(), sorted(os.listdir(box))
+    good = path.read_bytes()
     remove(box / "out")
     (box / "out").mkdir()
     what = None
     try:
         what = damage(path)
+        listed = sorted(os.listdir(box))
         size = path.stat().st_size if path.is_file() else 0
         wrong, code, message = judge(read, box, size, seconds)
         if wrong is None and sorted(os.listdir(box)) != listed:
