@@ -729,7 +729,7 @@ class PrefixMemory(Method):
     y = softmax(q K') V + phi(q) M
     """
 
-    name, label, lr = "prefix-memory", "Prefix-Tuning+", 1e-2
+    name, label, lr = "prefix-memory", "Prefix-Tuning+", 1e-3
 
     def __init__(self, model, n_random=0, trigger=(), seed=0):
         super().__init__()
