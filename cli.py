@@ -133,6 +133,7 @@ def check_memory(n_bytes, what):
 def run(main, program, argv=None):
     """Call main(argv); what it refuses goes to stderr as one line, with exit code 2. The program ends quietly where
     the reader of stdout has seen enough, as `head` has at some point."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # where it is closed, bars would break off
     try:
         main(argv)
         if sys.stdout is not None:

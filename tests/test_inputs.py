@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 import cli
 from checkpoint import write_json
@@ -370,6 +371,13 @@ def test_questions_from_a_closed_or_endless_stdin(command, box, monkeypatch):
     assert done.code == 2 and "a question of more than 100,000 characters" in done.err
 
 
+def test_bars_do_without_stderr(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    seen = []
+    cli.run(lambda argv: seen.extend(tqdm(range(3))), "program")
+    assert seen == [0, 1, 2]
+
+
 def test_a_lack_of_memory_is_one_line_and_an_error_of_ours_is_not(capsys):
     def allocate(argv):
         torch.empty(2**50)
@@ -383,8 +391,6 @@ def test_a_lack_of_memory_is_one_line_and_an_error_of_ours_is_not(capsys):
 
 
 def test_a_message_stands_on_a_line_of_its_own_behind_a_bar(capsys):
-    from tqdm import tqdm
-
     def broken(argv):
         for i in tqdm(range(9), mininterval=0):
             if i == 3:
