@@ -9,6 +9,7 @@ test: .venv/test
 
 torture: .venv/test
 	.venv/bin/python tests/fuzz.py 100000
+	.venv/bin/python tests/torture.py --kills 1000
 
 .venv/demo: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -35,10 +35,12 @@ HUB = {  # name -> repository and revision, so that the same name is the same we
 
 
 @contextmanager
-def replacing(path):
-    """`with replacing(path) as temporary:` write to the temporary path; it then takes the place of `path`.
+def replacing(path, keep=None):
+    """`with replacing(path) as temporary:` write to the temporary path; it then takes the place of `path`, which is
+    kept as `keep` where that is given.
 
-    No reader sees half a file. If the block raises, the file that was there stays and the temporary one is removed.
+    No reader sees half a file, not even after a loss of power. If the block raises, the file that was there stays and
+    the temporary one is removed. Raises ValueError where the disk is full, read-only or gone.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a device, whose place a file would take
@@ -46,18 +48,42 @@ def replacing(path):
     temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")
     try:
         yield temporary
+        flush(temporary)
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot write {path} ({why}): make room, or choose another folder") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
-def write_tensors(path, tensors, metadata):
+def flush(path):
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_tensors(path, tensors, metadata, keep=None):
     """Write safetensors: {name: tensor} and {name: text}."""
-    with replacing(path) as temporary:
-        try:
-            save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata=metadata)
-        except SafetensorError as error:  # no folder, no space, no permission
-            raise ValueError(f"cannot write {path} ({error}): name another") from None
+    with replacing(path, keep) as temporary:
+        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata=metadata)
+        sort_header(temporary)
+
+
+def sort_header(path):
+    """Let the same tensors and metadata give the same bytes: the library writes metadata in an order of chance."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def write_json(path, value):
@@ -433,8 +459,13 @@ def save_prefix(method, path, model, tokenizer, task="", trigger="", question_fo
         "stop": stop,
         "init_from": Path(init_from).name,
     }
-    frozen = {name for name, p in method.named_parameters() if not p.requires_grad}
-    write_tensors(path, {n: t for n, t in method.state_dict().items() if n not in frozen}, header)
+    write_tensors(path, trained(method), header)
+
+
+def trained(module):
+    """{name: tensor} of a module's parameters but the frozen ones, and of its buffers."""
+    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+    return {name: t for name, t in module.state_dict().items() if name not in frozen}
 
 
 def load_prefix(path, model, tokenizer, other_base=False):

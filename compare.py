@@ -5,8 +5,8 @@
     python compare.py methods --full      the larger grid, for a GPU or a night
 
 A study is a grid of runs of train_task.py, a few at once, each in a folder of its own. A finished run is not repeated
-while its arguments, its base and the source are the same, so a stopped study carries on where it was, and studies
-share runs. Every study also measures the best context that a few worked examples make, and each prompt's own start.
+while its arguments, its base and the source are the same, and a stopped one goes on where it was; studies share
+runs. Every study also measures the best context that a few worked examples make, and each prompt's own start.
 """
 
 import hashlib
@@ -14,16 +14,18 @@ import io
 import json
 import os
 import statistics
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import prefix
+import resume
 import tasks
 import train_task
 from checkpoint import fingerprint, load_model, write_json, write_text
@@ -340,11 +342,22 @@ def run_folder(folder, line, model, source):
     return folder / f"{'_'.join(words)[:120]}_{key}"
 
 
+def start_worker(threads):
+    """Let a process of the pool end with the one that started it, however that ends: no run is left on its own."""
+    torch.set_num_threads(threads)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent():
+    parent_process().join()
+    os._exit(1)
+
+
 def one(out, line):
     """One run of train_task.py, in a process that imports torch once for many; returns [] or [why it failed]."""
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            train_task.main([*line, "--out", str(out), "--overwrite"])
+            train_task.main([*line, "--out", str(out), "--overwrite", "--resume"])
     except Exception as error:
         return [f"{out.name}: {error}"]
     return []
@@ -369,10 +382,11 @@ def run_all(cells, args, folder):
                 c["runs"][-1].append(out.with_name(f"{out.name}{how}_on_{other.replace(':', '-')}"))
                 second[c["runs"][-1][-1]] = [*line, *c["how"], str(out / "prefix.safetensors"), "--task", other]
     every, failed = first | second, []
-    waiting = {out: line for out, line in every.items() if not (out / "results.json").exists()}
+    finished = {out for out in every if (out / "results.json").exists() and not resume.is_stopped(out)}
+    waiting = {out: line for out, line in every.items() if out not in finished}
     bar = tqdm(total=len(every), initial=len(every) - len(waiting), desc="runs", unit=" runs", smoothing=0.05)
     threads = max(1, os.cpu_count() // args.jobs)
-    pool = ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (threads,))
+    pool = ProcessPoolExecutor(args.jobs, get_context("spawn"), start_worker, (threads,))
     try:
         for wave in (first, second):
             for done in as_completed([pool.submit(one, out, waiting[out]) for out in wave if out in waiting]):

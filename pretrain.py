@@ -3,25 +3,24 @@
     python pretrain.py --text FOLDER         FOLDER holds .txt files of prose, one for each book
     python pretrain.py --show-documents 5    look at the synthetic documents that it reads beside them
 
-Trains a tokenizer, prepares token files, pretrains, and writes a model folder that train_task.py --model takes. A
-stopped run carries on from its last checkpoint.
+Trains a tokenizer, prepares token files, pretrains, and writes a model folder that train_task.py --model takes. With
+--resume the same command goes on where it was stopped, or where it ended if --tokens grew.
 """
 
 import json
 import math
 import random
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from tqdm import tqdm
 
 import muon
+import resume
 import tasks
-from checkpoint import replacing, save_model, write_json, write_tensors, write_text
+from checkpoint import replacing, save_model, write_json, write_text
 from cli import Parser, at_least, check_memory, fraction, rate, run, seed, weight
 from data import documents
 from data.tokenizer import Tokenizer, byte_alphabet
@@ -62,7 +61,9 @@ def parse_args(argv=None):
         "--decay-frac", type=rate, default=0.4, help="last share of the steps, in which both rates fall to zero (0.4)"
     )
     p.add_argument("--seed", type=seed, default=0, help="of weights, documents and windows (default %(default)s)")
-    p.add_argument("--eval-interval", type=at_least(1), default=250, help="steps between checkpoints (%(default)s)")
+    p.add_argument("--eval-interval", type=at_least(1), default=250, help="steps between measurements (%(default)s)")
+    p.add_argument("--resume", action="store_true", help="go on where the run in --out was stopped, if it was")
+    p.add_argument("--save-minutes", type=weight, default=10, help="between saves of its state (default %(default)s)")
     p.add_argument("--compile", action="store_true", help="torch.compile the model")
     p.add_argument(
         "--dtype",
@@ -277,9 +278,11 @@ def plot_learning_curves(log, path):
 
 
 def check_arguments(args, out):
-    """Refuse a folder that holds a run of other arguments, with ValueError; write this run's."""
+    """This run's arguments, {name: value}. Raises ValueError where the folder holds a run of others."""
     free = ("text", "out", "tokens", "show_documents", "compile", "device", "dtype", "eval_interval", "decay_frac")
-    init_kwargs = {k: v for k, v in vars(args).items() if k not in free}
+    init_kwargs = {k: v for k, v in vars(args).items() if k not in (*free, "resume", "save_minutes")}
+    if out.exists() and not out.is_dir() or resume.is_stopped(out) and not args.resume:
+        raise ValueError(f"{out} is already in use: give another --out, or --resume to go on")
     if (out / "args.json").exists():
         before = json.loads((out / "args.json").read_text())
         if before.keys() != init_kwargs.keys():
@@ -287,7 +290,7 @@ def check_arguments(args, out):
         changed = [k for k in init_kwargs if init_kwargs[k] != before.get(k)]
         if changed:
             raise ValueError(f"{out} holds a run with another --{changed[0].replace('_', '-')}: give another --out")
-    write_json(out / "args.json", init_kwargs)
+    return init_kwargs
 
 
 def batch(args, data, step, T):
@@ -312,71 +315,44 @@ def token_losses(model, x, y):
     return F.cross_entropy(model.logits(model(x)).flatten(0, 1).float(), y, reduction="none")
 
 
-def train(args, out, model, tokenizer, data):
-    """Train to the last step, from the last checkpoint where there is one. Returns the log and the seconds it took."""
-    optimizers = muon.optimizers(model, args.lr, args.adam_lr, args.dtype)
-    steps, step, log, seconds = int(args.tokens // args.batch_tokens), 0, [], 0.0
-    checkpoint = out / "checkpoint.safetensors"
-    if checkpoint.exists():
-        step, log, seconds = load_checkpoint(checkpoint, model, optimizers)
-        print(f"carrying on from step {step}")
+def train(args, out, model, tokenizer, data, checkpoint):
+    """Train to the last step, from where the run was stopped if it was. Returns the optimizers."""
+    optimizers, state = muon.optimizers(model, args.lr, args.adam_lr, args.dtype), checkpoint.state
+    steps = int(args.tokens // args.batch_tokens)
+    checkpoint.restore_optimizers(optimizers)
     losses_of = torch.compile(token_losses, dynamic=False) if args.compile else token_losses
-    started, bar = time.time(), tqdm(initial=step, total=steps, desc="pretraining", unit="step")
-    while step < steps:
-        factor = min(1, (step + 1) / 50, (steps - step) / (args.decay_frac * steps))  # warm up, hold, fall to zero
-        for optimizer, lr in zip(optimizers, (args.lr, args.adam_lr)):
-            optimizer.param_groups[0]["lr"] = lr * factor
-        T = args.block_size // 2 if step < args.short_context_frac * steps else args.block_size
-        x, y, asked = batch(args, data, step, T)
-        with torch.autocast(args.device, args.dtype, enabled=args.dtype != torch.float32):
-            losses = losses_of(model, x, y.flatten())  # (B * T)
-        weight = 1 - (1 - args.question_weight) * asked.flatten()
-        loss = (losses * weight).sum() / weight.sum()
-        if not loss.isfinite():
-            raise ValueError(
-                f"the loss is {loss.item()} at step {step}: lower --lr or --adam-lr; the last checkpoint is kept"
-            )
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        step += 1
-        bar.update()
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-        if step % args.eval_interval == 0 or step == steps:
-            log.append(measure(model, tokenizer, data, step * args.batch_tokens, T))
-            bar.write(line(log[-1]))
-            state = {"step": step, "log": log, "seconds": seconds + time.time() - started}
-            save_checkpoint(checkpoint, model, optimizers, state)
-            write_json(out / "log.json", log)
-            plot_learning_curves(log, out / "learning_curves.png")
-    bar.close()
-    return log, seconds + time.time() - started
-
-
-def save_checkpoint(path, model, optimizers, state):
-    tensors = {f"model.{n}": p for n, p in model.named_parameters()}
-    for i, optimizer in enumerate(optimizers):
-        for j, p in enumerate(optimizer.param_groups[0]["params"]):
-            tensors |= {f"optimizer.{i}.{j}.{key}": t for key, t in optimizer.state[p].items()}
-    write_tensors(path, tensors, {"state": json.dumps(state)})
-
-
-def load_checkpoint(path, model, optimizers):
-    """Put back the weights and the optimizers' state; returns step, log and seconds so far."""
-    with safe_open(path, framework="pt", device=str(model.wte.weight.device)) as file:
-        state = json.loads(file.metadata()["state"])
-        if any("kshot" not in row for row in state["log"]):
-            raise ValueError(f"{path} is of an earlier version of pretrain.py: give another --out")
-        model.load_state_dict(
-            {n.removeprefix("model."): file.get_tensor(n) for n in file.keys() if n.startswith("model.")}
-        )
-        for n in file.keys():
-            if n.startswith("optimizer."):
-                _, i, j, key = n.split(".")
-                optimizer = optimizers[int(i)]
-                optimizer.state[optimizer.param_groups[0]["params"][int(j)]][key] = file.get_tensor(n)
-    return state["step"], state["log"], state["seconds"]
+    checkpoint.begin("pretraining")
+    with tqdm(initial=state["step"], total=steps, desc="pretraining", unit="step") as bar:
+        while state["step"] < steps:
+            step = state["step"]
+            factor = min(1, (step + 1) / 50, (steps - step) / (args.decay_frac * steps))  # warm up, hold, fall to zero
+            for optimizer, lr in zip(optimizers, (args.lr, args.adam_lr)):
+                optimizer.param_groups[0]["lr"] = lr * factor
+            T = args.block_size // 2 if step < args.short_context_frac * steps else args.block_size
+            x, y, asked = batch(args, data, step, T)
+            with torch.autocast(args.device, args.dtype, enabled=args.dtype != torch.float32):
+                losses = losses_of(model, x, y.flatten())  # (B * T)
+            weight = 1 - (1 - args.question_weight) * asked.flatten()
+            loss = (losses * weight).sum() / weight.sum()
+            if not loss.isfinite():
+                raise ValueError(
+                    f"the loss is {loss.item()} at step {step}: lower --lr or --adam-lr; the last checkpoint is kept"
+                )
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            step = state["step"] = step + 1
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            if step % args.eval_interval == 0 or step == steps:
+                state["log"].append(measure(model, tokenizer, data, step * args.batch_tokens, T))
+                bar.write(line(state["log"][-1]))
+                write_json(out / "log.json", state["log"])
+                plot_learning_curves(state["log"], out / "learning_curves.png")
+            checkpoint.after_step(optimizers, {"step": step, "tokens": step * args.batch_tokens, "loss": loss.item()})
+    checkpoint.count()
+    return optimizers
 
 
 def write_card(args, out, model, last, seconds):
@@ -475,15 +451,26 @@ def main(argv=None):
             print(f"---- {skill}\n{heading}{documents.text(examples)}")
         return
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    check_arguments(args, out)
-    tokenizer, data = prepare(args, out)
-    model = initial_model(args).to(args.device)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    log, seconds = train(args, out, model, tokenizer, data)
-    save_model(model, out, torch.bfloat16)
-    print(f"saved {out}: {log[-1]['tokens'] / 1e6:.1f}M tokens in {seconds / 60:.0f} minutes")
-    write_card(args, out, model, log[-1], seconds)
+    arguments = check_arguments(args, out)
+    before = resume.load(out) if args.resume else None
+    state = before.state if before else {"step": 0, "log": [], "written": 0, "seconds": {}}
+    if state["written"] >= int(args.tokens // args.batch_tokens):
+        print(f"{out} is finished: nothing is left to do")
+        return
+    with resume.Checkpoint(out, state, args.save_minutes, before) as checkpoint:
+        write_json(out / "args.json", arguments)
+        tokenizer, data = prepare(args, out)
+        model = initial_model(args).to(args.device)
+        checkpoint.restore("model", model)
+        checkpoint.modules["model"] = model
+        print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+        optimizers = train(args, out, model, tokenizer, data, checkpoint)
+        save_model(model, out, torch.bfloat16)
+        seconds, last = sum(state["seconds"].values()), state["log"][-1]
+        print(f"saved {out}: {last['tokens'] / 1e6:.1f}M tokens in {seconds / 60:.0f} minutes")
+        write_card(args, out, model, last, seconds)
+        state["written"] = state["step"]
+        checkpoint.save(optimizers)  # it stays, so that --resume with more --tokens goes on from here
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ import math
 import random
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+import record
+import resume
 import tasks
 from checkpoint import fingerprint, load_model, load_prefix, save_prefix, write_json, write_text
 from cli import Parser, at_least, rate, run, seed, weight, words
@@ -30,9 +31,11 @@ from eval.attention import attention_to_rows
 from eval.baselines import as_text, best_context, majority, tfidf
 from eval.neighbors import init_words, nearest_tokens
 from prefix import METHODS, divergence
-from tasks import IN_DISTRIBUTION
+from tasks import IN_DISTRIBUTION, Example
 
 MOST_PROMPTS = 32  # that --load takes: each is measured, twice, and then all of them together
+# what a run's numbers do not depend on
+NO_SETTINGS = "out", "overwrite", "resume", "save_minutes", "reproduce", "log", "command"
 OPTIONS = {name: spec for cls in METHODS.values() for name, spec in cls.options.items()}
 
 
@@ -58,6 +61,10 @@ def parser():
     p.add_base()
     p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
     p.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
+    p.add_argument("--resume", action="store_true", help="go on where the run in that folder was stopped, if it was")
+    p.add_argument("--save-minutes", type=weight, default=10, help="between saves of its state (default %(default)s)")
+    p.add_argument("--log", choices=["wandb", "trackio"], help="send the loss there too; log.jsonl gets it anyway")
+    p.add_argument("--reproduce", metavar="RUN", help="run what that folder holds once more, and say what differs")
     p.add_argument("--seed", type=seed, default=0, help="of rows, examples and their order (default %(default)s)")
     p.add_argument("--quick", action="store_true", help="a look in a minute: less to learn from and to test on")
 
@@ -136,6 +143,8 @@ def parse_args(argv=None):
     """The command line, checked, with the defaults that depend on the task."""
     args = parser().parse_args(argv)
     args.command = shlex.join(["python", "train_task.py", *(sys.argv[1:] if argv is None else argv)])
+    if args.log:
+        record.check_installed(args.log)
     args.own_data = Path(args.task[0]).suffix in tasks.FILES
     if not args.own_data and (len(args.task) > 1 or args.columns or args.answer_after):
         flags = "a second file, --columns and --answer-after"
@@ -303,9 +312,9 @@ def draw_examples(args, task, model, tokenizer, n_positions):
     return examples, tests, model.config.block_size - longest
 
 
-def contexts(args, model, tokenizer, task, examples, trigger, max_tokens):
+def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=None):
     """{name: Method} of what words alone can do, and what the best context is: nothing before the question, the
-    trigger as text, and the best worked examples of at most max_tokens."""
+    trigger as text, and the best worked examples of at most max_tokens, searched for where they are not yet `known`."""
     alone, methods, (kind, _, tokens) = args.beside == ["none"], {}, trigger
     if not alone or args.method == "zero-shot":
         methods["zero-shot"] = build_method(args, "zero-shot", model, tokenizer, task, examples)
@@ -315,7 +324,10 @@ def contexts(args, model, tokenizer, task, examples, trigger, max_tokens):
     if alone and args.method != "few-shot":
         return methods, None
     n, _ = budget(args, METHODS[args.method])
-    tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed)
+    if known:
+        tokens, best, candidates = tokenizer.encode_task(known["text"]), known, known["candidates"]
+    else:
+        tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed)
     if not tokens:
         raise ValueError(
             f"not one worked example fits into the {max_tokens} tokens that the base leaves: shorten the texts, or "
@@ -363,9 +375,9 @@ def train_step(method, network, batch, optimizers, dtype, l2_sp=0.0):
     return loss
 
 
-def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, l2_sp=0.0):
+def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, l2_sp=0.0, curve=None, checkpoint=None):
     """Minimize a method's loss over `encoded`, [(question tokens, answer tokens)]; the rates warm up over 50 steps,
-    then fall as a cosine.
+    then fall as a cosine. With a checkpoint it can be stopped and goes on behind the last step of the curve.
 
     Returns the loss of each step, in nats per answer token, beside the examples seen by then. Raises ValueError where
     the loss is no longer finite.
@@ -374,27 +386,32 @@ def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, l2_sp=0.0
     encoded = [(method.insert_rows(question), answer) for question, answer in encoded]
     optimizers = method.optimizers(lr, dtype)
     peaks = [o.param_groups[0]["lr"] for o in optimizers]
-    steps, step, seen = epochs * math.ceil(len(encoded) / batch_size), 0, 0
+    curve = curve or {"examples": [], "loss": []}
+    if checkpoint:
+        checkpoint.restore_optimizers(optimizers)
+    step, steps_per_epoch = len(curve["loss"]), math.ceil(len(encoded) / batch_size)
+    steps, seen = epochs * steps_per_epoch, curve["examples"][-1] if step else 0
     rng = random.Random(seed)
-    curve = {"examples": [], "loss": []}
-    bar = tqdm(total=epochs * len(encoded), desc=method.label, unit=" examples")
-    for _ in range(epochs):
-        for batch in training_batches(encoded, batch_size, rng):
-            factor = min(1, (step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-            for optimizer, peak in zip(optimizers, peaks):
-                optimizer.param_groups[0]["lr"] = peak * factor
-            loss = train_step(method, network, [t.to(device) for t in batch], optimizers, dtype, l2_sp).item()
-            step += 1
-            seen += len(batch[0])
-            bar.update(len(batch[0]))
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            curve["examples"].append(seen)
-            curve["loss"].append(loss)
-            if not math.isfinite(loss):
-                bar.close()
-                rates = ", ".join(f"{peak:g}" for peak in peaks)
-                raise ValueError(f"{method.label}: the loss became {loss} after {seen} examples: lower --lr ({rates})")
-    bar.close()
+    with tqdm(initial=seen, total=epochs * len(encoded), desc=method.label, unit=" examples") as bar:
+        for epoch in range(epochs):
+            done = step - epoch * steps_per_epoch  # of this epoch, before the run was stopped
+            for batch in training_batches(encoded, batch_size, rng, skip=done):
+                factor = min(1, (step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+                for optimizer, peak in zip(optimizers, peaks):
+                    optimizer.param_groups[0]["lr"] = peak * factor
+                loss = train_step(method, network, [t.to(device) for t in batch], optimizers, dtype, l2_sp).item()
+                step += 1
+                seen += len(batch[0])
+                bar.update(len(batch[0]))
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                curve["examples"].append(seen)
+                curve["loss"].append(loss)
+                if not math.isfinite(loss):
+                    lower = f"lower --lr ({', '.join(f'{peak:g}' for peak in peaks)})"
+                    raise ValueError(f"{method.label}: the loss became {loss} after {seen} examples: {lower}")
+                if checkpoint:
+                    row = {"tuning": method.label, "step": step, "examples": seen, "loss": loss}
+                    checkpoint.after_step(optimizers, row)
     return curve
 
 
@@ -468,23 +485,41 @@ def distill_text(args):
     method = METHODS["cartridge"](model, args.n_random, tokenizer.bos + tokens, args.seed).to(args.device)
     method.init_kwargs["seed"] = args.seed
     out = output_folder(args, Path(args.text).stem, model)
+    before = resume.load(out) if args.resume else None
     n, epochs = budget(args, method)
     encoded = snippets(tokens, n, args.seed, tokenizer.eot)
     held_out = snippets(tokens, 256, f"held out {args.seed}", tokenizer.eot)
     (batch,) = training_batches(held_out, len(held_out), random.Random(0))
     lesson = method.teach(model, *(t.to(args.device) for t in batch))
     lr = args.lr or method.lr
-    with torch.no_grad():
-        kl = {"nothing": divergence(model, None, *lesson).item()}
-        kl["before tuning"] = divergence(model, method.past(model), *lesson).item()
-    curve = train(method, model, encoded, epochs, args.batch_size, lr, args.dtype, args.seed, args.l2_sp)
-    with torch.no_grad():
-        kl["tuned"] = divergence(model, method.past(model), *lesson).item()
-    save_prefix(method, out / "prefix.safetensors", model, tokenizer, trigger=text)
-    options = {k: v for k, v in vars(args).items() if k not in ("out", "overwrite", "load")}
-    options["dtype"] = str(args.dtype).removeprefix("torch.")
-    results = {"text": args.text, "tokens": len(tokens), "rows": method.n_rows(), "divergence": kl, "loss": curve}
-    write_json(out / "results.json", results | {"args": options})
+    options = {k: v for k, v in vars(args).items() if k not in (*NO_SETTINGS, "load")}
+    results = {"text": args.text, "tokens": len(tokens), "rows": method.n_rows(), "divergence": {}, "seconds": {}}
+    results["command"] = args.command
+    results |= {"loss": {"examples": [], "loss": []}, "base": {"name": model.name, "fingerprint": fingerprint(model)}}
+    results["args"] = options | {"dtype": str(args.dtype).removeprefix("torch.")}
+    results["record"] = record.record(args.device, args.dtype, [Example(text, "", len(text))])
+    if before:
+        record.check_same(out, before.state, results)
+        results = before.state
+        if before.finished:
+            print(f"{out} is finished: nothing is left to do")
+            return results
+    kl = results["divergence"]
+    with resume.Checkpoint(out, results, args.save_minutes, before, args.log) as checkpoint:
+        with torch.no_grad():
+            kl["nothing"] = divergence(model, None, *lesson).item()
+            kl["before tuning"] = divergence(model, method.past(model), *lesson).item()
+        checkpoint.restore("cartridge", method)
+        checkpoint.modules["cartridge"] = method
+        checkpoint.begin("tuning")
+        settings = epochs, args.batch_size, lr, args.dtype, args.seed, args.l2_sp
+        train(method, model, encoded, *settings, results["loss"], checkpoint)
+        checkpoint.end()
+        with torch.no_grad():
+            kl["tuned"] = divergence(model, method.past(model), *lesson).item()
+        save_prefix(method, out / "prefix.safetensors", model, tokenizer, trigger=text)
+        write_json(out / "results.json", results)
+        checkpoint.finish()
     print(f"{len(tokens)} tokens in {method.n_rows()} rows; divergence from {model.name} reading them, nats per token:")
     for name, value in kl.items():
         print(f"  {name:<14}{value:.3f}")
@@ -496,16 +531,11 @@ def distill_text(args):
 
 
 def output_folder(args, name, model):
-    """Made and seen to be writable before any work is done."""
+    """The run's folder. Raises ValueError where something else is in it."""
     out = Path(args.out or f"out/{name.replace(':', '-')}-{model.name.rpartition('/')[2]}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (args.overwrite and out.is_dir()):
-        raise ValueError(f"{out} is already in use: give another --out, or --overwrite to replace it")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "tmp").touch()
-        (out / "tmp").unlink()
-    except OSError as error:
-        raise ValueError(f"cannot write to {out} ({error.strerror}): give another --out") from None
+    known = args.overwrite or args.resume and (resume.is_stopped(out) or (out / "results.json").exists())
+    if out.exists() and not (out.is_dir() and (known or all(resume.is_leftover(p) for p in out.iterdir()))):
+        raise ValueError(f"{out} is already in use: give another --out, --resume to go on, or --overwrite it")
     return out
 
 
@@ -513,7 +543,7 @@ def describe(args, task, model, contenders, name, trigger, context):
     """The part of results.json that is known before anything is measured; `name` is the contender that the run is
     about."""
     method = contenders[name]
-    options = {k: v for k, v in vars(args).items() if k not in ("command", "out", "overwrite", "load")}
+    options = {k: v for k, v in vars(args).items() if k not in NO_SETTINGS}
     return {
         "command": args.command,
         "task": task.name,
@@ -546,25 +576,28 @@ def describe(args, task, model, contenders, name, trigger, context):
     }
 
 
-def measure(method, name, model, tokenizer, task, tests, results, when="accuracy"):
-    """Evaluate a method and put what came of it into results, under "before" or "accuracy"."""
-    start, before = time.time(), when == "before"
+def measure(method, name, model, tokenizer, task, tests, checkpoint, when="accuracy"):
+    """Evaluate a method and put what came of it into the results, under "before" or "accuracy"."""
+    results, before = checkpoint.state, when == "before"
     desc = f"{method.label}, {'before' if before else 'after' if name in results['before'] else 'measuring'}"
+    checkpoint.begin(desc)
     results[when][name], results["written"][when][name], classes = evaluate(method, model, tokenizer, task, tests, desc)
     if classes:
         results["classes_before" if before else "classes"][name] = classes
-    results["seconds"][desc] = time.time() - start
+    checkpoint.end()
 
 
-def tune(method, name, args, model, tokenizer, examples, results):
-    """Train a method on its share of the examples and put the loss curve into results."""
-    start, (n, epochs) = time.time(), budget(args, method)
+def tune(method, name, args, model, tokenizer, examples, checkpoint):
+    """Train a method on its share of the examples and put the loss curve into the results."""
+    results, (n, epochs) = checkpoint.state, budget(args, method)
+    checkpoint.begin(f"{method.label}, tuning")
     encoded = encode(method.tokenizer(tokenizer), examples[:n])
     lr, l2_sp = (args.lr or method.lr, args.l2_sp) if method.name == args.method else (method.lr, 0.0)
     results["examples"][name] = len(encoded), epochs
-    curve = train(method, model, encoded, epochs, args.batch_size, lr, args.dtype, args.seed, l2_sp)
-    results["loss"][name] = curve
-    results["seconds"][f"{method.label}, tuning"] = time.time() - start
+    curve = results["loss"].setdefault(name, {"examples": [], "loss": []})
+    checkpoint.modules[name] = method
+    train(method, model, encoded, epochs, args.batch_size, lr, args.dtype, args.seed, l2_sp, curve, checkpoint)
+    checkpoint.end()
 
 
 def write_results(results, out, args, task):
@@ -600,13 +633,36 @@ def write_page(results, out, task, tests, written, words, before, tuned):
     page.write_page(out / "report.html", results, details)
 
 
+def reproduce(args):
+    """Run a finished run again, in another folder, and say what differs. Exit code 1 if its results do."""
+    try:
+        before = json.loads((Path(args.reproduce) / "results.json").read_text())
+        command = shlex.split(before["command"])[2:]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{args.reproduce} holds no results.json with a command: name the folder of a run") from None
+    out = Path(args.out or f"{args.reproduce.rstrip('/')}-again")
+    if out.exists() and not args.overwrite:
+        raise ValueError(f"{out} is already in use: give another --out, or --overwrite to replace it")
+    main([*command, "--out", str(out), "--overwrite"])
+    lines = record.differences(before, json.loads((out / "results.json").read_text()))
+    print("\n".join(["", f"{args.reproduce} and {out} differ:", *lines] if lines else ["", f"{out}: the same results"]))
+    if any(not line.startswith("record.") for line in lines):
+        sys.exit(1)
+
+
+
+
 def main(argv=None):
     args = parse_args(argv)
+    if args.reproduce:
+        return reproduce(args)
     if args.text:
         return distill_text(args)
     task = load_task(args)
     model = load_model(args.model, args.device, args.dtype).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize or task.tokenize)
+    out = output_folder(args, task.name, model)
+    before = resume.load(out) if args.resume else None
 
     # what is compared
     starts = {}
@@ -616,13 +672,20 @@ def main(argv=None):
         prompts, trigger = build_prompts(args, model, tokenizer, task)
     n_positions = max((method.n_positions() for method in prompts.values()), default=0)
     examples, tests, free = draw_examples(args, task, model, tokenizer, n_positions)
-    contenders, context = contexts(args, model, tokenizer, task, examples, trigger, free)
+    known = before and before.state["context"]
+    contenders, context = contexts(args, model, tokenizer, task, examples, trigger, free, known)
     contenders |= prompts
     if not args.load:
         contenders |= rivals(args, model, tokenizer, task, examples, tests, free)
     name = next(iter(prompts)) if args.load else args.method
-    out = output_folder(args, task.name, model)
     results = describe(args, task, model, contenders, name, trigger, context)
+    results["record"] = record.record(args.device, args.dtype, [*examples, *sum(tests.values(), [])])
+    if before:
+        record.check_same(out, before.state, results)
+        results = before.state
+        if before.finished:
+            print(f"{out} is finished: nothing is left to do")
+            return results
     print(report.heading(results, examples[0]))
 
     # a page shows where answers look, before and after, unless it would show accuracy without the best context
@@ -631,35 +694,43 @@ def main(argv=None):
     if with_page and untuned and untuned.learns():
         look_before = where_answers_look(untuned, model, tokenizer, tests)
 
-    # everything that learns is measured before and after
-    for key, method in contenders.items():
-        if key in starts:
-            measure(starts[key], key, model, tokenizer, task, tests, results, "before")
-        elif method.learns() and not args.load:
-            measure(method, key, model, tokenizer, task, tests, results, "before")
-            tune(method, key, args, model, tokenizer, examples, results)
-        measure(method, key, model, tokenizer, task, tests, results)
-        for line in report.losses_against_start(results, key):
-            print(line, file=sys.stderr)
-    if len(prompts) > 1 and args.load:
-        results["labels"]["vote"] = f"vote of {len(prompts)}"
-        voted = evaluate_vote(prompts.values(), model, tokenizer, task, tests)
-        results["accuracy"]["vote"], results["written"]["accuracy"]["vote"] = voted
-    if task.classes and args.beside != ["none"]:
-        measure_texts(task, examples, tests, results)
+    with resume.Checkpoint(out, results, args.save_minutes, before, args.log) as checkpoint:
+        # everything that learns is measured before and after
+        for key, method in contenders.items():
+            checkpoint.restore(key, method)
+            if key in results["accuracy"]:
+                continue  # measured before the run was stopped
+            if key in starts:
+                measure(starts[key], key, model, tokenizer, task, tests, checkpoint, "before")
+            elif method.learns() and not args.load:
+                if key not in results["before"]:
+                    measure(method, key, model, tokenizer, task, tests, checkpoint, "before")
+                tune(method, key, args, model, tokenizer, examples, checkpoint)
+            measure(method, key, model, tokenizer, task, tests, checkpoint)
+            if key != name:
+                checkpoint.modules.pop(key, None)  # its weights are not wanted any more
+            for line in report.losses_against_start(results, key):
+                print(line, file=sys.stderr)
+        if len(prompts) > 1 and args.load:
+            results["labels"]["vote"] = f"vote of {len(prompts)}"
+            voted = evaluate_vote(prompts.values(), model, tokenizer, task, tests)
+            results["accuracy"]["vote"], results["written"]["accuracy"]["vote"] = voted
+        if task.classes and args.beside != ["none"]:
+            measure_texts(task, examples, tests, results)
 
-    if name in prompts:
-        results["nearest_tokens"] = nearest_tokens(model, tokenizer, prompts[name])
-    if name in prompts and not args.load:
-        about = task.name, trigger[1], task.question_format, task.stop
-        save_prefix(prompts[name], out / "prefix.safetensors", model, tokenizer, *about, init_from=args.init_from or "")
-    written = results.pop("written")
-    write_results(results, out, args, task)
-    if with_page:
-        words = init_words(prompts[name], tokenizer) if name in prompts else []
-        look_after = where_answers_look(prompts.get(name), model, tokenizer, tests)
-        write_page(results, out, task, tests, written, words, look_before, look_after)
-    print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}")
+        if name in prompts:
+            results["nearest_tokens"] = nearest_tokens(model, tokenizer, prompts[name])
+        if name in prompts and not args.load:
+            about, init_from = (task.name, trigger[1], task.question_format, task.stop), args.init_from or ""
+            save_prefix(prompts[name], out / "prefix.safetensors", model, tokenizer, *about, init_from=init_from)
+        written = results.pop("written")
+        if with_page:
+            words = init_words(prompts[name], tokenizer) if name in prompts else []
+            look_after = where_answers_look(prompts.get(name), model, tokenizer, tests)
+            write_page(results, out, task, tests, written, words, look_before, look_after)
+        write_results(results, out, args, task)
+        checkpoint.finish()
+    print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))} to {out}")
     if with_page:
         print(f"open {out / 'report.html'}: every question and answer, the prompt's rows, and where answers look")
     return results

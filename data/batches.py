@@ -8,17 +8,18 @@ def encode(tokenizer, examples):
     return [(tokenizer.encode_task(e.question), tokenizer.encode_task(e.answer)) for e in examples]
 
 
-def training_batches(encoded, batch_size, rng):
-    """One epoch in random order. Yields tokens (B, T), targets (B, T) and answer (B, T), True
-    where the target belongs to the answer: the loss looks there only.
+def training_batches(encoded, batch_size, rng, skip=0):
+    """One epoch in random order, without the first `skip` batches. Yields tokens (B, T), targets (B, T) and answer
+    (B, T), True where the target belongs to the answer: the loss looks there only.
 
-    Rows of the same length go together, so that next to nothing is padding. `rng` is a random.Random.
+    Rows of the same length go together, so that next to nothing is padding. `rng` is a random.Random, from which as
+    much is drawn whatever is skipped.
     """
     order = rng.sample(range(len(encoded)), len(encoded))
     order.sort(key=lambda j: sum(map(len, encoded[j])))  # stable: random among those of one length
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     rng.shuffle(batches)
-    for rows in batches:
+    for rows in batches[skip:]:
         T = max(sum(map(len, encoded[j])) for j in rows) - 1
         tokens, targets = torch.zeros(len(rows), T, dtype=torch.long), torch.zeros(len(rows), T, dtype=torch.long)
         answer = torch.zeros(len(rows), T, dtype=torch.bool)

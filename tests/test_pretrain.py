@@ -1,8 +1,9 @@
 """pretrain.py: its optimizer against an exact decomposition, and a small run stopped and resumed."""
 
-import json
 import math
+import os
 import random
+import signal
 from functools import partial
 
 import pytest
@@ -11,7 +12,8 @@ from tqdm import tqdm
 
 import muon
 import pretrain
-from checkpoint import load_model, write_json, write_tensors
+import resume
+from checkpoint import load_model, write_json
 from data import documents
 from data.tokenizer import Tokenizer
 from model import GPT
@@ -55,30 +57,34 @@ SMALL = ["--vocab-size", 300, "--block-size", 64, "--n-layer", 1, "--n-head", 2,
 SMALL += ["--batch-tokens", 256, "--device", "cpu", "--decay-frac", 1]
 
 
-def test_a_stopped_run_carries_on_to_the_same_weights(monkeypatch, command, prose, tmp_path):
-    def pretrain_to(out, tokens, every, expected=0):
-        args = ["--text", prose, "--out", tmp_path / out, "--tokens", tokens, "--eval-interval", every, *SMALL]
-        done = command("pretrain.py", *args)
+def test_a_stopped_run_goes_on_to_the_same_weights(monkeypatch, command, prose, tmp_path):
+    def pretrain_to(out, *more, expected=0):
+        args = ["--text", prose, "--out", tmp_path / out, "--tokens", 2560, "--eval-interval", 5, *SMALL]
+        done = command("pretrain.py", *args, *more)
         assert done.code == expected, done.err
-        return done.out
+        return done
 
     monkeypatch.setattr(random, "sample", None)  # nothing may draw from the shared generator
-    pretrain_to("whole", 2560, 5)
-    # the same run, killed after its first checkpoint
+    pretrain_to("whole")
+    # the same run, interrupted in its eighth step, which it finishes and saves
     original = torch.Tensor.isfinite
     calls = []
 
-    def killed_at_step_8(self):
+    def interrupted_in_step_8(self):
         calls.append(1)
         if len(calls) == 8:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
         return original(self)
 
-    monkeypatch.setattr(torch.Tensor, "isfinite", killed_at_step_8)
-    pretrain_to("stopped", 2560, 5, expected=130)  # as a shell reports an interrupt
+    monkeypatch.setattr(torch.Tensor, "isfinite", interrupted_in_step_8)
+    done = pretrain_to("stopped", expected=130)  # as a shell reports an interrupt
+    assert "stopped; the same command with --resume goes on" in done.err
     monkeypatch.setattr(torch.Tensor, "isfinite", original)
+    assert resume.load(tmp_path / "stopped").state["step"] == 8
+    assert "already in use: give another --out, or --resume" in pretrain_to("stopped", expected=2).err
     assert not (tmp_path / "stopped" / "model.safetensors").exists()
-    assert "carrying on from step 5" in pretrain_to("stopped", 2560, 5)
+    pretrain_to("stopped", "--resume")
+    assert "stopped is finished: nothing is left to do" in pretrain_to("stopped", "--resume").out
     whole, stopped = load_model(tmp_path / "whole"), load_model(tmp_path / "stopped")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), stopped.parameters()))
     card = (tmp_path / "whole" / "README.md").read_text()
@@ -107,7 +113,7 @@ def test_bad_input(command, tmp_path):
 def test_another_run_s_folder_is_refused(command, prose, tmp_path):
     args = ["--text", prose, "--out", tmp_path / "o", "--tokens", 512, "--eval-interval", 2, *SMALL]
     assert command("pretrain.py", *args).code == 0
-    done = command("pretrain.py", *args, "--seed", 1)
+    done = command("pretrain.py", *args, "--seed", 1, "--resume")
     assert done.code == 2
     assert "holds a run with another --seed" in done.err
 
@@ -170,14 +176,8 @@ def test_a_run_of_the_earlier_version_is_refused_in_one_line(command, prose, tmp
     """It called k-shot accuracy a ladder, and --short-context-frac --short."""
     args = ["--text", prose, "--out", tmp_path / "o", "--tokens", 512, "--eval-interval", 2, *SMALL]
     assert command("pretrain.py", *args).code == 0
-    model = load_model(tmp_path / "o")
-    optimizers = muon.optimizers(model, 0.02, 2e-3)
-    state = {"step": 2, "log": [{"tokens": 512, "ladder": {}}], "seconds": 1.0}
-    write_tensors(tmp_path / "old.safetensors", {"model.x": torch.zeros(1)}, {"state": json.dumps(state)})
-    with pytest.raises(ValueError, match="earlier version of pretrain.py: give another --out"):
-        pretrain.load_checkpoint(tmp_path / "old.safetensors", model, optimizers)
     file = tmp_path / "o" / "args.json"
     file.write_text(file.read_text().replace("short_context_frac", "short"))
-    done = command("pretrain.py", *args)
+    done = command("pretrain.py", *args, "--resume")
     assert done.code == 2
     assert "earlier version of pretrain.py" in done.err and done.err.count("\n") == 1

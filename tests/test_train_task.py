@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 import prefix
+import resume
 import tasks
 import train_task
 from checkpoint import load_model, load_prefix, read_tensors, save_model
@@ -57,7 +58,7 @@ def test_every_task_runs_to_the_end(run, tmp_path, task):
             assert a["n"] == 12
             assert 0 <= a["exact_match"] <= a["correct"] <= a["n"]
             assert a["low"] <= a["correct"] / a["n"] <= a["high"]
-    assert sorted(p.name for p in out.iterdir()) == [
+    assert sorted(p.name for p in out.iterdir() if p.name != resume.LOCK) == [
         "accuracy_by_length.png",
         "details.json",
         "loss.png",
@@ -344,7 +345,8 @@ def test_fine_tuning_learns_and_leaves_the_base_alone(run, tmp_path, base):
 
 
 def without_timings(path):
-    return {k: v for k, v in json.loads((path / "results.json").read_text()).items() if k != "seconds"}
+    results = json.loads((path / "results.json").read_text())
+    return {k: v for k, v in results.items() if k not in ("seconds", "record", "command")}
 
 
 def test_the_same_seed_gives_the_same_results(run, tmp_path):
@@ -467,7 +469,7 @@ def test_a_used_folder_is_refused_and_kept(run, tmp_path):
     (tmp_path / "results.json").write_text("precious")
     done = run("--out", tmp_path)
     assert done.code == 2
-    assert "already in use: give another --out, or --overwrite" in done.err
+    assert "already in use: give another --out, --resume to go on, or --overwrite" in done.err
     assert (tmp_path / "results.json").read_text() == "precious"
     assert run("--out", tmp_path, "--overwrite").code == 0
     assert json.loads((tmp_path / "results.json").read_text())["task"] == "addition"

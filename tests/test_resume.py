@@ -1,0 +1,372 @@
+"""Runs that are stopped, killed or damaged, or lose their disk: they go on to the same bytes, or end in one line."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.machinery import ModuleSpec
+from types import SimpleNamespace
+
+import pytest
+import torch
+from filelock import FileLock
+from torch import nn
+
+import checkpoint
+import record
+import resume
+import train_task
+from model import GPT, GPTConfig
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "little"
+    torch.manual_seed(0)
+    checkpoint.save_model(GPT(GPTConfig(vocab_size=1024, block_size=128, n_layer=1, n_head=2, n_embd=16)), folder)
+    shutil.copy("data/nano/encoding.json", folder)
+    return folder
+
+
+@pytest.fixture
+def run(command, base):
+    """Call train_task.py as a command: a prompt alone, tuned for 16 steps."""
+
+    def run(*args):
+        few = ["--task", "word_reversal", "--examples", 64, "--batch-size", 4, "--test-examples", 3, "--n-random", 4]
+        return command("train_task.py", "--model", base, *few, "--beside", "none", *args)
+
+    return run
+
+
+@pytest.fixture
+def in_step(monkeypatch):
+    """Call a function in the n-th step of tuning."""
+
+    def in_step(n, function):
+        original, calls = train_task.train_step, []
+
+        def train_step(*args):
+            calls.append(1)
+            if len(calls) == n:
+                function()
+            return original(*args)
+
+        monkeypatch.setattr(train_task, "train_step", train_step)
+
+    return in_step
+
+
+def results_of(folder):
+    results = json.loads((folder / "results.json").read_text())
+    return {k: v for k, v in results.items() if k not in ("seconds", "record", "command")}
+
+
+def test_killed_at_any_moment_runs_go_on_to_the_same_bytes():
+    """20 kills, some of them in a write, some followed by a damaged checkpoint; make torture has 1,000."""
+    done = subprocess.run([sys.executable, "tests/torture.py", "--kills", "20"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    counts = [line.split(", ")[0] for line in done.stdout.splitlines()]
+    assert counts == [f"{name}: kills 4" for name in ("hybrid", "hard", "cartridge", "pretrain", "compare")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_signal_stops_a_run_after_its_step(run, in_step, tmp_path, number):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert run("--out", tmp_path / "whole").code == 0
+    in_step(7, lambda: os.kill(os.getpid(), number))
+    done = run("--out", tmp_path / "stopped")
+    assert done.code == 128 + number
+    assert done.err.endswith("stopped; the same command with --resume goes on\n")
+    saved = resume.load(tmp_path / "stopped").state
+    assert len(saved["loss"]["hybrid"]["loss"]) == 7 and list(saved["before"]) == ["hybrid"]
+    done = run("--out", tmp_path / "stopped")  # without --resume nothing is replaced
+    assert done.code == 2 and "already in use" in done.err
+    assert run("--out", tmp_path / "stopped", "--resume").code == 0
+    assert results_of(tmp_path / "stopped") == results_of(tmp_path / "whole")
+    one, two = (tmp_path / name / "prefix.safetensors" for name in ("stopped", "whole"))
+    assert one.read_bytes() == two.read_bytes()
+    assert not resume.is_stopped(tmp_path / "stopped")
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+
+
+def test_sigusr1_saves_and_goes_on(run, in_step, tmp_path):
+    steps = []
+    in_step(5, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    original = resume.write
+
+    def write(folder, state, *rest):
+        steps.append(len(state["loss"].get("hybrid", {"loss": []})["loss"]))
+        original(folder, state, *rest)
+
+    resume.write = write
+    try:
+        assert run("--out", tmp_path / "run").code == 0
+    finally:
+        resume.write = original
+    assert 5 in steps and results_of(tmp_path / "run")["loss"]["hybrid"]["examples"][-1] == 64
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    with resume.Checkpoint(tmp_path, {"seconds": {}}, 10) as c:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(SystemExit) as end:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+    assert end.value.code == 128 + signal.SIGTERM and c.signal == signal.SIGINT
+
+
+def test_a_finished_run_says_so_and_does_nothing(run, tmp_path):
+    assert run("--out", tmp_path / "run", "--resume").code == 0  # with nothing there it begins
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()}
+    done = run("--out", tmp_path / "run", "--resume")
+    assert done.code == 0 and "is finished: nothing is left to do" in done.out
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()} == before
+    done = run("--out", tmp_path / "run", "--resume", "--seed", 1)
+    assert (done.code, done.err.count("\n")) == (2, 1) and "holds another run, its --seed differs" in done.err
+
+
+def test_a_run_of_other_weights_or_data_is_not_resumed(run, in_step, tmp_path, base):
+    own = tmp_path / "own.jsonl"
+    rows = [json.dumps({"prompt": f"What is {i}?", "answer": f"the answer {i}"}) for i in range(40)]
+    own.write_text("\n".join(rows))
+    in_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    args = ("--task", own, "--out", tmp_path / "run")
+    assert run(*args).code == 143
+    own.write_text("\n".join(rows[:-1]))
+    done = run(*args, "--resume")
+    assert (done.code, done.err.count("\n")) == (2, 1) and "holds another run, the examples differs" in done.err
+
+
+class Random(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Parameter(torch.zeros(3))
+        self.one, self.two = torch.Generator().manual_seed(1), random.Random(2)
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    """Weights, both kinds of generators and AdamW's state, and the newest checkpoint before the other one."""
+    module = Random()
+    optimizer = torch.optim.AdamW([module.rows], 0.1)
+    state = {"seconds": {}, "n": 0}
+    with resume.Checkpoint(tmp_path, state, 10) as c:
+        c.modules["m"] = module
+        for state["n"] in (1, 2):
+            (module.rows.sum() ** 2 + module.rows.sum()).backward()
+            optimizer.step()
+            module.two.random()
+            c.save([optimizer])
+    drawn = torch.rand(4, generator=module.one), [module.two.random() for _ in range(700)]
+
+    saved = resume.load(tmp_path)
+    again = Random()
+    other = torch.optim.AdamW([again.rows], 0.1)
+    with resume.Checkpoint(tmp_path, saved.state, 10, saved) as c:
+        c.restore("m", again)
+        c.restore_optimizers([other])
+    assert saved.state["n"] == 2 and torch.equal(module.rows, again.rows)
+    assert other.state[again.rows].keys() == {"step", "exp_avg", "exp_avg_sq"}
+    assert all(torch.equal(other.state[again.rows][k], t) for k, t in optimizer.state[module.rows].items())
+    assert torch.equal(drawn[0], torch.rand(4, generator=again.one))
+    assert drawn[1] == [again.two.random() for _ in range(700)]
+
+
+def test_a_broken_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
+    """Whichever byte is changed, and wherever it is cut off."""
+    for n in (1, 2):
+        tensors = {"t": torch.arange(6.0).view(2, 3) * n}
+        resume.write(tmp_path, {"n": n}, tensors, 0)
+    newest, rng = tmp_path / resume.NEWEST, random.Random(0)
+    whole = newest.read_bytes()
+    assert resume.load(tmp_path).state == {"n": 2} and capsys.readouterr().err == ""
+    for i in range(60):
+        broken = bytearray(whole)
+        if i % 2:
+            broken[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        else:
+            del broken[rng.randrange(len(whole)) :]
+        newest.write_bytes(broken)
+        saved = resume.load(tmp_path)
+        assert saved.state == {"n": 1} and saved.tensors["t"][1, 2] == 5
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "going on from checkpoint-before.safetensors" in said
+    (tmp_path / resume.BEFORE).write_bytes(whole[:50])
+    with pytest.raises(ValueError, match="no other checkpoint is left"):
+        resume.load(tmp_path)
+
+
+def test_equal_content_is_equal_bytes(tmp_path):
+    metadata = {f"key {i}": str(i) for i in range(20)} | {"text": 'é "quoted" \n'}
+    for i in range(3):
+        checkpoint.write_tensors(tmp_path / str(i), {"b": torch.ones(2), "a": torch.zeros(1)}, metadata)
+    assert len({(tmp_path / str(i)).read_bytes() for i in range(3)}) == 1
+    header, tensors = checkpoint.read_tensors(tmp_path / "0")
+    assert header == metadata and torch.equal(tensors["b"], torch.ones(2))
+
+
+def test_two_runs_in_one_folder(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / resume.LOCK):
+        done = run("--out", tmp_path / "run", "--overwrite")
+        assert (done.code, done.err.splitlines()[-1].count("another run is at work in")) == (2, 1)
+    assert run("--out", tmp_path / "run").code == 0  # an old lock alone is no run
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount file systems of so many bytes; root alone may."""
+    mounted = []
+
+    def small_disk(size):
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+        if made.returncode:
+            pytest.skip(f"no tmpfs can be mounted here: {made.stderr.decode().strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield small_disk
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("size", ["16k", "64k"])
+def test_a_full_disk_ends_a_run_in_one_line(run, small_disk, size):
+    disk = small_disk(size)
+    done = run("--out", disk / "run", "--save-minutes", 0)
+    assert done.code == 2
+    assert "No space left on device" in done.err.splitlines()[-1] and "Traceback" not in done.err
+    assert not list(disk.glob("**/tmp-*"))
+    subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)
+    assert run("--out", disk / "run", "--resume").code == 0
+
+
+def test_a_folder_that_turns_read_only_or_goes_ends_a_run_in_one_line(run, in_step, small_disk, tmp_path):
+    disk = small_disk("10m")
+    in_step(3, lambda: subprocess.run(["mount", "-o", "remount,ro", disk], check=True))
+    done = run("--out", disk / "run", "--save-minutes", 0)
+    assert done.code == 2 and "Read-only file system" in done.err.splitlines()[-1]
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    assert run("--out", disk / "run", "--resume").code == 0
+
+
+def test_a_folder_that_goes_ends_a_run_in_one_line(run, in_step, tmp_path):
+    in_step(3, lambda: shutil.rmtree(tmp_path / "run"))
+    done = run("--out", tmp_path / "run", "--save-minutes", 0)
+    assert done.code == 2 and "No such file or directory" in done.err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_clock_that_jumps_changes_nothing(run, monkeypatch, tmp_path):
+    times = iter(range(10**9, 0, -(10**6)))
+    monkeypatch.setattr(time, "time", lambda: next(times))  # a million seconds back at each look
+    assert run("--out", tmp_path / "run").code == 0
+    seconds = json.loads((tmp_path / "run" / "results.json").read_text())["seconds"]
+    assert len(seconds) == 3 and all(0 < s < 600 for s in seconds.values())
+
+
+def test_a_line_of_the_log_every_50_steps(run, in_step, tmp_path):
+    in_step(120, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert run("--examples", 640, "--out", tmp_path / "run").code == 143
+    with open(tmp_path / "run" / resume.LOG, "a") as file:  # of steps that were not saved, the last line cut off
+        file.write('{"step": 150}\n{"st')
+    assert run("--examples", 640, "--out", tmp_path / "run", "--resume").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / resume.LOG).read_text().splitlines()]
+    curve = results_of(tmp_path / "run")["loss"]["hybrid"]
+    assert [row["step"] for row in rows] == [50, 100, 150]
+    for row in rows:
+        assert row["loss"] == curve["loss"][row["step"] - 1] and row["examples"] == 4 * row["step"]
+
+
+def test_the_log_goes_to_a_library_that_is_installed(run, monkeypatch, tmp_path):
+    sent = []
+    library = SimpleNamespace(
+        __spec__=ModuleSpec("wandb", None),
+        init=lambda project, name, config: sent.append((project, name, config["seed"])) or library,
+        log=sent.append,
+        finish=lambda: sent.append("end"),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    assert run("--examples", 400, "--log", "wandb", "--out", tmp_path / "run").code == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / resume.LOG).read_text().splitlines()]
+    assert sent == [("nanoprompt", "run", 0), *lines, "end"] and len(lines) == 2
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    monkeypatch.setattr(record.importlib.util, "find_spec", lambda name: None)
+    done = run("--log", "trackio", "--out", tmp_path / "other")
+    assert (done.code, done.err.count("\n")) == (2, 1) and "--log trackio needs that library: pip install" in done.err
+
+
+# ---------------------------------------------------------------- the record
+
+
+def test_a_run_is_reproduced_from_its_record(run, command, tmp_path, base):
+    assert run("--seed", 3, "--out", tmp_path / "run").code == 0
+    made_with = json.loads((tmp_path / "run" / "results.json").read_text())["record"]
+    assert made_with["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert made_with["threads"] == torch.get_num_threads() and made_with["dtype"] in ("float32", "bfloat16")
+    done = command("train_task.py", "--reproduce", tmp_path / "run")
+    assert done.code == 0 and "run-again: the same results" in done.out, done.err
+    assert results_of(tmp_path / "run-again") == results_of(tmp_path / "run")
+    done = command("train_task.py", "--reproduce", tmp_path / "run")
+    assert done.code == 2 and "run-again is already in use" in done.err
+
+    # other weights under the same name: what differs is said
+    model = checkpoint.load_model(base)
+    with torch.no_grad():
+        model.wte.weight += 0.01
+    other = tmp_path / "little"
+    checkpoint.save_model(model, other)
+    shutil.copy(base / "encoding.json", other)
+    path = tmp_path / "run" / "results.json"
+    path.write_text(path.read_text().replace(str(base), str(other)))
+    done = command("train_task.py", "--reproduce", tmp_path / "run", "--out", tmp_path / "third")
+    assert done.code == 1 and "base.fingerprint: " in done.out and "16 of 16 differ" in done.out
+
+    done = command("train_task.py", "--reproduce", tmp_path)
+    assert (done.code, done.err.count("\n")) == (2, 1) and "holds no results.json with a command" in done.err
+
+
+def test_the_commit_of_the_source(tmp_path, monkeypatch):
+    def git(*args):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a", *args], check=True)
+
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
+    (tmp_path / "record.py").write_text("")
+    assert record.source() == (None, None)
+    git("init", "-q")
+    assert record.source() == (None, None)  # nothing is committed
+    git("add", ".")
+    git("commit", "-qm", "one")
+    commit, changed = record.source()
+    assert len(commit) == 40 and changed is False
+    (tmp_path / "notes.txt").write_text("")
+    assert record.source() == (commit, False)  # no number depends on that
+    (tmp_path / "new.py").write_text("")
+    assert record.source() == (commit, True)
+
+
+def test_differences_by_hand():
+    one = {
+        "command": "a", "record": {"commit": "x"},
+        "seconds": {"s": 1},
+        "a": {"n": 1, "l": [1, 2, 3]},
+        "r": [{"b": 1}],
+    }
+    two = {
+        "command": "b", "record": {"commit": "y"},
+        "seconds": {"s": 2},
+        "a": {"n": 2, "l": [1, 5, 4]},
+        "r": [{"b": 1}],
+    }
+    assert record.differences(one, one) == []
+    assert record.differences(one, two) == [
+        "record.commit: x and y",
+        "a.n: 1 and 2",
+        "a.l: 2 of 3 differ, first 2 and 5",
+    ]
