@@ -163,7 +163,7 @@ def final(folder):
         elif path.name == "table.md":
             found[name] = re.sub(r"\d+ \|$", "|", path.read_text(), flags=re.M)
         elif path.name == "README.md":
-            found[name] = re.sub(r"\| time \|.*", "", path.read_text())
+            found[name] = re.sub(r"^# .*|\| time \|.*", "", path.read_text())  # the folder's name stands there too
         elif path.name != resume.BEFORE:
             found[name] = path.read_bytes()
     return found
