@@ -112,7 +112,12 @@ def check_head(head):
         rng = torch.Generator().manual_seed(0)
         P, T, D = 3, 4, 8
         past_k, past_v, q, k, v = (2 * torch.randn(n, D, generator=rng) for n in (P, P, T, T, T))
-        got = head(q, k, v, past_k, past_v)
+        try:
+            got = head(q, k, v, past_k, past_v)
+        except RuntimeError as error:
+            expect("multiplied" not in str(error), f"Shapes do not fit ({error}): the scores are q @ keys.T, (T, "
+                   "P + T), and the output is weights @ values.")  # fmt: skip
+            raise
         own, behind = (q @ k.T) / math.sqrt(D), (q @ past_k.T) / math.sqrt(D)  # (T, T), (T, P)
         future = torch.ones(T, T, dtype=torch.bool).triu(1)
         scores, values = torch.cat([behind, own.masked_fill(future, -torch.inf)], 1), torch.cat([past_v, v])
@@ -243,7 +248,12 @@ def check_tune(tune):
                     optimizer.zero_grad()
             return rows.detach()
 
-        got = tune(begin.clone(), loss_of, list(goals), 0.1)
+        try:
+            got = tune(begin.clone(), loss_of, list(goals), 0.1)
+        except RuntimeError as error:
+            expect("does not require grad" not in str(error), "rows are a plain tensor, which gets no gradient: make "
+                   "torch.nn.Parameter(rows) of them before the loop.")  # fmt: skip
+            raise
         mistakes = [
             (begin, "The rows have not moved: does the optimizer get the very rows that go into the loss, and is there "
              "loss.backward() before optimizer.step()?"),

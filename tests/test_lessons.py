@@ -66,6 +66,7 @@ WRONG = {
         (lambda q, k, v, a, b: attend(q, k, v, a, b, dim=0), "wrong dimension"),
         (lambda q, k, v, a, b: attend(q, k, v, a[:0], b[:0]), "left out"),
         (lambda q, k, v, a, b: attend(q, k, v, a, b)[:, :4], "shape"),
+        (lambda q, k, v, a, b: torch.cat([a, k]) @ q, "the scores are q @ keys.T"),
     ],
     "check_gradient_of_rows": [
         (lambda model, rows, t, y: gradient(model, rows, t, y, batch=False), "batch of one prompt"),
@@ -103,6 +104,7 @@ WRONG = {
         (lambda rows, f, batches, lr: tuned(rows, f, batches, lr, backward=False), "have not moved"),
         (lambda rows, f, batches, lr: tuned(rows, f, batches, lr, again=True), "new optimizer"),
         (lambda rows, f, batches, lr: tuned(rows, f, batches, lr)[0], "shape"),
+        (lambda rows, f, batches, lr: f(rows, batches[0]).backward(), "torch.nn.Parameter(rows)"),
     ],
     "check_without_row": [
         (lambda cache, i: cache, "nothing is missing"),
