@@ -800,7 +800,7 @@ class LoRA(Method):
     y = W x + (alpha / rank) B A x
     """
 
-    name, label, lr = "lora", "LoRA", 1e-2
+    name, label, lr = "lora", "LoRA", 3e-3
     options = RANK | {
         "alpha": {"type": weight, "help": "its update is scaled by alpha / rank (default 16)"},
         "rslora": {"action": "store_true", "help": "its update is scaled by alpha / sqrt(rank)"},

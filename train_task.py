@@ -488,7 +488,7 @@ def distill_text(args):
     before = resume.load(out) if args.resume else None
     n, epochs = budget(args, method)
     encoded = snippets(tokens, n, args.seed, tokenizer.eot)
-    held_out = snippets(tokens, 256, f"held out {args.seed}", tokenizer.eot)
+    held_out = snippets(tokens, 64, f"held out {args.seed}", tokenizer.eot)
     (batch,) = training_batches(held_out, len(held_out), random.Random(0))
     lesson = method.teach(model, *(t.to(args.device) for t in batch))
     lr = args.lr or method.lr
