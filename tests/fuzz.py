@@ -492,23 +492,20 @@ def working_set():
 
 def main():
     n, first = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    started, failures, refused = time.time(), 0, 0
-    from tqdm import tqdm
-
-    with working_set() as box:
-        kinds = list(KINDS)
-        for i in tqdm(range(first, first + n), unit=" inputs", mininterval=5, miniters=1):
-            kind = kinds[i % len(kinds)]
-            rng = random.Random(i)
+    started, tried, failures, refused, kinds = time.time(), 0, 0, 0, list(KINDS)
+    with working_set() as box, contextlib.suppress(KeyboardInterrupt):
+        for i in range(first, first + n):
+            kind, rng = kinds[i % len(kinds)], random.Random(i)
             wrong, code, message, what = try_one(box, kind, lambda path: change(path, rng))  # noqa: B023
-            refused += code == 2 and wrong is None
+            tried, refused = tried + 1, refused + (code == 2 and wrong is None)
             if wrong:
                 failures += 1
                 print(f"input {i}, {kind}, {what}: {wrong}", flush=True)
-            if i % 1000 == 0:
+            if tried % 1000 == 0:  # no bar, since the programs close all bars
+                print(f"{tried:,} inputs", file=sys.stderr, flush=True)
                 gc.collect()
     minutes = (time.time() - started) / 60
-    print(f"inputs tried: {n:,} of {len(KINDS)} kinds, {refused:,} refused in one line; failures: {failures}")
+    print(f"inputs tried: {tried:,} of {len(KINDS)} kinds, {refused:,} refused in one line; failures: {failures}")
     print(f"inputs took {minutes:.1f} minutes")
     sys.exit(failures > 0)
 
