@@ -21,6 +21,22 @@ PARTS = dict(re.findall(r"(?s)\n## (.*?)\n(.*?)(?=\n## |\Z)", DOC))
 DIFFS = {title: re.search(r"(?s)```diff\n(.*?)```", text)[1] for title, text in PARTS.items()}
 COMMANDS = {title: re.findall(r"(?m)^    python (.*)$", text) for title, text in PARTS.items()}
 
+SEEN = """
+import json, sys, torch
+import model, prefix, train_task
+from eval import page
+
+for argv in json.load(sys.stdin):
+    train_task.main(argv)
+page.main(["out/The optimizer"])
+config = model.GPTConfig(100, 9, 1, 1, 4)
+values = torch.randn(1, 1, 3, 4)
+causal = torch.full((3, 3), -torch.inf).triu(1)
+read = model.Attention(config).attend(torch.zeros_like(values), torch.randn_like(values), values, causal)
+(optimizer,) = prefix.HybridPrefix(model.GPT(config), 2).optimizers(1, None)
+print(json.dumps({"values": values.tolist(), "read": read.tolist(), "optimizer": type(optimizer).__name__}))
+"""
+
 
 def copy_of_the_tree(folder):
     for file in ROOT.glob("*.py"):
@@ -53,16 +69,14 @@ def changed(tmp_path_factory):
     mine = folder / "data" / "mine"
     save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=2, n_head=2, n_embd=32)), mine)
     shutil.copy(ROOT / "data" / "nano" / "encoding.json", mine)
-    few = "--model mine --examples 64 --test-examples 4 --epochs 1 --beside lora".split()
+    few = "--model mine --examples 16 --batch-size 4 --test-examples 4 --epochs 1 --beside lora".split()
     lines = []
     for title, commands in COMMANDS.items():
         for command in commands:
             program, *argv = shlex.split(command)
             if program == "train_task.py":
                 lines.append([*argv, *few, "--out", f"out/{title}"])
-    code = "import json, sys, train_task\nfor argv in json.load(sys.stdin):\n    train_task.main(argv)\n"
-    code += "from eval import page\npage.main(['out/The optimizer'])\n"
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", SEEN]
     done = subprocess.run(command, cwd=folder, input=json.dumps(lines), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -100,26 +114,16 @@ def test_the_metric_is_in_the_table_and_right(changed):
 
 def test_a_head_may_attend_to_nothing(changed):
     """With queries of zero, T positions and nothing get the same weight each."""
-    code = """
-import torch, model
-attention = model.Attention(model.GPTConfig(n_head=1, n_embd=4))
-v = torch.randn(1, 1, 3, 4)
-y = attention.attend(torch.zeros_like(v), torch.randn_like(v), v, torch.full((3, 3), -torch.inf).triu(1))
-want = v.cumsum(2) / torch.tensor([2, 3, 4])[:, None]
-torch.testing.assert_close(y, want)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=changed[0], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    seen = json.loads(changed[1].splitlines()[-1])
+    values, read = torch.tensor(seen["values"]), torch.tensor(seen["read"])  # (1, 1, 3, 4) each
+    torch.testing.assert_close(read, values.cumsum(2) / torch.tensor([2, 3, 4])[:, None])
 
 
 def test_the_page_and_the_optimizer_are_changed(changed):
-    folder, _ = changed
-    assert "Lecture 3" in (folder / "out" / "The optimizer" / "report.html").read_text()
+    folder, out = changed
+    assert json.loads(out.splitlines()[-1])["optimizer"] == "SGD"
     assert COMMANDS["The page"] == ["-m eval.page out/addition-nano"]
-    code = "import prefix, model; m = model.GPT(model.GPTConfig(100, 9, 1, 1, 8)); "
-    code += "print(type(prefix.HybridPrefix(m, 2).optimizers(1, None)[0]).__name__)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    assert done.stdout.strip() == "SGD", done.stderr
+    assert "Lecture 3" in (folder / "out" / "The optimizer" / "report.html").read_text()
 
 
 def test_every_file_and_name_of_the_map_exists():
