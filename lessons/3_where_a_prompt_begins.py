@@ -160,7 +160,7 @@ plt.show()
 # %% [markdown]
 # **Starts differ far more than ends.** The example begins at 98, 85, 82 and 35%, everything else at 0. After 60 steps
 # the prompts end within 10 points of one another in distribution. Beyond it a gap is left: random rows end lowest,
-# the MLP helps them, the instruction ends above both, and the example highest. And what did tuning add to the
+# the MLP helps them, the instruction ends at or above both, and the example highest. And what did tuning add to the
 # example? 2 points in distribution, 7, -2 and 3 beyond it, on 40 questions a range. The best context, which nobody
 # tuned, is as good.
 #
@@ -322,10 +322,11 @@ for e, text in zip(tests["7 digits"], answers["example"]["7 digits"]):
         break
 
 # %% [markdown]
-# In our run a misread digit comes first, and a sum that was copied wrongly second, whatever stood in front. These are
-# errors of the base: it loses its place in numbers that are longer than most that it met. Prompts that began without
-# an example make errors of format as well (another format, stopped early, a wrong carry), which more tuning would
-# remove. Each bar counts a few dozen answers, so look at the large pieces only.
+# In our run a misread digit is the most frequent error whatever stood in front, and behind all but the instruction a
+# sum that was copied wrongly is the second. These are errors of the base: it loses its place in numbers that are
+# longer than most that it met. Prompts that began without an example make errors of format as well (another format,
+# stopped early, a wrong carry). Whether more steps would remove those, this run does not say. Each bar counts a few
+# dozen answers, so look at the large pieces only.
 #
 # ## What to read next
 #
