@@ -61,7 +61,8 @@ def commands(folder):
         "pretrain": (pretrain.main, ["--text", folder / "prose", *size, *length, "--save-minutes", 0]),
         "compare": (
             compare.main,
-            ["prompt_position", "--tasks", "word_reversal", "--seeds", 1, "--questions", 3, "--jobs", 1, *few[:-2]],
+            ["prompt_position", "--series", "after", "--tasks", "word_reversal", "--seeds", 1, "--questions", 3]
+            + ["--examples", 32, "--jobs", 1, "--model", base, "--device", "cpu"],
         ),
     }
     return {name: (main, [str(a) for a in arguments]) for name, (main, arguments) in found.items()}
