@@ -335,7 +335,7 @@ def fetch(source, name):
     except (OSError, HfHubHTTPError) as error:
         files = f"config.json and {name}" if source in HUB else f"config.json, tokenizer.json and {name} or its shards"
         raise ValueError(
-            f"cannot fetch {source}, and it is no folder ({type(error).__name__}): go online once, or put {files} of "
+            f"cannot fetch {source} ({type(error).__name__}), and it is no folder: go online once, or put {files} of "
             f"the hub's {repository} into a folder and name that with --model"
         ) from None
     return folder
