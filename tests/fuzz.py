@@ -422,6 +422,8 @@ def judge(read, box, size=0, seconds=SECONDS):
             cli.run(lambda argv: read(box), "program")
     except SystemExit as end:
         code = end.code
+        if code == 130:  # interrupted: so is the judge
+            raise KeyboardInterrupt from None
     except Hang:
         wrong = f"no end after {seconds} s"
     except BaseException as error:  # a panic of a Rust library is no Exception
