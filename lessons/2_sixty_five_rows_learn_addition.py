@@ -26,7 +26,7 @@ from pathlib import Path
 ADDRESS = "https://github.com/YOUR-NAME/nanoprompt"
 if "google.colab" in sys.modules and not Path("nanoprompt").exists():
     subprocess.run(["git", "clone", "--depth", "1", ADDRESS, "nanoprompt"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tiktoken", "safetensors", "huggingface_hub"])
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tiktoken", "msgspec", "safetensors"])
 folders = [Path.cwd(), *Path.cwd().parents, Path("nanoprompt").resolve()]
 sys.path.insert(0, str(next(folder for folder in folders if (folder / "prefix.py").is_file())))
 
@@ -349,8 +349,8 @@ def loss_without(cache, i, batch):
     return model.loss(hidden[answer], targets[answer]).item()
 
 
-questions = encode(tokenizer, task.examples(max(2, int(32 * SHARE)), seed=1))
-(batch,) = training_batches(questions, 32, random.Random(0))
+asked = task.examples(max(2, int(32 * SHARE)), seed=1)
+(batch,) = training_batches(encode(tokenizer, asked), 32, random.Random(0))
 start = HybridPrefix(model, n_random=24, trigger=one, seed=0)  # the same prompt before tuning
 cost = {}
 for name, prompt in ("before", start), ("tuned", tuned):
@@ -370,7 +370,7 @@ for name, prompt in ("before", start), ("tuned", tuned):
 # Attention weights say which rows the answer reads, head by head, on average over the answer's tokens.
 
 # %% tags=["figure-rows"]
-looks = torch.tensor(attention_to_rows(tuned, model, questions)["rows"]).flatten(0, 1)  # (n_layer * n_head, P)
+looks = torch.tensor(attention_to_rows(tuned, model, tokenizer, asked)["rows"]).flatten(0, 1)  # (n_layer * n_head, P)
 labels = ["·"] * n_random + letters(tokenizer.decode(one))
 fig, (top, bottom) = plt.subplots(2, 1, figsize=(10, 6), height_ratios=(1, 1.5), sharex=True)
 top.bar(range(P), cost["before"], color=GRAY, width=0.9, label="before tuning")

@@ -26,7 +26,7 @@ from pathlib import Path
 ADDRESS = "https://github.com/YOUR-NAME/nanoprompt"
 if "google.colab" in sys.modules and not Path("nanoprompt").exists():
     subprocess.run(["git", "clone", "--depth", "1", ADDRESS, "nanoprompt"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tiktoken", "safetensors", "huggingface_hub"])
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tiktoken", "msgspec", "safetensors"])
 folders = [Path.cwd(), *Path.cwd().parents, Path("nanoprompt").resolve()]
 sys.path.insert(0, str(next(folder for folder in folders if (folder / "prefix.py").is_file())))
 

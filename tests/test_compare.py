@@ -32,7 +32,7 @@ def test_finished_runs_are_kept_and_the_rest_is_run(args, tmp_path):
     ]
     results = compare.run_all(cells, args, tmp_path / "study")
     assert [[len(outs) for outs in runs] for runs in results] == [[1, 1], [2, 2]]
-    one, other = results[1]
+    one, other = ([json.loads((out / "results.json").read_text()) for out in outs] for outs in cells[1]["runs"])
     assert one[0]["args"]["seed"] == 0 and other[0]["args"]["seed"] == 1
     assert one[0]["loss"]["hybrid"]["examples"][-1] == 32
     assert one[1]["task"] == "last_letter" and not one[1]["loss"]  # loaded, not tuned again
@@ -42,7 +42,7 @@ def test_finished_runs_are_kept_and_the_rest_is_run(args, tmp_path):
     gone.unlink()
     again = compare.run_all(cells, args, tmp_path / "study")
     assert kept.stat().st_mtime_ns == before and gone.exists()
-    assert again[1][0][0] == one[0]
+    assert again[1][0] == results[1][0]
 
     rows = compare.summary(cells, results)
     assert list(rows[1]["accuracy"]) == ["in-distribution", "9 letters", "10 letters", "new words", "on last_letter"]
@@ -119,7 +119,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(args, tmp_path):
         compare.cell(args, "word_reversal", "nothing", 1, "--method", "zero-shot"),
     ]
     args.seeds = 1
-    with pytest.raises(ValueError, match="1 of 2 runs failed; .*exceed block_size 256"):
+    with pytest.raises(ValueError, match="1 of 2 runs failed; .*--n-random 5000.*block_size 256"):
         compare.run_all(cells, args, tmp_path / "study")
     assert (cells[1]["runs"][0][0] / "results.json").exists()
 

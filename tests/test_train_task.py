@@ -437,7 +437,7 @@ BAD = [
     (["--model", "gpt5"], "no model 'gpt5'"),
     (["--model", "tests"], "no model.safetensors in tests"),
     (["--task", "none.jsonl"], "no file none.jsonl"),
-    (["--task", "addition", "none.jsonl"], "a second file and --columns are for your own data"),
+    (["--task", "addition", "none.jsonl"], "--columns and --answer-after are for your own data"),
     (["--trigger", " "], "--trigger: the text is empty"),
     (["--n-random", "0", "--trigger", "none"], "no rows"),
     (["--n-random", "250"], "block_size 256"),
