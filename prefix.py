@@ -334,7 +334,9 @@ class SoftTokens:
         if not x.is_floating_point() and (own := x >= self.config.vocab_size).any():  # (B, T)
             rows = self.prompt[0].embeddings().to(self.wte.weight.dtype)  # (P, C)
             words = self.wte(x.masked_fill(own, 0))  # (B, T, C)
-            x = torch.where(own[..., None], rows[(x - self.config.vocab_size).clamp_min(0)], words)
+            # F.embedding, since two threads add up the gradients of rows[...] in an order of chance
+            rows = F.embedding((x - self.config.vocab_size).clamp_min(0), rows)  # (B, T, C)
+            x = torch.where(own[..., None], rows, words)
         return super().run(x, *args, **more)
 
 

@@ -638,3 +638,22 @@ def test_the_loss_of_every_method_is_that_of_its_logits(tiny):
         logits = network.logits(network(tokens, prompt.past(network)))
         want = F.cross_entropy(logits[answer], targets[answer])
         torch.testing.assert_close(prompt.loss(network, tokens, targets, answer), want, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_among_the_question_get_the_same_gradient_each_time(tiny):
+    """Rows of a batch gather many gradients, which two threads must not add up in an order of chance."""
+    prompt = prefix.PTuning(tiny, 24, position="after")
+    network, threads = prompt.network(tiny), torch.get_num_threads()
+    question = torch.tensor(prompt.insert_rows([40] * 24))  # (48)
+    tokens = question.expand(64, -1)  # (B, T)
+    weights = torch.randn(64, 48, 16, generator=torch.Generator().manual_seed(0))
+    torch.set_num_threads(2)
+    try:
+        gradients = set()
+        for _ in range(20):
+            prompt.zero_grad()
+            (network(tokens) * weights).sum().backward()
+            gradients.add(prompt.rows.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(gradients) == 1

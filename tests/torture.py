@@ -190,7 +190,7 @@ def torture(folder, kills, seed=0, programs=None):
             code = None
             while code != 0:
                 in_write = rng.random() < 0.4 and name != "compare"
-                writing = rng.choice(["fsync", "replace", "save_file"]), rng.randint(1, 30)
+                writing = rng.choice(["fsync", "replace", "save_file"]), rng.randint(1, 15)
                 die_at = (*writing, rng.choice(["before", "after", "half"])) if in_write else None
                 # a study's own share of the time is small: its runs are killed with it
                 limit = rng.uniform(0, 1.1 * seconds) if counts[name]["kills"] < share and not in_write else 600
