@@ -462,12 +462,13 @@ def main(argv=None):
         for task, model in dict.fromkeys((c["task"], c["args"][c["args"].index("--model") + 1]) for c in cells):
             cells += context_cells(args, task, model)
         folder.mkdir(parents=True, exist_ok=True)
-        started = time.time()
+        resume.remove_leftovers(folder)
+        started = time.monotonic()
         print(f"{name}: {' '.join(STUDIES[name].__doc__.split())}", flush=True)
         rows = summary(cells, run_all(cells, args, Path(args.out) / "runs"))
         text = report.study_table(rows, args, AXES.get(name, ""))
         print(f"\n{text}")
-        minutes = (time.time() - started) / 60
+        minutes = (time.monotonic() - started) / 60
         write_text(folder / "table.md", text)
         write_json(folder / "study.json", rows)
         plots.plot_study(rows, folder, AXES.get(name, ""))

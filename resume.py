@@ -59,8 +59,7 @@ class Checkpoint:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(self.folder / LOCK)  # of the operating system: it ends with its process
             self.lock.acquire(timeout=0)
-            for left in self.folder.glob("tmp-*"):  # by a run that was killed while it wrote
-                left.unlink()
+            remove_leftovers(self.folder)
             if (self.folder / LOG).exists():  # it may say more than the checkpoint
                 os.truncate(self.folder / LOG, min(self.saved.log_size, (self.folder / LOG).stat().st_size))
             if self.is_new:
@@ -236,6 +235,12 @@ def is_stopped(folder):
 def is_leftover(path):
     """Whether a file is what a run leaves that never began."""
     return path.name == LOCK or path.name.startswith("tmp-")
+
+
+def remove_leftovers(folder):
+    """Remove the half files of a process that was killed while it wrote."""
+    for path in Path(folder).glob("tmp-*"):
+        path.unlink()
 
 
 def checksum(header, tensors):
