@@ -34,6 +34,7 @@ class Saved(NamedTuple):
     tensors: dict  # {name: tensor}
     log_size: int  # of log.jsonl, in bytes
     finished: bool
+    from_before: bool = False  # whether the newest checkpoint is gone or broken
 
 
 class Checkpoint:
@@ -62,6 +63,8 @@ class Checkpoint:
             remove_leftovers(self.folder)
             if (self.folder / LOG).exists():  # it may say more than the checkpoint
                 os.truncate(self.folder / LOG, min(self.saved.log_size, (self.folder / LOG).stat().st_size))
+            if self.saved.from_before:  # a broken newest must not take its place at the next save
+                os.replace(self.folder / BEFORE, self.folder / NEWEST)
             if self.is_new:
                 (self.folder / BEFORE).unlink(missing_ok=True)
                 (self.folder / NEWEST).unlink(missing_ok=True)
@@ -220,7 +223,7 @@ def load(folder):
             continue
         if broken:
             print(f"{broken[0]}; going on from {path.name}", file=sys.stderr)
-        return Saved(json.loads(header["state"]), tensors, int(header["log_size"]), finished=False)
+        return Saved(json.loads(header["state"]), tensors, int(header["log_size"]), False, path.name == BEFORE)
     if broken:
         raise ValueError(f"{broken[0]}; no other checkpoint is left: begin again in another --out")
     results = Path(folder) / "results.json"

@@ -195,7 +195,10 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
         assert saved.state == {"n": 1} and saved.tensors["t"][1, 2] == 5
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and "going on from checkpoint-before.safetensors" in said
-    (tmp_path / resume.BEFORE).write_bytes(whole[:50])
+    with resume.Checkpoint(tmp_path, saved.state, 10, saved):  # from now on the whole one is the newest
+        assert resume.load(tmp_path).state == {"n": 1} and capsys.readouterr().err == ""
+        assert not (tmp_path / resume.BEFORE).exists()
+    (tmp_path / resume.NEWEST).write_bytes(whole[:50])
     with pytest.raises(ValueError, match="no other checkpoint is left"):
         resume.load(tmp_path)
 
