@@ -16,7 +16,7 @@ torture: .venv/test
 	.venv/bin/pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/test: requirements-dev.txt requirements-pretrain.txt requirements-llama.txt .venv/demo
+.venv/test: requirements-dev.txt requirements-pretrain.txt requirements-llama.txt requirements-cluster.txt .venv/demo
 	.venv/bin/pip install --quiet -r requirements-dev.txt
 	touch $@
 

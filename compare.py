@@ -14,21 +14,24 @@ import io
 import json
 import os
 import statistics
+import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+import cluster
 import prefix
 import resume
 import tasks
-import train_task
 from checkpoint import fingerprint, load_model, write_json, write_text
+from claim import is_free
 from cli import Parser, at_least, run
 from data import schemas
 from data.tokenizer import Tokenizer
@@ -59,8 +62,11 @@ def parse_args(argv=None):
     p.add_argument("--seeds", type=at_least(1, 100), help="(default 3; --full: 5)")
     p.add_argument("--examples", type=at_least(1), help="to tune on (default 4000; --full: 20000)")
     p.add_argument("--questions", type=at_least(1, 100_000), help="per range (default 200; --full: 1000)")
-    p.add_argument("--jobs", type=at_least(1, 256), help="runs at once (default: a run for each core, one on a GPU)")
+    p.add_argument(
+        "--jobs", type=at_least(1, 1000), help="runs at once (default: a run for each core, one on a GPU, 256 on SLURM)"
+    )
     p.add_argument("--out", default="out/compare", help="(default %(default)s)")
+    cluster.add_flags(p)
     args = p.parse_args(argv)
     for name in args.studies:
         if name not in STUDIES:
@@ -69,7 +75,10 @@ def parse_args(argv=None):
         raise ValueError(f"name a study: {', '.join(STUDIES)}")
     for name, value in BUDGET[args.full].items():
         setattr(args, name, getattr(args, name) or value)
-    args.jobs = args.jobs or (1 if args.device == "cuda" else os.cpu_count())
+    if args.cluster:  # what it runs on need not be in this machine
+        args.device = "cuda" if args.gpus else "cpu"
+    default = 256 if args.cluster == "slurm" else 1 if args.device == "cuda" else os.cpu_count()
+    args.jobs = args.jobs or default
     return args
 
 
@@ -326,7 +335,7 @@ AXES = {
 def source_hash():
     """Eight hex digits of every source file that a run's numbers depend on."""
     digest, root = hashlib.sha256(), Path(__file__).parent
-    others = ("compare.py", "bench.py", "sample.py", "pretrain.py", "peft_io.py")
+    others = ("compare.py", "bench.py", "sample.py", "pretrain.py", "peft_io.py", "claim.py", "cluster.py")
     others += ("report.py", "plots.py", "page.py", "attention.py")
     for folder in (root, root / "data", root / "tasks", root / "eval"):
         for file in sorted(folder.glob("*.py")):
@@ -354,13 +363,51 @@ def end_with_parent():
 
 
 def one(out, line):
-    """One run of train_task.py, in a process that imports torch once for many; returns [] or [why it failed]."""
+    """One run without a word, in a process that imports torch once for many."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        return cluster.do_run(out, line)
+
+
+def do_all(runs, submit, most, pause, bar):
+    """Do the runs of {folder: command line} and return [why it failed] of those that failed. Those that another machine
+    is doing, or this one's other processes, are waited for, and taken over where it dies.
+
+    submit: called with a folder and its command line; returns a job or future of `cluster.do_run`.
+    most: how many are submitted at once. pause: seconds between looks at them.
+    """
+    waiting, jobs, seen, failed = dict(runs), {}, {}, []
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            train_task.main([*line, "--out", str(out), "--overwrite", "--resume"])
-    except Exception as error:
-        return [f"{out.name}: {error}"]
-    return []
+        while waiting or jobs:
+            for out in list(waiting):
+                if resume.is_finished(out):
+                    del waiting[out]
+                    bar.update()
+                elif len(jobs) < most and is_free(out, seen):
+                    jobs[out] = submit(out, waiting.pop(out))
+            time.sleep(pause)
+            for out in [out for out, job in jobs.items() if job.done()]:
+                result = why_failed(out, jobs.pop(out))
+                if result is None:
+                    waiting[out] = runs[out]
+                    continue
+                failed += result
+                bar.update()
+    finally:  # of an interrupt: what is finished is kept, and what was begun is saved
+        for job in jobs.values():
+            job.cancel()
+        if jobs:
+            print(f"\ncanceled {len(jobs)} runs; the same command goes on", file=sys.stderr)
+    return failed
+
+
+def why_failed(out, job):
+    """What `do_run` returned in a process that may have been killed, for instance for lack of memory."""
+    try:
+        return job.result()
+    except BrokenExecutor:
+        raise ValueError(f"{out.name}: its process was killed: the same command goes on; try a lower --jobs") from None
+    except RuntimeError as error:  # of submitit, which names the job's log
+        return [f"{out.name}: {' '.join(str(error).split())[:500]}"]
 
 
 def run_all(cells, args, folder):
@@ -382,18 +429,21 @@ def run_all(cells, args, folder):
                 c["runs"][-1].append(out.with_name(f"{out.name}{how}_on_{other.replace(':', '-')}"))
                 second[c["runs"][-1][-1]] = [*line, *c["how"], str(out / "prefix.safetensors"), "--task", other]
     every, failed = first | second, []
-    finished = {out for out in every if (out / "results.json").exists() and not resume.is_stopped(out)}
-    waiting = {out: line for out, line in every.items() if out not in finished}
+    waiting = {out: line for out, line in every.items() if not resume.is_finished(out)}
     bar = tqdm(total=len(every), initial=len(every) - len(waiting), desc="runs", unit=" runs", smoothing=0.05)
-    threads = max(1, os.cpu_count() // args.jobs)
-    pool = ProcessPoolExecutor(args.jobs, get_context("spawn"), start_worker, (threads,))
+    if args.cluster:
+        pool = cluster.open_executor(args, folder.with_name("jobs"))
+        submit, most, pause = partial(cluster.submit, pool, args.cpus), args.jobs, 2
+    else:
+        threads = max(1, os.cpu_count() // args.jobs)
+        pool = ProcessPoolExecutor(args.jobs, get_context("spawn"), start_worker, (threads,))
+        submit, most, pause = partial(pool.submit, one), len(every), 0.2
     try:
         for wave in (first, second):
-            for done in as_completed([pool.submit(one, out, waiting[out]) for out in wave if out in waiting]):
-                failed += done.result()
-                bar.update()
-    finally:  # also of an interrupt: what is finished is kept
-        pool.shutdown(wait=False, cancel_futures=True)
+            failed += do_all({out: wave[out] for out in wave if out in waiting}, submit, most, pause, bar)
+    finally:
+        if not args.cluster:
+            pool.shutdown(wait=False, cancel_futures=True)
         bar.close()
     if failed:
         raise ValueError(f"{len(failed)} of {len(every)} runs failed; {failed[0]}")

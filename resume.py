@@ -5,7 +5,8 @@ optimizers' state and the random generators. checkpoint-before.safetensors is wh
 where a checksum says that the newest one is broken. Both go once the run is finished.
 
 A run saves every few minutes, after each measurement, and when it gets SIGUSR1. Ctrl-C and SIGTERM end it after the
-step or measurement that it is in, with exit code 130 or 143; a second one ends it at once.
+step or measurement that it is in, with exit code 130 or 143; a second one ends it at once. So does SIGUSR2, with 140,
+which a cluster sends before a job's time is up.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ import record
 from checkpoint import flush, read_tensors, trained, write_tensors
 
 NEWEST, BEFORE, LOCK, LOG = "checkpoint.safetensors", "checkpoint-before.safetensors", ".lock", "log.jsonl"
-STOP = (signal.SIGINT, signal.SIGTERM)
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class Saved(NamedTuple):
@@ -235,9 +236,13 @@ def is_stopped(folder):
     return (Path(folder) / NEWEST).exists() or (Path(folder) / BEFORE).exists()
 
 
+def is_finished(folder):
+    return (Path(folder) / "results.json").exists() and not is_stopped(folder)
+
+
 def is_leftover(path):
     """Whether a file is what a run leaves that never began."""
-    return path.name == LOCK or path.name.startswith("tmp-")
+    return path.name == LOCK or path.name.startswith(("tmp-", ".claim-"))
 
 
 def remove_leftovers(folder):

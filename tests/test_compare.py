@@ -21,7 +21,9 @@ def args(tmp_path):
     save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), tmp_path / "little")
     shutil.copy("data/nano/encoding.json", tmp_path / "little")
     return SimpleNamespace(
-        model=str(tmp_path / "little"), tasks=None, seeds=2, examples=32, questions=5, jobs=2, device="cpu", sizes=[]
+        model=str(tmp_path / "little"),
+        **{"tasks": None, "seeds": 2, "examples": 32, "questions": 5, "jobs": 2, "device": "cpu", "sizes": []},
+        cluster=None,
     )
 
 

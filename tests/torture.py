@@ -153,6 +153,8 @@ def final(folder):
         name = str(path.relative_to(folder))
         if path.is_dir() or path.name in (resume.LOCK, "report.html"):  # the page shows the seconds
             continue
+        if path.name.startswith(".claim-"):  # as many as there were starts
+            continue
         if path.name == resume.NEWEST:
             header, tensors = checkpoint.read_tensors(path)
             state = json.loads(header["state"]) | {"seconds": None}
