@@ -10,6 +10,7 @@ test: .venv/test
 torture: .venv/test
 	.venv/bin/python tests/fuzz.py 100000
 	.venv/bin/python tests/torture.py --kills 1000
+	.venv/bin/python tests/slurm.py
 
 .venv/demo: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -5,7 +5,7 @@ sets its time to 0 at the end. Who finds no claim, or one that has ended, create
 lets exactly one process do (O_EXCL, on NFS as well). No claim is removed, so that no number is created twice.
 
 A holder that was killed ends nothing, so the next one to look does: at once on the same machine, where its lock on the
-file went with it, and elsewhere when no touch was seen for a minute. The one who waits counts that minute on its own
+file went with it, and on another when no touch was seen for a minute. The one who waits counts that minute on its own
 monotonic clock, and no times of two machines are compared. A holder that was only asleep finds the next number when it
 wakes, and its process ends before its next touch.
 """
@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 BEAT, DEAD = 10, 60  # seconds: between touches; without a touch until the holder counts as dead
-BOOT = Path("/proc/sys/kernel/random/boot_id")  # tells machines apart, those of one name as well
-MACHINE = BOOT.read_text().strip() if BOOT.exists() else socket.gethostname()
+BOOT = Path("/proc/sys/kernel/random/boot_id")  # tells machines of one name apart
+MACHINE = f"{socket.gethostname()} {BOOT.read_text().strip() if BOOT.exists() else ''}"
 
 
 @contextlib.contextmanager
@@ -67,15 +67,16 @@ def is_free(folder, seen):
     try:
         with open(path, "r+") as file:  # opened anew, so that NFS asks its server for the time
             touched = os.fstat(file.fileno()).st_mtime_ns
-            is_dead = file.read() == MACHINE and is_unlocked(file)
+            is_dead = is_unlocked(file) if file.read() == MACHINE else None
     except FileNotFoundError:
         return True
     if seen.get(path, (None,))[0] != touched:
         seen[path] = touched, time.monotonic()
-    if touched and (is_dead or time.monotonic() - seen[path][1] > DEAD):
+    if is_dead is None:
+        is_dead = time.monotonic() - seen[path][1] > DEAD
+    if is_dead and touched:
         end(path)
-        return True
-    return touched == 0
+    return is_dead or touched == 0
 
 
 def is_unlocked(file):

@@ -1,0 +1,148 @@
+"""A study on a SLURM of one node: its jobs are requeued while they run, go on, and end in the bytes of a study without.
+
+    python tests/slurm.py     as root, in a container to throw away; make torture runs it
+
+It needs Debian's packages slurm-wlm and munge, and starts munged, slurmctld and slurmd on the loopback, with files in a
+temporary folder. cgroups are not used, so that it runs in containers as well. There is no accounting database: submitit
+says now and then that sacct has failed, and takes a job as done when its result is there.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torture
+
+from checkpoint import save_model
+from model import GPT, GPTConfig
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+ROOT = Path(__file__).resolve().parent.parent
+CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort=16817
+SlurmdPort=16818
+SlurmUser=root
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+MpiDefault=none
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
+PartitionName=small Nodes={host} Default=YES MaxTime=60 State=UP
+"""
+
+
+@contextlib.contextmanager
+def slurm(folder):
+    """SLURM's daemons, until the block ends; SLURM_CONF says where they are."""
+    for name in ("state", "spool"):
+        (folder / name).mkdir(parents=True)
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    (folder / "munge.key").chmod(0o400)
+    (folder / "slurm.conf").write_text(CONF.format(host=socket.gethostname(), folder=folder, cpus=os.cpu_count()))
+    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
+    daemons = ["munged", "-F", "--force", "--num-threads=1", f"--socket={folder}/munge.socket", *files]
+    daemons = [daemons, ["slurmctld", "-D", "-i"], ["slurmd", "-D"]]
+    running = []
+    try:
+        for command in daemons:
+            with open(folder / f"{command[0]}.out", "w") as log:
+                running.append(subprocess.Popen(command, stdout=log, stderr=log))
+            time.sleep(2)
+        until(lambda: ask("sinfo", "-h", "-o", "%T") in ("idle", "mixed"), 60, "the node is not up")
+        yield
+    finally:
+        for daemon in reversed(running):
+            daemon.terminate()
+            daemon.wait(60)
+
+
+def ask(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def until(what, seconds, otherwise):
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, otherwise
+        time.sleep(0.5)
+    return found
+
+
+def n_logged(tuned):
+    """How many lines the run has written to its log, one every 50 steps."""
+    log = tuned / "log.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+def main():
+    if missing := [program for program in PROGRAMS if not shutil.which(program)]:
+        print(f"SLURM is not tested: {', '.join(missing)} not found (apt-get install slurm-wlm munge)")
+        return
+    if os.geteuid() != 0:
+        print("SLURM is not tested: its daemons are started as root, in a container to throw away")
+        return
+    with tempfile.TemporaryDirectory() as name, slurm(Path(name) / "slurm"):
+        folder = Path(name)
+        torch.manual_seed(0)
+        save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), folder / "little")
+        shutil.copy(ROOT / "data" / "nano" / "encoding.json", folder / "little")
+        # one tuned run, one in the second wave that loads what it learned, and two contexts
+        study = [sys.executable, "compare.py", "transfer", "--series", "hybrid", "--tasks", "symbolic_sum"]
+        study += ["--seeds", "1", "--questions", "3", "--examples", "20000", "--model", str(folder / "little")]
+        study += ["--jobs", str(os.cpu_count())]
+        jobs = ["--cluster", "slurm", "--partition", "small", "--time-limit", "30"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        alone, out = folder / "alone", folder / "out"
+        subprocess.run([*study, "--out", out], cwd=ROOT, env=environment, check=True)
+        out.rename(alone)  # results.json names the prefix that was loaded, so both studies have one path
+        (tuned,) = [p.parent for p in (alone / "runs").glob("*_hybrid_*/prefix.safetensors")]
+
+        head = subprocess.Popen([*study, *jobs, "--out", out], cwd=ROOT, env=environment)
+        # requeued by hand or by preemption, and out of time: SIGTERM, and SIGUSR2 to the job
+        job, lines, tuned = "1", 0, out / "runs" / tuned.name
+        for how in (["scontrol", "requeue"], ["scancel", "--signal=USR2"]):
+            until(lambda lines=lines: n_logged(tuned) > lines, 300, "the run does not go on")
+            print(f"\n{' '.join(how)} {job}", flush=True)
+            subprocess.run([*how, job], check=True)
+            until(lambda: ask("squeue", "-h", "-j", job, "-o", "%T") == "PENDING", 60, "it was not requeued")
+            assert (tuned / "checkpoint.safetensors").exists()
+            lines = n_logged(tuned)
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)  # not in two minutes
+        assert head.wait(300) == 0
+        want, got = torture.final(alone), torture.final(out)
+        got = {name: content for name, content in got.items() if not name.startswith("jobs/")}
+        different = [name for name in want.keys() | got.keys() if want.get(name) != got.get(name)]
+        assert not different, f"these differ: {', '.join(different)}"
+        print(f"requeued twice, the study ended in the same {len(want)} files")
+
+        # Ctrl-C leaves no job behind
+        head = subprocess.Popen([*study, *jobs, "--out", folder / "stopped"], cwd=ROOT, env=environment)
+        until(lambda: ask("squeue", "-h", "-t", "R"), 120, "no job has begun")
+        head.send_signal(signal.SIGINT)
+        assert head.wait(60) == 130
+        until(lambda: ask("squeue", "-h") == "", 120, "jobs are left")
+        print("Ctrl-C: no job is left in the queue")
+
+
+if __name__ == "__main__":
+    main()
