@@ -38,6 +38,7 @@ from train_task import train_step
 
 JOBS = {
     "prompt": "prompt tuning, a step",
+    "checkpoint": "same, checkpointed",
     "prefix": "prefix-tuning, a step",
     "finetune": "fine-tuning, a step",
     "decode": "greedy decoding",
@@ -93,6 +94,7 @@ def ours(w):
     """() -> loss or text of one step or one decoding, by this project: the step is the one that trains."""
     dtype = getattr(torch, w["dtype"])
     model = load_model(w["folder"], w["device"], dtype).freeze()
+    model.checkpoint_activations = w["job"] == "checkpoint"
     tokens, Q = some_text(w), w["question"]
     if w["job"] == "finetune":
         method = prefix.Finetune(model)
@@ -111,7 +113,8 @@ def ours(w):
 
 
 def theirs(w):
-    """The same by transformers and, but for decoding without a prompt, PEFT."""
+    """The same by transformers and, but for decoding without a prompt, PEFT, which does not checkpoint activations
+    behind a prefix: it is shown without."""
     import peft
     import transformers
 
@@ -173,7 +176,7 @@ def matmul_lower_bound(w):
     else:
         T, own = Q + A - 1, w["job"] == "finetune"
         passes.append((B, T, T if own else P + T, B * A, 2 if own else 1))
-        if w["job"] == "prompt":  # its rows go through the network as well, once
+        if w["job"] in ("prompt", "checkpoint"):  # its rows go through the network as well, once
             passes.append((1, P, P, 0, 1))
     pairs = []  # (a, b, how often)
     for n, T, S, logits, backward in passes:

@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import CrossEntropy, matmul_shared  # matmul_shared(a, b) equals a @ b, where all rows may share b
+from model import CrossEntropy, SplitAttention, matmul_shared, run_block  # matmul_shared(a, b) equals a @ b
 
 
 @dataclass
@@ -94,6 +94,9 @@ class Attention(nn.Module):
         B, n_head, T, D = q.shape
         if past is None and kv_cache is None and (q.is_cuda or q.dtype == torch.float32):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        if q.is_cuda and kv_cache is None and mask.dim() == 2 and past[0].size(2):  # no empty positions
+            k, v = (x.repeat_interleave(n_head // x.size(1), 1) for x in (k, v))  # (B, n_head, T, D) each
+            return SplitAttention.apply(q, *past, k, v)
         if kv_cache is not None:
             kv_cache[0][:, :, cache_len : cache_len + T] = k
             kv_cache[1][:, :, cache_len : cache_len + T] = v
@@ -154,7 +157,7 @@ class Llama(nn.Module):
         if config.n_head % config.n_kv_head:
             raise ValueError(f"n_head {config.n_head} is not a multiple of n_kv_head {config.n_kv_head}")
         self.config = config
-        self.name = "untrained"  # where the weights came from
+        self.name, self.checkpoint_activations = "untrained", False  # where the weights came from; see run_block
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd, config.norm_eps)
@@ -178,8 +181,7 @@ class Llama(nn.Module):
         P, T = past[-1][0].size(2) if past else 0, x.size(1)  # the lower layers may have less of a past
         start = P + cache_len
         if start + T > self.config.block_size:
-            longest = self.config.block_size
-            raise ValueError(f"{start} prompt rows and {T} tokens exceed block_size {longest}: shorten one")
+            raise ValueError(f"{start} rows and {T} tokens exceed block_size {self.config.block_size}: shorten one")
         S = P + (kv_cache[0][0].size(2) if kv_cache else T)
         position = torch.arange(start, start + T, device=x.device)  # (T)
         mask = x.new_full((T, S), -torch.inf).triu(start + 1)  # a position sees all before it, and itself
@@ -196,7 +198,7 @@ class Llama(nn.Module):
         new_cache = []
         for i, block in enumerate(self.h):  # masks[i]: (T, S) or (B, 1, T, S)
             own = past[i] if past else None, kv_cache[i] if kv_cache else None
-            x, new_kv = block(x, masks[i], *own, cache_len, turn)
+            x, new_kv = run_block(self, block, x, masks[i], *own, cache_len, turn)
             new_cache.append(new_kv)
         return self.norm(x), new_cache
 
@@ -229,8 +231,7 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def generate(self, tokens, max_new_tokens, past=None, temperature=0.0, top_k=None, seed=0):
-        """Continue tokens (B, T) behind a prompt's cache; returns the new tokens, (B, max_new_tokens). It is the
-        specification of generate.py, which keeps keys and values and does the same many times faster."""
+        """Continue tokens (B, T) behind a prompt's cache by (B, max_new_tokens): the specification of generate.py."""
         rng = torch.Generator(tokens.device).manual_seed(seed)
         text = tokens
         for _ in range(max_new_tokens):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -59,6 +60,8 @@ class Attention(nn.Module):
         """
         if past is None and kv_cache is None and (q.is_cuda or q.dtype == torch.float32):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if q.is_cuda and kv_cache is None and mask.dim() == 2 and past[0].size(2):  # no empty positions
+            return SplitAttention.apply(q, *past, k, v)
         if kv_cache is not None:
             T = q.size(2)
             kv_cache[0][:, :, cache_len : cache_len + T] = k
@@ -115,6 +118,7 @@ class GPT(nn.Module):
             raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
         self.config = config
         self.name = "untrained"  # where the weights came from, for the files that depend on them
+        self.checkpoint_activations = False  # see run_block
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -159,7 +163,8 @@ class GPT(nn.Module):
         x = x + self.wpe(position)
         new_cache = []
         for i, block in enumerate(self.h):  # masks[i]: (T, S) or (B, 1, T, S)
-            x, new_kv = block(x, masks[i], past[i] if past else None, kv_cache[i] if kv_cache else None, cache_len)
+            args = x, masks[i], past[i] if past else None, kv_cache[i] if kv_cache else None, cache_len
+            x, new_kv = run_block(self, block, *args)
             new_cache.append(new_kv)
         return self.ln_f(x), new_cache
 
@@ -227,6 +232,76 @@ def matmul_shared(a, b):
         return a @ b
     rows = a.transpose(0, 1).reshape(n_head, B * T, X)  # the rows of the whole batch, head by head
     return (rows @ b[0]).view(n_head, B, T, b.size(-1)).transpose(0, 1)  # (B, n_head, T, Y)
+
+
+def run_block(network, block, *args):
+    """block(*args). With `network.checkpoint_activations`, what is inside the block is not kept for the backward pass,
+    which computes it again: Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost", section 3."""
+    if not network.checkpoint_activations:
+        return block(*args)
+    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+class SplitAttention(torch.autograd.Function):
+    """What T new positions read from a past and from each other, without a matrix of scores: q (B, n_head, T, D), keys
+    and values of the past (1 or B, n_kv_head, P, D) each, new ones k, v (B, n_head, T, D) -> (B, n_head, T, D).
+
+    Two fused kernels read the two parts, and their log-sum-exp says how much of the whole each is: Juravsky et al.
+    (2024), "Hydragen" (2402.05099), section 3.1. A past that all rows share is read by all of them at once. A kernel's
+    backward pass needs the output and log-sum-exp of the whole attention alone, so that each part gets those.
+    """
+
+    @staticmethod
+    def forward(ctx, q, past_k, past_v, k, v):
+        past_y, past_lse = fused(by_key_head(q, past_k), past_k, past_v, is_causal=False)
+        past_y, past_lse = by_row(past_y, q), by_row(past_lse, q)  # (B, n_head, T, D), (B, n_head, T, 1)
+        own_y, own_lse = fused(q, k, v, is_causal=True)
+        lse = torch.logaddexp(past_lse, own_lse)
+        y = (past_y * (past_lse - lse).exp() + own_y * (own_lse - lse).exp()).to(q.dtype)
+        ctx.save_for_backward(q, past_k, past_v, k, v, y, lse)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, past_k, past_v, k, v, y, lse = ctx.saved_tensors
+        own_q, own_k, own_v = fused_backward(grad, q, k, v, y, lse, is_causal=True)
+        grad, past_q, y, lse = (by_key_head(x, past_k) for x in (grad, q, y, lse))
+        past_q, past_k, past_v = fused_backward(grad, past_q, past_k, past_v, y, lse, is_causal=False)
+        return by_row(past_q, q) + own_q, past_k, past_v, own_k, own_v
+
+
+def by_key_head(x, keys):
+    """x (B, n_head, T, X) -> (1 or B, n_kv_head, N, X): below each other the N rows that read the same keys."""
+    B, n_kv_head = len(x), keys.size(1)
+    x = x.reshape(B, n_kv_head, -1, x.size(-1))  # (B, n_kv_head, n_head / n_kv_head * T, X)
+    return x if len(keys) == B else x.transpose(0, 1).reshape(1, n_kv_head, -1, x.size(-1))
+
+
+def by_row(y, q):
+    """The way back: y (1 or B, n_kv_head, N, X) -> (B, n_head, T, X), B, n_head and T as in q."""
+    B, n_head, T, _ = q.shape
+    if len(y) != B:
+        y = y.view(y.size(1), B, -1, y.size(-1)).transpose(0, 1)
+    return y.reshape(B, n_head, T, -1)
+
+
+def fused(q, k, v, is_causal):
+    """PyTorch's fused attention, and of each row of scores the log-sum-exp, (B, n_head, T, 1) in float32."""
+    if q.is_cuda:
+        y, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, is_causal)
+        return y, lse[:, :, : q.size(2), None]  # it comes padded to a multiple of 32
+    y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal)
+    return y, lse[..., None]
+
+
+def fused_backward(grad, q, k, v, y, lse, is_causal):
+    """The gradients of q, k and v, where y and lse may be those of an attention that reads more than k and v."""
+    if q.is_cuda:
+        lse, seed = F.pad(lse[..., 0], (0, -q.size(2) % 32), value=torch.inf), torch.zeros((), dtype=torch.long)
+        args = grad, q, k, v, None, y, lse.contiguous(), seed, seed, 0.0, [True, True, True, False], is_causal
+        return torch.ops.aten._scaled_dot_product_efficient_attention_backward(*args)[:3]
+    args = grad, q, k, v, y, lse[..., 0], 0.0, is_causal
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*args)
 
 
 class CrossEntropy(torch.autograd.Function):

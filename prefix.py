@@ -623,7 +623,7 @@ def share_weights(model, change=None, prompt=None):
     with torch.device("meta"):
         twin = kind(model.config)
     twin.load_state_dict(model.state_dict(), assign=True)
-    twin.name, twin.prompt = model.name, [prompt]
+    twin.name, twin.prompt, twin.checkpoint_activations = model.name, [prompt], model.checkpoint_activations
     return twin.freeze()
 
 

@@ -1,15 +1,17 @@
 """model.py against transformers' GPT-2, and its cache against itself without one."""
 
 import copy
+import math
 
 import pytest
 import torch
 
 from checkpoint import load_model
-from model import GPT, CrossEntropy, GPTConfig
+from model import GPT, CrossEntropy, GPTConfig, SplitAttention
 
 transformers = pytest.importorskip("transformers")
 
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SHAPES = [(1, 1, 8), (2, 4, 32), (3, 2, 48)]  # layers, heads, width
 
 
@@ -151,3 +153,33 @@ def test_too_long_a_text_is_refused(tiny):
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match="n_embd 10 is not a multiple of n_head 3"):
         GPT(GPTConfig(10, 10, 1, 3, 10))
+
+
+def scores_written_out(q, past_k, past_v, k, v):
+    """Attention by its definition: every head and row gets keys of its own, and a softmax over all of them."""
+    B, n_head, T, D = q.shape
+    past_k, past_v = (x.repeat_interleave(n_head // x.size(1), 1).expand(B, -1, -1, -1) for x in (past_k, past_v))
+    scores = q @ torch.cat([past_k, k], 2).mT / math.sqrt(D)  # (B, n_head, T, P + T)
+    future = torch.ones(T, scores.size(-1), dtype=torch.bool).triu(past_k.size(2) + 1)
+    return scores.masked_fill(future, -torch.inf).softmax(-1) @ torch.cat([past_v, v], 2)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+@pytest.mark.parametrize("B, past_B, n_head, n_kv_head", [(3, 1, 4, 4), (3, 3, 4, 2), (3, 1, 4, 2), (1, 1, 2, 1)])
+def test_attention_in_two_parts_equals_scores_written_out(B, past_B, n_head, n_kv_head, device):
+    dtype, atol = (torch.float64, 1e-12) if device == "cpu" else (torch.float32, 1e-4)
+    rng, T, P, D = torch.Generator().manual_seed(0), 40, 7, 8  # T is no multiple of 32
+    shapes = [(B, n_head, T, D), *[(past_B, n_kv_head, P, D)] * 2, *[(B, n_head, T, D)] * 2]
+    args = [torch.randn(s, generator=rng, dtype=torch.float64).to(device, dtype).requires_grad_() for s in shapes]
+    y, want = SplitAttention.apply(*args), scores_written_out(*args)
+    torch.testing.assert_close(y, want, atol=atol, rtol=atol)
+    upstream = torch.randn(y.shape, generator=rng, dtype=torch.float64).to(y)
+    for got, right in zip(torch.autograd.grad(y, args, upstream), torch.autograd.grad(want, args, upstream)):
+        torch.testing.assert_close(got, right, atol=atol, rtol=atol)
+
+
+def test_the_gradient_of_attention_in_two_parts_equals_finite_differences():
+    rng = torch.Generator().manual_seed(1)
+    shapes = [(2, 4, 3, 8), *[(1, 2, 5, 8)] * 2, *[(2, 4, 3, 8)] * 2]
+    args = [torch.randn(s, generator=rng, dtype=torch.float64, requires_grad=True) for s in shapes]
+    assert torch.autograd.gradcheck(SplitAttention.apply, args)

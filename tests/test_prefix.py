@@ -657,3 +657,20 @@ def test_rows_among_the_question_get_the_same_gradient_each_time(tiny):
     finally:
         torch.set_num_threads(threads)
     assert len(gradients) == 1
+
+
+@pytest.mark.parametrize("name", ["hybrid", "prefix", "ptuning2", "lora", "finetune", "adapter", "prefix-memory"])
+def test_checkpointed_activations_give_the_same_gradients_bit_for_bit(tiny, name):
+    rng = torch.Generator().manual_seed(0)
+    tokens, targets = torch.randint(1024, (2, 4, 20), generator=rng)  # (B, T) each
+    answer, found = torch.rand(4, 20, generator=rng) < 0.5, []
+    for tiny.checkpoint_activations in (False, True):
+        prompt, kept = prefix.METHODS[name](tiny, 5, list(range(40, 50))), []
+        network = prompt.network(tiny)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            loss = prompt.loss(network, tokens, targets, answer)
+        loss.backward()
+        found.append(([p.grad.numpy().tobytes() for p in prompt.parameters() if p.grad is not None], sum(kept)))
+    (gradients, size), (gradients_again, size_again) = found
+    assert gradients and gradients == gradients_again
+    assert size_again < size
