@@ -174,7 +174,7 @@ def prompt_position(args):
 
 def data_efficiency(args):
     """Prompts from two starts, LoRA and fine-tuning with and without an example in their context, and a transformer
-    from scratch on 16 to 4,000 examples, all for as many steps."""
+    from scratch on 16 to 4,000 examples, repeated until all have seen as many."""
     cells = []
     for task in args.tasks or ["addition", "symbolic_sum"]:
         for n in [n for n in (16, 128, 1000) if n < args.examples] + [args.examples]:
@@ -258,6 +258,7 @@ def length_generalization(args):
         ("adapter, 1 shot", ["--method", "adapter", "--shots", 1]),
         ("LoRA", ["--method", "lora"]),
         ("LoRA, 1 shot", ["--method", "lora", "--shots", 1]),
+        ("LoRA, lr 1e-3, 1 shot", ["--method", "lora", "--lr", 1e-3, "--shots", 1]),
         ("fine-tuned", ["--method", "finetune"]),
         ("fine-tuned, 1 shot", ["--method", "finetune", "--shots", 1]),
         ("fine-tuned, lr 1e-4, 1 shot", ["--method", "finetune", "--lr", 1e-4, "--shots", 1]),
