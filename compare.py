@@ -3,6 +3,7 @@
     python compare.py methods             every method on every task, about an hour on two cores
     python compare.py length init data    more of them; --list says what each asks
     python compare.py methods --full      the larger grid, for a GPU or a night
+    python compare.py methods --cluster slurm --gpus 1     each run a job of its own
 
 A study is a grid of runs of train_task.py, a few at once, each in a folder of its own. A finished run is not repeated
 while its arguments, its base and the source are the same, and a stopped one goes on where it was; studies share

@@ -137,7 +137,7 @@ def main():
 
         # Ctrl-C leaves no job behind
         head = subprocess.Popen([*study, *jobs, "--out", folder / "stopped"], cwd=ROOT, env=environment)
-        until(lambda: ask("squeue", "-h", "-t", "R"), 120, "no job has begun")
+        until(lambda: list((folder / "stopped" / "jobs").glob("*_log.out")), 120, "no job has begun")
         head.send_signal(signal.SIGINT)
         assert head.wait(60) == 130
         until(lambda: ask("squeue", "-h") == "", 120, "jobs are left")
