@@ -7,7 +7,6 @@ Trains a tokenizer, prepares token files, pretrains, and writes a model folder t
 --resume the same command goes on where it was stopped, or where it ended if --tokens grew.
 """
 
-import json
 import math
 import random
 from pathlib import Path
@@ -22,7 +21,7 @@ import resume
 import tasks
 from checkpoint import replacing, save_model, write_json, write_text
 from cli import Parser, at_least, check_memory, fraction, rate, run, seed, weight
-from data import documents
+from data import documents, schemas
 from data.tokenizer import Tokenizer, byte_alphabet
 from model import GPT, GPTConfig
 
@@ -161,7 +160,18 @@ def prepare(args, out):
         if not (out / f"{name}.npy").exists():
             with replacing(out / f"{name}.npy") as temporary, open(temporary, "wb") as file:
                 np.save(file, first_tokens(stream, max(n, args.block_size + 1), name))  # a window at least
-    return tokenizer, {name: np.load(out / f"{name}.npy", mmap_mode="r") for name in streams}
+    return tokenizer, {name: load_tokens(out / f"{name}.npy") for name in streams}
+
+
+def load_tokens(path):
+    """What `first_tokens` made, from its file, (2, N); it stays on the disk until it is read."""
+    try:
+        data = np.load(path, mmap_mode="r")
+        if data.dtype != np.uint16 or data.ndim != 2 or len(data) != 2:
+            raise ValueError(f"{data.dtype} of shape {data.shape}")
+    except Exception as error:  # numpy reads the header as Python, which has many ways to be wrong
+        raise ValueError(f"{path} is not as it was written ({error}): remove it, and it is made again") from None
+    return data
 
 
 def draw_documents(tokenizer, seed):
@@ -284,7 +294,7 @@ def check_arguments(args, out):
     if out.exists() and not out.is_dir() or resume.is_stopped(out) and not args.resume:
         raise ValueError(f"{out} is already in use: give another --out, or --resume to go on")
     if (out / "args.json").exists():
-        before = json.loads((out / "args.json").read_text())
+        before = schemas.read_json(out / "args.json", dict, "give another --out")
         if before.keys() != init_kwargs.keys():
             raise ValueError(f"{out} holds a run of an earlier version of pretrain.py: give another --out")
         changed = [k for k in init_kwargs if init_kwargs[k] != before.get(k)]

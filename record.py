@@ -37,9 +37,13 @@ def record(device, dtype, data):
 
 def check_same(folder, before, now):
     """Raise ValueError where a folder's run was begun with other arguments, weights or data than this one."""
-    pairs = {f"its --{key.replace('_', '-')}": (before["args"].get(key), now["args"].get(key)) for key in now["args"]}
-    pairs["the base's weights"] = before["base"]["fingerprint"], now["base"]["fingerprint"]
-    pairs["the examples"] = before["record"]["data"], now["record"]["data"]
+    try:
+        names = [key.replace("_", "-") for key in now["args"]]
+        pairs = {f"its --{name}": (before["args"].get(key), now["args"][key]) for name, key in zip(names, now["args"])}
+        pairs["the base's weights"] = before["base"]["fingerprint"], now["base"]["fingerprint"]
+        pairs["the examples"] = before["record"]["data"], now["record"]["data"]
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{folder} holds no results of this version: give another --out") from None
     for what, (a, b) in pairs.items():
         if json.dumps(a) != json.dumps(b):
             raise ValueError(f"{folder} holds another run, {what} differs: give another --out")

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 import record
 from checkpoint import flush, read_tensors, trained, write_tensors
+from data import schemas
 
 NEWEST, BEFORE, LOCK, LOG = "checkpoint.safetensors", "checkpoint-before.safetensors", ".lock", "log.jsonl"
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -228,7 +229,9 @@ def load(folder):
     if broken:
         raise ValueError(f"{broken[0]}; no other checkpoint is left: begin again in another --out")
     results = Path(folder) / "results.json"
-    return Saved(json.loads(results.read_text()), {}, 0, finished=True) if results.exists() else None
+    if not results.exists():
+        return None
+    return Saved(schemas.read_json(results, dict, "give another --out"), {}, 0, finished=True)
 
 
 def is_stopped(folder):

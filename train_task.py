@@ -126,7 +126,7 @@ def parser():
     g.add_argument(
         "--checkpoint-activations",
         action="store_true",
-        help="compute each block again in the backward pass, which takes less memory and a third more time",
+        help="compute each block again in the backward pass, which takes less memory and more time",
     )
 
     g = p.add_argument_group("measuring")
@@ -642,11 +642,11 @@ def write_page(results, out, task, tests, written, words, before, tuned):
 
 def reproduce(args):
     """Run a finished run again, in another folder, and say what differs. Exit code 1 if its results do."""
+    before = schemas.read_json(Path(args.reproduce) / "results.json", schemas.RecordedRun, "name the folder of a run")
     try:
-        before = json.loads((Path(args.reproduce) / "results.json").read_text())
         command = shlex.split(before["command"])[2:]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{args.reproduce} holds no results.json with a command: name the folder of a run") from None
+    except ValueError as error:
+        raise ValueError(f"{args.reproduce}/results.json: the command is not one of a shell ({error})") from None
     out = Path(args.out or f"{args.reproduce.rstrip('/')}-again")
     if out.exists() and not args.overwrite:
         raise ValueError(f"{out} is already in use: give another --out, or --overwrite to replace it")

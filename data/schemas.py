@@ -158,6 +158,13 @@ class Run(TypedDict):
     args: RunArguments
 
 
+class RecordedRun(TypedDict):
+    """The part of results.json that `train_task.py --reproduce` reads."""
+
+    command: str
+    record: dict
+
+
 class Results(Run):
     """The part of results.json that studies read: accuracy by method and range."""
 

@@ -187,7 +187,7 @@ def main(argv=None):
     read = [schemas.read_json(out / name, dict, "run it again") for name in ("results.json", "details.json")]
     try:
         write_page(out / "report.html", *read)
-    except (KeyError, TypeError, jinja2.UndefinedError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, jinja2.TemplateError) as error:
         raise ValueError(f"{out} holds no results of this version ({error!r}): run it again") from None
 
 

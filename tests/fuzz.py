@@ -25,6 +25,7 @@ import time
 import traceback
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -36,10 +37,13 @@ import cli  # noqa: E402
 import compare  # noqa: E402
 import peft_io  # noqa: E402
 import prefix  # noqa: E402
+import pretrain  # noqa: E402
+import resume  # noqa: E402
 import sample  # noqa: E402
 import train_task  # noqa: E402
-from checkpoint import fingerprint, load_model, save_model, save_prefix, write_json  # noqa: E402
+from checkpoint import load_model, save_model, save_prefix, write_json  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
+from eval import page  # noqa: E402
 from llama import Llama, LlamaConfig  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
@@ -64,6 +68,8 @@ def make(box):
     base, prompts = box / "base", box / "prompts"
     save_model(GPT(GPTConfig(vocab_size=257, block_size=64, n_layer=2, n_head=2, n_embd=8)), base)
     shutil.copy(ROOT / "data" / "nano-1m-bytes" / "encoding.json", base)
+    save_model(GPT(GPTConfig(vocab_size=257, block_size=192, n_layer=1, n_head=2, n_embd=8)), box / "longer")
+    shutil.copy(base / "encoding.json", box / "longer")  # this one has positions for a text and what follows it
     shutil.copytree(base, box / "shards")
     tensors = load_file(base / "model.safetensors")
     (box / "shards" / "model.safetensors").unlink()
@@ -93,20 +99,22 @@ def make(box):
         method = prefix.DeepPrefix(model, 2) if name == "ptuning2" else made[name]
         peft_io.export_peft(method, model, box / f"peft-{name}")
 
+    rows = [(f"question {i}", ("red", "green")[i % 2]) for i in range(30)]
+    (box / "rows.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows))
+    for name, mark in (("rows.csv", ","), ("rows.tsv", "\t")):
+        (box / name).write_text(f"prompt{mark}answer\n" + "".join(f"{p}{mark}{a}\n" for p, a in rows))
+    (box / "text.txt").write_text("A text for a cache. ")
     run = box / "run"
-    run.mkdir()
-    shutil.copy(prompts / "hybrid.safetensors", run / "prefix.safetensors")
-    score = {"correct": 1, "n": 2, "low": 0.1, "high": 0.9, "exact_match": 1}
-    results = {
-        "task": "addition",
-        "args": {"model": str(base), "seed": 0},
-        "base": {"name": "base", "fingerprint": fingerprint(model)},
-        "accuracy": {"hybrid": {"in-distribution": score}},
-        "before": {"hybrid": {"in-distribution": score}},
-        "trainable": {"hybrid": 40},
-        "seconds": {"hybrid prefix, tuning": 1.5},
-    }
-    write_json(run / "results.json", results)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        train_task.main(own_data(box, run))
+        train_task.main(distillation(box, box / "distilled"))
+    results = json.loads((run / "results.json").read_text())
+    (box / "stopped").mkdir()
+    resume.write(box / "stopped", results, {"weights/hybrid/rows": torch.zeros(3, 8)}, 0)
+    (box / "pretraining").mkdir()
+    arguments = pretrain.check_arguments(pretrain.parse_args(["--text", str(box)]), box / "pretraining")
+    write_json(box / "pretraining" / "args.json", arguments)
+    np.save(box / "pretraining" / "prose.npy", np.arange(400, dtype=np.uint16).reshape(2, 200) % 257)
 
     for path in box.glob("**/*.safetensors"):  # the library writes its header in any order
         content = path.read_bytes()
@@ -114,10 +122,17 @@ def make(box):
         text = json.dumps(json.loads(content[8 : 8 + n]), sort_keys=True).encode()
         path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + n :])
 
-    rows = [(f"question {i}", ("red", "green")[i % 2]) for i in range(30)]
-    (box / "rows.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows))
-    for name, mark in (("rows.csv", ","), ("rows.tsv", "\t")):
-        (box / name).write_text(f"prompt{mark}answer\n" + "".join(f"{p}{mark}{a}\n" for p, a in rows))
+
+def own_data(box, out):
+    """The arguments of a run on the rows."""
+    few = ["--n-random", "2", "--trigger", "none", "--examples", "4", "--epochs", "1", "--beside", "adapter"]
+    return ["--task", str(box / "rows.jsonl"), "--model", str(box / "base"), "--out", str(out), *few]
+
+
+def distillation(box, out):
+    """The arguments of a run on the text."""
+    few = ["--method", "cartridge", "--n-random", "3", "--examples", "2", "--epochs", "1", "--tokenize", "bytes"]
+    return ["--text", str(box / "text.txt"), "--model", str(box / "longer"), "--out", str(out), *few]
 
 
 def write_tokenizer(path):
@@ -151,6 +166,27 @@ def load_rows(box, name):
     args = ["--model", str(box / "base"), "--load", str(box / "prompts" / name)]
     model = load_model(box / "base").freeze()
     train_task.load_prompts(train_task.parse_args(args), model, Tokenizer.load(model.folder, 257))
+
+
+def begin_from(box):
+    """What train_task.py does with the file of --init-from before it tunes."""
+    files = ["--model", str(box / "base"), "--init-from", str(box / "prompts" / "hybrid.safetensors")]
+    args = train_task.parse_args(files)
+    model = load_model(box / "base").freeze()
+    train_task.begin_from(args, model, Tokenizer.load(model.folder, 257))
+
+
+def write_page(box):
+    """What `python -m eval.page` does, in a folder that has the two files of the run."""
+    (box / "out" / "run").mkdir()
+    for name in ("results.json", "details.json"):
+        (box / "out" / "run" / name).symlink_to(box / "run" / name)
+    page.main([str(box / "out" / "run")])
+
+
+def read_tokens(box):
+    rng = np.random.default_rng(0)
+    pretrain.windows(pretrain.load_tokens(box / "pretraining" / "prose.npy"), 2, 16, rng)
 
 
 def peft(box, *args):
@@ -189,6 +225,17 @@ KINDS = {
         "run/results.json",
         lambda box: peft_io.main(["export", str(box / "run"), str(box / "out" / "adapter")]),
     ),
+    "results of a page": ("run/results.json", write_page),
+    "details of a page": ("run/details.json", write_page),
+    "finished run": ("run/results.json", lambda box: train_task.main([*own_data(box, box / "run"), "--resume"])),
+    "checkpoint": ("stopped/checkpoint.safetensors", lambda box: resume.load(box / "stopped")),
+    "start": ("prompts/hybrid.safetensors", begin_from),
+    "text": ("text.txt", lambda box: train_task.main(distillation(box, box / "out" / "distilled"))),
+    "pretraining": (
+        "pretraining/args.json",
+        lambda box: pretrain.check_arguments(pretrain.parse_args(["--text", str(box)]), box / "pretraining"),
+    ),
+    "tokens": ("pretraining/prose.npy", read_tokens),
     "study": ("run/results.json", lambda box: compare.read_results(box / "run")),
     "jsonl": ("rows.jsonl", lambda box: read_rows(box, "rows.jsonl")),
     "csv": ("rows.csv", lambda box: read_rows(box, "rows.csv")),
