@@ -70,6 +70,10 @@ def slurm(folder):
         until(lambda: ask("sinfo", "-h", "-o", "%T") in ("idle", "mixed"), 60, "the node is not up")
         yield
     finally:
+        subprocess.run(["scancel", "--user", "root"], stderr=subprocess.DEVNULL)  # what a failed test leaves
+        end = time.monotonic() + 60
+        while ask("squeue", "-h") and time.monotonic() < end:
+            time.sleep(0.5)
         for daemon in reversed(running):
             daemon.terminate()
             daemon.wait(60)
@@ -101,7 +105,7 @@ def main():
     if os.geteuid() != 0:
         print("SLURM is not tested: its daemons are started as root, in a container to throw away")
         return
-    with tempfile.TemporaryDirectory() as name, slurm(Path(name) / "slurm"):
+    with tempfile.TemporaryDirectory() as name, slurm(Path(name) / "slurm"), contextlib.ExitStack() as at_end:
         folder = Path(name)
         torch.manual_seed(0)
         save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), folder / "little")
@@ -118,6 +122,7 @@ def main():
         (tuned,) = [p.parent for p in (alone / "runs").glob("*_hybrid_*/prefix.safetensors")]
 
         head = subprocess.Popen([*study, *jobs, "--out", out], cwd=ROOT, env=environment)
+        at_end.callback(head.kill)
         # requeued by hand or by preemption, and out of time: SIGTERM, and SIGUSR2 to the job
         job, lines, tuned = "1", 0, out / "runs" / tuned.name
         for how in (["scontrol", "requeue"], ["scancel", "--signal=USR2"]):
@@ -137,6 +142,7 @@ def main():
 
         # Ctrl-C leaves no job behind
         head = subprocess.Popen([*study, *jobs, "--out", folder / "stopped"], cwd=ROOT, env=environment)
+        at_end.callback(head.kill)
         until(lambda: list((folder / "stopped" / "jobs").glob("*_log.out")), 120, "no job has begun")
         head.send_signal(signal.SIGINT)
         assert head.wait(60) == 130

@@ -74,9 +74,9 @@ def test_killed_at_any_moment_runs_go_on_to_the_same_bytes():
     assert counts == [f"{name}: kills 4" for name in ("hybrid", "hard", "cartridge", "pretrain", "compare")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", resume.STOP, ids=lambda n: n.name)
 def test_a_signal_stops_a_run_after_its_step(run, in_step, tmp_path, number):
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    handlers = [signal.getsignal(n) for n in (*resume.STOP, signal.SIGUSR1)]
     assert run("--out", tmp_path / "whole").code == 0
     in_step(7, lambda: os.kill(os.getpid(), number))
     done = run("--out", tmp_path / "stopped")
@@ -91,7 +91,7 @@ def test_a_signal_stops_a_run_after_its_step(run, in_step, tmp_path, number):
     one, two = (tmp_path / name / "prefix.safetensors" for name in ("stopped", "whole"))
     assert one.read_bytes() == two.read_bytes()
     assert not resume.is_stopped(tmp_path / "stopped")
-    assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert handlers == [signal.getsignal(n) for n in (*resume.STOP, signal.SIGUSR1)]
 
 
 def test_sigusr1_saves_and_goes_on(run, in_step, tmp_path):
