@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+import time
 
 from tqdm import tqdm
 
@@ -151,6 +152,9 @@ def run(main, program, argv=None):
             return
         for bar in list(tqdm._instances):  # so that the message has a line of its own
             bar.close()
+        if os.environ.get("RANK", "0") != "0":  # of torchrun's processes: the first says what all of them would say
+            time.sleep(5)  # torchrun ends this one by then
+            program = f"{program}, process {os.environ['RANK']}"
         print(f"{program}: {message}", file=sys.stderr)
         sys.exit(2)
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import distributed
 import muon
 import resume
 import tasks
@@ -332,30 +333,32 @@ def train(args, out, model, tokenizer, data, checkpoint):
     checkpoint.restore_optimizers(optimizers)
     losses_of = torch.compile(token_losses, dynamic=False) if args.compile else token_losses
     checkpoint.begin("pretraining")
-    with tqdm(initial=state["step"], total=steps, desc="pretraining", unit="step") as bar:
+    shown = {"desc": "pretraining", "unit": "step", "disable": not distributed.is_main()}
+    with tqdm(initial=state["step"], total=steps, **shown) as bar:
         while state["step"] < steps:
             step = state["step"]
             factor = min(1, (step + 1) / 50, (steps - step) / (args.decay_frac * steps))  # warm up, hold, fall to zero
             for optimizer, lr in zip(optimizers, (args.lr, args.adam_lr)):
                 optimizer.param_groups[0]["lr"] = lr * factor
             T = args.block_size // 2 if step < args.short_context_frac * steps else args.block_size
-            x, y, asked = batch(args, data, step, T)
+            x, y, asked = distributed.share(batch(args, data, step, T))
             with torch.autocast(args.device, args.dtype, enabled=args.dtype != torch.float32):
                 losses = losses_of(model, x, y.flatten())  # (B * T)
             weight = 1 - (1 - args.question_weight) * asked.flatten()
             loss = (losses * weight).sum() / weight.sum()
+            loss.backward()
+            loss = distributed.average(list(model.parameters()), loss.detach(), weight.sum())  # of several processes
             if not loss.isfinite():
                 raise ValueError(
                     f"the loss is {loss.item()} at step {step}: lower --lr or --adam-lr; the last checkpoint is kept"
                 )
-            loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             step = state["step"] = step + 1
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            if step % args.eval_interval == 0 or step == steps:
+            if distributed.is_main() and (step % args.eval_interval == 0 or step == steps):
                 state["log"].append(measure(model, tokenizer, data, step * args.batch_tokens, T))
                 bar.write(line(state["log"][-1]))
                 write_json(out / "log.json", state["log"])
@@ -460,6 +463,7 @@ def main(argv=None):
             skill, heading, examples = documents.document(rng)
             print(f"---- {skill}\n{heading}{documents.text(examples)}")
         return
+    distributed.start(args.device)
     out = Path(args.out)
     arguments = check_arguments(args, out)
     before = resume.load(out) if args.resume else None
@@ -468,13 +472,20 @@ def main(argv=None):
         print(f"{out} is finished: nothing is left to do")
         return
     with resume.Checkpoint(out, state, args.save_minutes, before) as checkpoint:
-        write_json(out / "args.json", arguments)
+        if distributed.is_main():
+            write_json(out / "args.json", arguments)
+        else:
+            distributed.wait()  # until the first process has written the data
         tokenizer, data = prepare(args, out)
+        if distributed.is_main():
+            distributed.wait()
         model = initial_model(args).to(args.device)
         checkpoint.restore("model", model)
         checkpoint.modules["model"] = model
         print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
         optimizers = train(args, out, model, tokenizer, data, checkpoint)
+        if not distributed.is_main():
+            return
         save_model(model, out, torch.bfloat16)
         seconds, last = sum(state["seconds"].values()), state["log"][-1]
         print(f"saved {out}: {last['tokens'] / 1e6:.1f}M tokens in {seconds / 60:.0f} minutes")

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from filelock import FileLock, Timeout
 
+import distributed
 import record
 from checkpoint import flush, read_tensors, trained, write_tensors
 from data import schemas
@@ -53,11 +54,15 @@ class Checkpoint:
         self.folder, self.state, self.minutes, self.modules = Path(folder), state, minutes, {}
         self.saved = saved or Saved(state, {}, 0, finished=False)
         self.tensors, self.is_new = dict(self.saved.tensors), saved is None
-        self.signal = self.part = None
+        self.signal = self.part = self.lock = None
         self.log, self.tracker = log, None
         self.part_began = self.last_save = time.monotonic()  # not time.time(), which jumps when the clock is set
 
     def __enter__(self):
+        distributed.wait()  # all processes have read what is in the folder; from now on the first one writes
+        if not distributed.is_main():
+            self.handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (*STOP, signal.SIGUSR1)}
+            return self
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(self.folder / LOCK)  # of the operating system: it ends with its process
@@ -85,7 +90,8 @@ class Checkpoint:
     def __exit__(self, kind, error, traceback):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        self.lock.release()
+        if self.lock:
+            self.lock.release()
         if self.tracker:
             self.tracker.finish()
         if kind is SystemExit:
@@ -118,6 +124,8 @@ class Checkpoint:
 
     def after_step(self, optimizers, row):
         """Save what is being tuned if it is time. Every 50 steps `row` becomes a line of log.jsonl."""
+        if not distributed.is_main():
+            return
         if row["step"] % 50 == 0:
             with open(self.folder / LOG, "a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -129,6 +137,8 @@ class Checkpoint:
     def save(self, optimizers=()):
         """Write the state, the modules' weights and generators, and the optimizers' state. Stop if a signal says so."""
         self.count()
+        if not distributed.is_main():
+            return
         tensors = {}
         for name, module in self.modules.items():
             tensors |= {f"weights/{name}/{key}": t for key, t in trained(module).items()}

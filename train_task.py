@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import distributed
 import record
 import resume
 import tasks
@@ -34,6 +35,7 @@ from prefix import METHODS, divergence
 from tasks import IN_DISTRIBUTION, Example
 
 MOST_PROMPTS = 32  # that --load takes: each is measured, twice, and then all of them together
+ON_SHARDS = "hybrid", "prompt", "softwords", "lopt", "cpt", "prefix", "ptuning2"  # which leave the base as it is
 # what a run's numbers do not depend on
 NO_SETTINGS = "out", "overwrite", "resume", "save_minutes", "reproduce", "log", "command"
 OPTIONS = {name: spec for cls in METHODS.values() for name, spec in cls.options.items()}
@@ -127,6 +129,12 @@ def parser():
         "--checkpoint-activations",
         action="store_true",
         help="compute each block again in the backward pass, which takes less memory and more time",
+    )
+
+    g.add_argument(
+        "--shard-base",
+        action="store_true",
+        help="with torchrun: split the base's weights among the processes, for one that a GPU does not hold",
     )
 
     g = p.add_argument_group("measuring")
@@ -372,11 +380,12 @@ def train_step(method, network, batch, optimizers, dtype, l2_sp=0.0):
     with torch.autocast(weight.device.type, dtype, enabled=weight.dtype == torch.float32 != dtype):
         loss = method.loss(network, *batch)
     (loss + l2_sp * method.distance_to_init() if l2_sp else loss).backward()
-    torch.nn.utils.clip_grad_norm_([p for o in optimizers for p in o.param_groups[0]["params"]], 1.0)
+    parameters = [p for o in optimizers for p in o.param_groups[0]["params"]]
+    loss = distributed.average(parameters, loss.detach(), weight=batch[2].sum())  # over the answers
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    loss = loss.detach()
     method.after_backward(network, batch, loss)
     return loss
 
@@ -398,14 +407,16 @@ def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, l2_sp=0.0
     step, steps_per_epoch = len(curve["loss"]), math.ceil(len(encoded) / batch_size)
     steps, seen = epochs * steps_per_epoch, curve["examples"][-1] if step else 0
     rng = random.Random(seed)
-    with tqdm(initial=seen, total=epochs * len(encoded), desc=method.label, unit=" examples") as bar:
+    shown = {"desc": method.label, "unit": " examples", "disable": not distributed.is_main()}
+    with tqdm(initial=seen, total=epochs * len(encoded), **shown) as bar:
         for epoch in range(epochs):
             done = step - epoch * steps_per_epoch  # of this epoch, before the run was stopped
             for batch in training_batches(encoded, batch_size, rng, skip=done):
                 factor = min(1, (step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps))
                 for optimizer, peak in zip(optimizers, peaks):
                     optimizer.param_groups[0]["lr"] = peak * factor
-                loss = train_step(method, network, [t.to(device) for t in batch], optimizers, dtype, l2_sp).item()
+                mine = [t.to(device) for t in distributed.share(batch)]
+                loss = train_step(method, network, mine, optimizers, dtype, l2_sp).item()
                 step += 1
                 seen += len(batch[0])
                 bar.update(len(batch[0]))
@@ -429,12 +440,18 @@ def evaluate(method, model, tokenizer, task, tests, desc):
     """
     network, past, tokenizer = method.network(model), method.past(method.network(model)), method.tokenizer(tokenizer)
     accuracy, answers, classes = {}, {}, None
-    for name, examples in tqdm(tests.items(), desc=desc, unit=" ranges"):
+    for name, examples in tqdm(tests.items(), desc=desc, unit=" ranges", disable=not distributed.is_main()):
         encoded = [(method.insert_rows(question), answer) for question, answer in encode(tokenizer, examples)]
-        answers[name] = generate_answers(network, past, tokenizer, task, encoded)
+        longest = max((len(answer) for _, answer in encoded), default=0)
+        # each process answers its share, but all of them everything where they compute every block together
+        together = distributed.is_sharded(network)
+        mine = encoded if together else encoded[distributed.rank() :: distributed.n_processes()]
+        texts = generate_answers(network, past, tokenizer, task, mine, longest)
+        answers[name] = texts if together else distributed.gather(texts, len(encoded))
         accuracy[name] = score(task, examples, answers[name])
         if task.classes:
-            chosen = rank_choices(network, past, tokenizer, task, encoded)
+            chosen = rank_choices(network, past, tokenizer, task, mine)
+            chosen = chosen if together else distributed.gather(chosen, len(encoded))
             classes = classification(task, examples, chosen)
             answers[name] = [task.answer_line(task.classes[i]) for i in chosen]
     return accuracy, answers, classes
@@ -659,13 +676,26 @@ def reproduce(args):
 
 def main(argv=None):
     args = parse_args(argv)
+    distributed.start(args.device)
+    if distributed.n_processes() > 1 and (args.text or args.reproduce or args.method in ("hard", "cartridge")):
+        what = "--text" if args.text else "--reproduce" if args.reproduce else f"--method {args.method}"
+        raise ValueError(f"{what} draws at random what its step does: run it in one process, without torchrun")
+    if args.shard_base and distributed.n_processes() == 1:
+        raise ValueError("--shard-base splits the base among several processes: start them with torchrun")
+    others = args.head or args.load or set(args.beside) - {"scratch", "none"}
+    if args.shard_base and (args.method not in ON_SHARDS or others):
+        names = ", ".join(ON_SHARDS)
+        raise ValueError(f"--shard-base is for --method {names}, no --head or --load, and --beside scratch or none")
     if args.reproduce:
         return reproduce(args)
     if args.text:
         return distill_text(args)
     task = load_task(args)
-    model = load_model(args.model, args.device, args.dtype).freeze()
+    model = load_model(args.model, "cpu" if args.shard_base else args.device, args.dtype).freeze()
     model.checkpoint_activations = args.checkpoint_activations
+    if args.shard_base:
+        model.fingerprint = fingerprint(model)
+        model = distributed.shard(model, args.device)
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize or task.tokenize)
     out = output_folder(args, task.name, model)
     before = resume.load(out) if args.resume else None
@@ -695,9 +725,9 @@ def main(argv=None):
     print(report.heading(results, examples[0]))
 
     # a page shows where answers look, before and after, unless it would show accuracy without the best context
-    with_page, untuned = args.beside != ["none"], starts.get(name) if args.load else prompts.get(name)
-    look_before = None
-    if with_page and untuned and untuned.learns():
+    with_page = args.beside != ["none"] and not args.shard_base
+    untuned, look_before = starts.get(name) if args.load else prompts.get(name), None
+    if distributed.is_main() and with_page and untuned and untuned.learns():
         look_before = where_answers_look(untuned, model, tokenizer, tests)
 
     with resume.Checkpoint(out, results, args.save_minutes, before, args.log) as checkpoint:
@@ -724,6 +754,8 @@ def main(argv=None):
         if task.classes and args.beside != ["none"]:
             measure_texts(task, examples, tests, results)
 
+        if not distributed.is_main():
+            return results
         if name in prompts:
             results["nearest_tokens"] = nearest_tokens(model, tokenizer, prompts[name])
         if name in prompts and not args.load:

@@ -17,13 +17,13 @@ def wilson(correct, n, z=1.959964):
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
-def generate_answers(network, past, tokenizer, task, encoded, batch_size=250):
+def generate_answers(network, past, tokenizer, task, encoded, longest=None, batch_size=250):
     """What the network writes after each question, greedily, up to the task's stop: [text].
 
     past: a cache of batch 1, or None. encoded: what data.batches.encode makes of examples. Every question gets as many
-    tokens as the longest true answer has.
+    tokens as the longest true answer has, or `longest`.
     """
-    longest = max((len(answer) for _, answer in encoded), default=0)
+    longest = longest or max((len(answer) for _, answer in encoded), default=0)
     stop = tokenizer.encode_task(task.stop)[-1]
     texts = [""] * len(encoded)
     for rows in batches_by_length(encoded, batch_size):

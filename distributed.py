@@ -1,0 +1,107 @@
+"""Several processes that tune one prompt: torchrun starts them, and without torchrun nothing here does anything.
+
+    torchrun --nproc_per_node=2 train_task.py --task addition
+
+Every process holds the base, draws the same batches and answers its share of each. Of what is tuned only gradients
+travel, a few KB for a prompt. Process 0 alone prints and writes.
+"""
+
+import atexit
+import os
+import sys
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+
+def start(device):
+    """Join the processes that torchrun started. A device is CUDA's for NCCL; on a CPU they talk through Gloo."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # which "cuda" means from now on
+    # one that waits for longer than that waits for one that is gone
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=10))
+    if not is_main():
+        sys.stdout = open(os.devnull, "w")
+    atexit.register(dist.destroy_process_group)
+
+
+def rank():
+    """The number of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def n_processes():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main():
+    """Whether this process prints and writes."""
+    return rank() == 0
+
+
+def wait():
+    """Until all processes are here."""
+    if n_processes() > 1:
+        talk(dist.barrier)
+
+
+def talk(together, *args):
+    """Do what all processes do together. Raises ValueError where one of them is gone."""
+    try:
+        together(*args)
+    except RuntimeError as error:
+        raise ValueError(f"another process has ended, see what it says ({str(error).splitlines()[0][:200]})") from None
+
+
+def shard(model, device):
+    """Split the weights of each block among the processes; a block is whole only while it computes. All processes have
+    to call each block equally often. Zhao et al. (2023), "PyTorch FSDP", section 3.2."""
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # about changes in place, of which there are none
+    mesh = init_device_mesh(device, (n_processes(),))
+    for block in model.h:
+        fully_shard(block, mesh=mesh)  # which moves it to the device first, one block at a time
+    return model.to(device)
+
+
+def is_sharded(network):
+    return isinstance(network.h[0], FSDPModule)
+
+
+def share(batch):
+    """This process's rows of a batch of tensors, (B, ...) each: B / n_processes() of them, or one more.
+
+    A batch of fewer rows than processes is every process's whole, which leaves the mean what it is.
+    """
+    return batch if len(batch[0]) < n_processes() else [t[rank() :: n_processes()] for t in batch]
+
+
+def average(parameters, loss, weight):
+    """Replace each parameter's gradient by its mean over all processes, weighted by `weight` (of answer tokens, for
+    instance), so that it is that of the whole batch; returns the same mean of the loss, ()."""
+    if n_processes() == 1:
+        return loss
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    parts = [loss, torch.ones_like(loss), *gradients]
+    flat = torch.cat([part.flatten().float() for part in parts]) * weight  # one message: they are small
+    talk(dist.all_reduce, flat)
+    loss, total, *means = (flat / flat[1]).split([part.numel() for part in parts])
+    for gradient, mean in zip(gradients, means):
+        gradient.copy_(mean.view_as(gradient))
+    return loss[0]
+
+
+def gather(mine, n):
+    """A list of n from the processes' shares of it, process r's being number r, r + n_processes(), ... of the list."""
+    if n_processes() == 1:
+        return mine
+    shares, whole = [None] * n_processes(), [None] * n
+    talk(dist.all_gather_object, shares, mine)
+    for r, part in enumerate(shares):
+        whole[r :: n_processes()] = part
+    return whole
