@@ -8,6 +8,7 @@ Trains a tokenizer, prepares token files, pretrains, and writes a model folder t
 """
 
 import math
+import os
 import random
 from pathlib import Path
 
@@ -167,6 +168,8 @@ def prepare(args, out):
 def load_tokens(path):
     """What `first_tokens` made, from its file, (2, N); it stays on the disk until it is read."""
     try:
+        if not path.is_file():  # a pipe might never end
+            raise ValueError("no regular file")
         data = np.load(path, mmap_mode="r")
         if data.dtype != np.uint16 or data.ndim != 2 or len(data) != 2:
             raise ValueError(f"{data.dtype} of shape {data.shape}")
@@ -294,7 +297,7 @@ def check_arguments(args, out):
     init_kwargs = {k: v for k, v in vars(args).items() if k not in (*free, "resume", "save_minutes")}
     if out.exists() and not out.is_dir() or resume.is_stopped(out) and not args.resume:
         raise ValueError(f"{out} is already in use: give another --out, or --resume to go on")
-    if (out / "args.json").exists():
+    if os.path.lexists(out / "args.json"):
         before = schemas.read_json(out / "args.json", dict, "give another --out")
         if before.keys() != init_kwargs.keys():
             raise ValueError(f"{out} holds a run of an earlier version of pretrain.py: give another --out")

@@ -222,7 +222,7 @@ def load(folder):
     """
     broken = []
     for path in (Path(folder) / NEWEST, Path(folder) / BEFORE):
-        if not path.exists():
+        if not os.path.lexists(path):
             continue
         try:
             header, tensors = read_tensors(path)

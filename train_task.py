@@ -659,11 +659,12 @@ def write_page(results, out, task, tests, written, words, before, tuned):
 
 def reproduce(args):
     """Run a finished run again, in another folder, and say what differs. Exit code 1 if its results do."""
-    before = schemas.read_json(Path(args.reproduce) / "results.json", schemas.RecordedRun, "name the folder of a run")
+    path = Path(args.reproduce) / "results.json"
     try:
-        command = shlex.split(before["command"])[2:]
-    except ValueError as error:
-        raise ValueError(f"{args.reproduce}/results.json: the command is not one of a shell ({error})") from None
+        before = schemas.read_json(path, dict)
+        command = shlex.split(schemas.convert(before, schemas.RecordedRun, path, "")["command"])[2:]
+    except ValueError:
+        raise ValueError(f"{args.reproduce} holds no results.json with a command: name the folder of a run") from None
     out = Path(args.out or f"{args.reproduce.rstrip('/')}-again")
     if out.exists() and not args.overwrite:
         raise ValueError(f"{out} is already in use: give another --out, or --overwrite to replace it")
