@@ -139,6 +139,10 @@ def run(main, program, argv=None):
         main(argv)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where an error can still be told
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # one of the processes that torchrun started
+            from distributed import leave
+
+            leave()
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
@@ -167,6 +171,8 @@ def explain(error):
     elif isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
         text = f"the machine's memory does not hold this: give smaller sizes ({text})"
     elif isinstance(error, RuntimeError):
-        raise error
+        if "TORCHELASTIC_RUN_ID" not in os.environ or not ("gloo" in text or "NCCL" in text):
+            raise error
+        text = f"another process has ended, see what it says ({text[:200]})"  # in the middle of a block of --shard-base
     text = " ".join(text.split())
     return text if len(text) < 1000 else text[:1000] + " ..."

@@ -233,7 +233,7 @@ def load(folder):
         except ValueError as error:
             broken.append(str(error))
             continue
-        if broken:
+        if broken and distributed.is_main():
             print(f"{broken[0]}; going on from {path.name}", file=sys.stderr)
         return Saved(json.loads(header["state"]), tensors, int(header["log_size"]), False, path.name == BEFORE)
     if broken:

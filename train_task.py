@@ -35,7 +35,7 @@ from prefix import METHODS, divergence
 from tasks import IN_DISTRIBUTION, Example
 
 MOST_PROMPTS = 32  # that --load takes: each is measured, twice, and then all of them together
-ON_SHARDS = "hybrid", "prompt", "softwords", "lopt", "cpt", "prefix", "ptuning2"  # which leave the base as it is
+ON_SHARDS = "hybrid", "prompt", "lopt", "cpt", "prefix", "ptuning2"  # which leave the base as it is
 # what a run's numbers do not depend on
 NO_SETTINGS = "out", "overwrite", "resume", "save_minutes", "reproduce", "log", "command"
 OPTIONS = {name: spec for cls in METHODS.values() for name, spec in cls.options.items()}
@@ -312,7 +312,7 @@ def draw_examples(args, task, model, tokenizer, n_positions):
     limit = model.config.block_size - n_positions
     if args.own_data:
         task.drop(lambda e: len(tokenizer.encode_task(e.question + e.answer)) > limit)
-        for note in task.notes:
+        for note in task.notes if distributed.is_main() else ():
             print(note, file=sys.stderr)
     wanted = [budget(args, METHODS[name])[0] for name in {args.method, *args.beside} if name in METHODS]
     examples = task.examples(None if None in wanted else max(wanted), split="train", seed=args.seed)
@@ -746,7 +746,7 @@ def main(argv=None):
             measure(method, key, model, tokenizer, task, tests, checkpoint)
             if key != name:
                 checkpoint.modules.pop(key, None)  # its weights are not wanted any more
-            for line in report.losses_against_start(results, key):
+            for line in report.losses_against_start(results, key) if distributed.is_main() else ():
                 print(line, file=sys.stderr)
         if len(prompts) > 1 and args.load:
             results["labels"]["vote"] = f"vote of {len(prompts)}"

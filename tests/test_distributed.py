@@ -102,17 +102,32 @@ def test_each_process_holds_a_half_of_a_split_block(tmp_path):
     (tmp_path / "half.py").write_text(
         f"""import sys
 sys.path.insert(0, {str(ROOT)!r})
+import torch
 import distributed
 from model import GPT, GPTConfig
+from prefix import HybridPrefix
 distributed.start("cpu")
 model = distributed.shard(GPT(GPTConfig(64, 64, 2, 2, 16)).freeze(), "cpu")
-held = [p.to_local().numel() for p in model.h.parameters()]
-print(distributed.gather([sum(held)], 2), sum(p.numel() for p in model.h.parameters()))
+whole = sum(p.numel() for p in model.h.parameters())
+def held():  # weights of blocks that this process has now: a block that is not split has plain tensors
+    return [sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.h.parameters())]
+tokens, answer = torch.zeros(2, 6, dtype=torch.long), torch.ones(2, 6, dtype=torch.bool)
+before, prompt = held(), HybridPrefix(model, 4)
+with torch.no_grad():
+    model(tokens)
+measured = held()
+loss = prompt.loss(model, tokens, tokens, answer)
+forward = held()
+loss.backward()
+for now in before, measured, forward, held():
+    print(distributed.gather(now, 2), whole)
+distributed.leave()
 """
     )
     code, out, err = run(2, tmp_path / "half.py")
     assert code == 0, err
-    assert out.split("\n")[0] == "[3280, 3280] 6560"  # 12 * 16**2 + 13 * 16 weights a block, half of them each
+    # before, after a forward pass, between forward and backward, and after backward
+    assert out.splitlines() == ["[3280, 3280] 6560"] * 4  # 12 * 16**2 + 13 * 16 weights a block, half of them each
 
 
 def test_a_run_goes_on_with_another_number_of_processes(base, tmp_path):
@@ -149,8 +164,10 @@ def test_pretraining_in_two_processes_loses_what_one_loses(tmp_path):
         assert two[name] == pytest.approx(one[name], abs=1e-3)
 
 
-def test_a_process_that_dies_ends_the_others(base, tmp_path):
-    process = start(2, *task(base, tmp_path / "out", "--examples", 4000, "--epochs", 50, "--beside", "none"))
+@pytest.mark.parametrize("flags", [(), ("--shard-base",)])
+def test_a_process_that_dies_ends_the_others(base, tmp_path, flags):
+    more = "--examples", 4000, "--epochs", 50, "--beside", "none"
+    process = start(2, *task(base, tmp_path / "out", *more, *flags))
     log = tmp_path / "out" / "log.jsonl"
     while not (log.exists() and log.read_text().count("\n")) and process.poll() is None:
         time.sleep(0.05)
@@ -159,6 +176,7 @@ def test_a_process_that_dies_ends_the_others(base, tmp_path):
     _, err = process.communicate(timeout=60)  # and does not wait for ever
     assert process.returncode != 0
     assert "Signal 9" in err or "another process has ended" in err
+    assert "[rank" not in err  # how torch begins each line of a traceback
 
 
 def test_what_is_refused_is_one_line_of_the_first_process(base, tmp_path):
