@@ -227,11 +227,7 @@ class GPT(nn.Module):
 
 def matmul_shared(a, b):
     """a @ b, for a (B, n_head, T, X) and b (B or 1, n_head, X, Y): a b that all rows share is multiplied once."""
-    B, n_head, T, X = a.shape
-    if b.size(0) == B:
-        return a @ b
-    rows = a.transpose(0, 1).reshape(n_head, B * T, X)  # the rows of the whole batch, head by head
-    return (rows @ b[0]).view(n_head, B, T, b.size(-1)).transpose(0, 1)  # (B, n_head, T, Y)
+    return by_row(by_key_head(a, b) @ b, a)  # (B, n_head, T, Y)
 
 
 def run_block(network, block, *args):
@@ -272,17 +268,18 @@ class SplitAttention(torch.autograd.Function):
 
 def by_key_head(x, keys):
     """x (B, n_head, T, X) -> (1 or B, n_kv_head, N, X): below each other the N rows that read the same keys."""
-    B, n_kv_head = len(x), keys.size(1)
-    x = x.reshape(B, n_kv_head, -1, x.size(-1))  # (B, n_kv_head, n_head / n_kv_head * T, X)
-    return x if len(keys) == B else x.transpose(0, 1).reshape(1, n_kv_head, -1, x.size(-1))
+    (B, n_head, T, X), n_kv_head = x.shape, keys.size(1)
+    N = n_head // n_kv_head * T  # sizes are named, since a past of no positions leaves nothing to infer them from
+    x = x.reshape(B, n_kv_head, N, X)
+    return x if len(keys) == B else x.transpose(0, 1).reshape(1, n_kv_head, B * N, X)
 
 
 def by_row(y, q):
     """The way back: y (1 or B, n_kv_head, N, X) -> (B, n_head, T, X), B, n_head and T as in q."""
-    B, n_head, T, _ = q.shape
+    (B, n_head, T, _), (_, n_kv_head, N, X) = q.shape, y.shape
     if len(y) != B:
-        y = y.view(y.size(1), B, -1, y.size(-1)).transpose(0, 1)
-    return y.reshape(B, n_head, T, -1)
+        y = y.view(n_kv_head, B, N // B, X).transpose(0, 1)
+    return y.reshape(B, n_head, T, X)
 
 
 def fused(q, k, v, is_causal):
