@@ -171,8 +171,18 @@ def explain(error):
     elif isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
         text = f"the machine's memory does not hold this: give smaller sizes ({text})"
     elif isinstance(error, RuntimeError):
-        if "TORCHELASTIC_RUN_ID" not in os.environ or not ("gloo" in text or "NCCL" in text):
+        if not is_of_another_process(error):
             raise error
-        text = f"another process has ended, see what it says ({text[:200]})"  # in the middle of a block of --shard-base
+        text = f"another process has ended, see what it says ({text[:200]})"
     text = " ".join(text.split())
     return text if len(text) < 1000 else text[:1000] + " ..."
+
+
+def is_of_another_process(error):
+    """Whether one of torchrun's processes has waited for one that is gone: in an exchange of distributed.py, or in the
+    middle of a block of --shard-base."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in str(error) or "NCCL" in str(error)

@@ -13,8 +13,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 
 
 def start(device):
@@ -56,20 +54,15 @@ def is_main():
 def wait():
     """Until all processes are here."""
     if n_processes() > 1:
-        talk(dist.barrier)
-
-
-def talk(together, *args):
-    """Do what all processes do together. Raises ValueError where one of them is gone."""
-    try:
-        together(*args)
-    except RuntimeError as error:
-        raise ValueError(f"another process has ended, see what it says ({str(error).splitlines()[0][:200]})") from None
+        dist.barrier()
 
 
 def shard(model, device):
     """Split the weights of each block among the processes; a block is whole only while it computes. All processes have
     to call each block equally often. Zhao et al. (2023), "PyTorch FSDP", section 3.2."""
+    from torch.distributed.device_mesh import init_device_mesh  # here, since every program would wait for these
+    from torch.distributed.fsdp import fully_shard
+
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # about changes in place, of which there are none
     mesh = init_device_mesh(device, (n_processes(),))
     for block in model.h:
@@ -80,7 +73,12 @@ def shard(model, device):
 
 
 def is_sharded(network):
-    return isinstance(network.h[0], FSDPModule)
+    return hasattr(network.h[0], "reshard")  # a method that fully_shard gives to a block
+
+
+def part(items):
+    """This process's part of a list or a tensor's rows: number rank(), rank() + n_processes(), ..."""
+    return items[rank() :: n_processes()]
 
 
 def share(batch):
@@ -88,30 +86,30 @@ def share(batch):
 
     A batch of fewer rows than processes is every process's whole, which leaves the mean what it is.
     """
-    return batch if len(batch[0]) < n_processes() else [t[rank() :: n_processes()] for t in batch]
+    return batch if len(batch[0]) < n_processes() else [part(t) for t in batch]
 
 
-def average(parameters, loss, weight):
-    """Replace each parameter's gradient by its mean over all processes, weighted by `weight` (of answer tokens, for
-    instance), so that it is that of the whole batch; returns the same mean of the loss, ()."""
+def average(parameters, loss, weights):
+    """Replace each parameter's gradient by its mean over all processes, each of which counts as the sum of its
+    `weights` (of its tokens), so that it is that of the whole batch; returns the same mean of the loss, ()."""
     if n_processes() == 1:
         return loss
     gradients = [p.grad for p in parameters if p.grad is not None]
     parts = [loss, torch.ones_like(loss), *gradients]
-    flat = torch.cat([part.flatten().float() for part in parts]) * weight  # one message: they are small
-    talk(dist.all_reduce, flat)
-    loss, total, *means = (flat / flat[1]).split([part.numel() for part in parts])
+    flat = torch.cat([t.flatten().float() for t in parts]) * weights.sum()  # one message: they are small
+    dist.all_reduce(flat)
+    loss, total, *means = (flat / flat[1]).split([t.numel() for t in parts])
     for gradient, mean in zip(gradients, means):
         gradient.copy_(mean.view_as(gradient))
     return loss[0]
 
 
 def gather(mine, n):
-    """A list of n from the processes' shares of it, process r's being number r, r + n_processes(), ... of the list."""
+    """The whole list, of n, from each process's `part` of it."""
     if n_processes() == 1:
         return mine
-    shares, whole = [None] * n_processes(), [None] * n
-    talk(dist.all_gather_object, shares, mine)
-    for r, part in enumerate(shares):
-        whole[r :: n_processes()] = part
+    parts, whole = [None] * n_processes(), [None] * n
+    dist.all_gather_object(parts, mine)
+    for r, items in enumerate(parts):
+        whole[r :: n_processes()] = items
     return whole

@@ -350,7 +350,7 @@ def train(args, out, model, tokenizer, data, checkpoint):
             weight = 1 - (1 - args.question_weight) * asked.flatten()
             loss = (losses * weight).sum() / weight.sum()
             loss.backward()
-            loss = distributed.average(list(model.parameters()), loss.detach(), weight.sum())  # of several processes
+            loss = distributed.average(model.parameters(), loss.detach(), weight)  # of several processes
             if not loss.isfinite():
                 raise ValueError(
                     f"the loss is {loss.item()} at step {step}: lower --lr or --adam-lr; the last checkpoint is kept"

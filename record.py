@@ -38,8 +38,8 @@ def record(device, dtype, data):
 def check_same(folder, before, now):
     """Raise ValueError where a folder's run was begun with other arguments, weights or data than this one."""
     try:
-        names = [key.replace("_", "-") for key in now["args"]]
-        pairs = {f"its --{name}": (before["args"].get(key), now["args"][key]) for name, key in zip(names, now["args"])}
+        known, args = before["args"], now["args"]
+        pairs = {f"its --{key.replace('_', '-')}": (known.get(key), args[key]) for key in args}
         pairs["the base's weights"] = before["base"]["fingerprint"], now["base"]["fingerprint"]
         pairs["the examples"] = before["record"]["data"], now["record"]["data"]
     except (KeyError, TypeError, AttributeError):

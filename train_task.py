@@ -27,7 +27,7 @@ from data import schemas
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval import report
-from eval.accuracy import classification, generate_answers, majority_vote, rank_choices, score
+from eval.accuracy import classification, generate_answers, longest_answer, majority_vote, rank_choices, score
 from eval.attention import attention_to_rows
 from eval.baselines import as_text, best_context, majority, tfidf
 from eval.neighbors import init_words, nearest_tokens
@@ -124,13 +124,11 @@ def parser():
     g.add_argument("--batch-size", type=at_least(1, 65536), default=32, help="examples per step (default %(default)s)")
     g.add_argument("--lr", type=rate, help="peak learning rate (default: 0.01 for rows at the input)")
     g.add_argument("--l2-sp", type=weight, default=0.0, help="weight of the rows' squared distance to their start")
-
     g.add_argument(
         "--checkpoint-activations",
         action="store_true",
         help="compute each block again in the backward pass, which takes less memory and more time",
     )
-
     g.add_argument(
         "--shard-base",
         action="store_true",
@@ -184,6 +182,20 @@ def parse_args(argv=None):
     if args.quick:
         args.test_examples = min(args.test_examples or 100, 100)
     return args
+
+
+def check_processes(args):
+    """Raise ValueError where the processes, one or several, cannot do what the command line says."""
+    if distributed.n_processes() > 1 and (args.text or args.reproduce or args.method in ("hard", "cartridge")):
+        what = "--text" if args.text else "--reproduce" if args.reproduce else f"--method {args.method}"
+        raise ValueError(f"{what} draws at random what its step does: run it in one process, without torchrun")
+    if not args.shard_base:
+        return
+    if distributed.n_processes() == 1:
+        raise ValueError("--shard-base splits the base among several processes: start them with torchrun")
+    if args.method not in ON_SHARDS or args.head or args.load or set(args.beside) - {"scratch", "none"}:
+        names = ", ".join(ON_SHARDS)
+        raise ValueError(f"--shard-base is for --method {names}, no --head or --load, and --beside scratch or none")
 
 
 def budget(args, method):
@@ -381,7 +393,7 @@ def train_step(method, network, batch, optimizers, dtype, l2_sp=0.0):
         loss = method.loss(network, *batch)
     (loss + l2_sp * method.distance_to_init() if l2_sp else loss).backward()
     parameters = [p for o in optimizers for p in o.param_groups[0]["params"]]
-    loss = distributed.average(parameters, loss.detach(), weight=batch[2].sum())  # over the answers
+    loss = distributed.average(parameters, loss.detach(), weights=batch[2])  # over the answers
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     for optimizer in optimizers:
         optimizer.step()
@@ -440,13 +452,12 @@ def evaluate(method, model, tokenizer, task, tests, desc):
     """
     network, past, tokenizer = method.network(model), method.past(method.network(model)), method.tokenizer(tokenizer)
     accuracy, answers, classes = {}, {}, None
+    # each process answers its part, but all of them everything where they compute every block together
+    together = distributed.is_sharded(network)
     for name, examples in tqdm(tests.items(), desc=desc, unit=" ranges", disable=not distributed.is_main()):
         encoded = [(method.insert_rows(question), answer) for question, answer in encode(tokenizer, examples)]
-        longest = max((len(answer) for _, answer in encoded), default=0)
-        # each process answers its share, but all of them everything where they compute every block together
-        together = distributed.is_sharded(network)
-        mine = encoded if together else encoded[distributed.rank() :: distributed.n_processes()]
-        texts = generate_answers(network, past, tokenizer, task, mine, longest)
+        mine = encoded if together else distributed.part(encoded)
+        texts = generate_answers(network, past, tokenizer, task, mine, longest_answer(encoded))
         answers[name] = texts if together else distributed.gather(texts, len(encoded))
         accuracy[name] = score(task, examples, answers[name])
         if task.classes:
@@ -678,15 +689,7 @@ def reproduce(args):
 def main(argv=None):
     args = parse_args(argv)
     distributed.start(args.device)
-    if distributed.n_processes() > 1 and (args.text or args.reproduce or args.method in ("hard", "cartridge")):
-        what = "--text" if args.text else "--reproduce" if args.reproduce else f"--method {args.method}"
-        raise ValueError(f"{what} draws at random what its step does: run it in one process, without torchrun")
-    if args.shard_base and distributed.n_processes() == 1:
-        raise ValueError("--shard-base splits the base among several processes: start them with torchrun")
-    others = args.head or args.load or set(args.beside) - {"scratch", "none"}
-    if args.shard_base and (args.method not in ON_SHARDS or others):
-        names = ", ".join(ON_SHARDS)
-        raise ValueError(f"--shard-base is for --method {names}, no --head or --load, and --beside scratch or none")
+    check_processes(args)
     if args.reproduce:
         return reproduce(args)
     if args.text:

@@ -17,13 +17,18 @@ def wilson(correct, n, z=1.959964):
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
+def longest_answer(encoded):
+    """How many tokens the longest of the true answers has."""
+    return max((len(answer) for _, answer in encoded), default=0)
+
+
 def generate_answers(network, past, tokenizer, task, encoded, longest=None, batch_size=250):
     """What the network writes after each question, greedily, up to the task's stop: [text].
 
     past: a cache of batch 1, or None. encoded: what data.batches.encode makes of examples. Every question gets as many
     tokens as the longest true answer has, or `longest`.
     """
-    longest = longest or max((len(answer) for _, answer in encoded), default=0)
+    longest = longest or longest_answer(encoded)
     stop = tokenizer.encode_task(task.stop)[-1]
     texts = [""] * len(encoded)
     for rows in batches_by_length(encoded, batch_size):
@@ -38,7 +43,7 @@ def majority_vote(network, pasts, tokenizer, task, encoded, batch_size=250):
 
     All prompts stand in one batch, each before every question: Lester et al. (2021), section 6, prompt ensembling.
     """
-    longest = max((len(answer) for _, answer in encoded), default=0)
+    longest = longest_answer(encoded)
     stop, n, texts = tokenizer.encode_task(task.stop)[-1], len(pasts), [""] * len(encoded)
     cache, past_pad = stack_caches(pasts)  # (n, n_head, P, D) a layer, (n_layer, n)
     for rows in batches_by_length(encoded, max(1, batch_size // n)):
