@@ -115,42 +115,47 @@ def ours(w):
 def theirs(w):
     """The same by transformers and, but for decoding without a prompt, PEFT, which does not checkpoint activations
     behind a prefix: it is shown without."""
+    autocast = w["dtype"] == "bfloat16" and w["job"] != "decode"
+    dtype = torch.bfloat16 if w["dtype"] == "bfloat16" and not autocast else torch.float32
+    kind = {"finetune": None, "prefix": "PrefixTuningConfig"}.get(w["job"], "PromptTuningConfig")
+    model = peft_model(w["folder"], kind, w["rows"], dtype, w["device"])
+    if kind:  # peft loads a prompt for inference only: a new one is given our rows
+        _, tensors = read_tensors(Path(w["folder"]) / w["adapter"] / "adapter_model.safetensors")
+        model.prompt_encoder.default.embedding.weight.data.copy_(tensors["prompt_embeddings"])
+    tokens, Q = some_text(w), w["question"]
+    if w["job"] == "decode":
+        how = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": w["answer"]}
+        ask = {"input_ids": tokens[:, :Q], "attention_mask": torch.ones_like(tokens[:, :Q])}
+        return lambda: model.generate(**ask, **how)[:, -w["answer"] :].tolist()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3, weight_decay=0)
+    labels = tokens.clone()
+    labels[:, :Q] = -100
+    return lambda: peft_step(model, optimizer, tokens, labels, autocast)
+
+
+def peft_model(folder, kind, rows, dtype, device):
+    """transformers' model of a folder, without dropout, behind a new prompt of PEFT's class `kind`, if it is given."""
     import peft
     import transformers
 
     warnings.simplefilter("ignore")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    autocast = w["dtype"] == "bfloat16" and w["job"] != "decode"
-    dtype = torch.bfloat16 if w["dtype"] == "bfloat16" and not autocast else torch.float32
-    model = transformers.AutoModelForCausalLM.from_pretrained(w["folder"], dtype=dtype).to(w["device"])
-    if w["job"] != "finetune":
-        # peft loads a prompt for inference only: a new one is given our rows
-        kind = peft.PrefixTuningConfig if w["job"] == "prefix" else peft.PromptTuningConfig
-        model = peft.get_peft_model(model, kind(task_type="CAUSAL_LM", num_virtual_tokens=w["rows"]))
-        _, tensors = read_tensors(Path(w["folder"]) / w["adapter"] / "adapter_model.safetensors")
-        model.prompt_encoder.default.embedding.weight.data.copy_(tensors["prompt_embeddings"])
-    model.eval()  # no dropout, on either side
-    tokens, Q = some_text(w), w["question"]
-    ones = torch.ones_like(tokens)
-    if w["job"] == "decode":
-        how = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": w["answer"]}
-        ask = {"input_ids": tokens[:, :Q], "attention_mask": ones[:, :Q]}
-        return lambda: model.generate(**ask, **how)[:, -w["answer"] :].tolist()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3, weight_decay=0)
-    labels = tokens.clone()
-    labels[:, :Q] = -100
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+    if kind:
+        model = peft.get_peft_model(model, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=rows))
+    return model.eval()
 
-    def step():
-        with torch.autocast(w["device"], torch.bfloat16, enabled=autocast):
-            loss = model(input_ids=tokens, attention_mask=ones, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
 
-    return step
+def peft_step(model, optimizer, tokens, labels, autocast=False):
+    """One step of training as PEFT's users write it; labels (B, T) are -100 outside the answers. Returns the loss."""
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=autocast):
+        loss = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
 
 
 def without_a_cache(w):
@@ -201,6 +206,17 @@ def matmul_lower_bound(w):
 SIDES = {"ours": ours, "PEFT": theirs, "no cache": without_a_cache, "products alone": matmul_lower_bound}
 
 
+def timed(turn, device):
+    """(seconds, what turn() gives), with all that it started on the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    out = turn()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, out
+
+
 def work(w):
     """Answer every line on stdin with one turn: seconds, what came out, peak memory in GB; null if memory ran out."""
     turn = SIDES[w["side"]](w)
@@ -209,19 +225,13 @@ def work(w):
         resource.setrlimit(resource.RLIMIT_DATA, (int(0.9 * free), resource.RLIM_INFINITY))
     print("ready", flush=True)
     for _ in sys.stdin:
-        if w["device"] == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
         try:
-            out = turn()
+            seconds, out = timed(turn, w["device"])
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error):
                 raise
             print("null", flush=True)
             continue
-        if w["device"] == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if w["device"] == "cuda":
             peak = torch.cuda.max_memory_allocated()

@@ -139,7 +139,12 @@ def import_peft(folder, model):
             f"{weights}: prompt_embeddings is {tuple(rows.shape)}, a {kind} prompt for {model.name} is {width} wide: "
             "give the --model it was tuned on"
         )
-    prefix = kinds[kind](model, len(rows))
+    return method_of_rows(kinds[kind], rows, model)
+
+
+def method_of_rows(cls, rows, model):
+    """A HybridPrefix or a DeepPrefix of PEFT's rows, (P, C) or (P, n_layer * 2 * n_kv_head * D)."""
+    prefix = cls(model, len(rows))
     prefix.load_state_dict({name: rows for name in prefix.state_dict()})  # rows, and where they began
     return prefix.to(model.wte.weight.device)
 

@@ -14,12 +14,14 @@ import compare
 import peft_io
 import pretrain
 import sample
+import speedrun
 import train_task
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 LISTINGS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PARSERS = {"train_task": train_task, "compare": compare, "sample": sample, "bench": bench, "pretrain": pretrain}
+PARSERS["speedrun"] = speedrun
 
 
 def test_the_three_lines_stand_once_in_the_source_word_for_word():

@@ -1,0 +1,295 @@
+"""How soon does a prompt add? Seconds of tuning and examples until new addition questions are answered exactly: by this
+project, by PEFT and by fine-tuning, on the same base, questions and evaluator.
+
+    python speedrun.py                                         every contender, five seeds: hours on an idle machine
+    python speedrun.py --quick                                 one seed of four contenders
+    python speedrun.py --contenders ours-words ours-random     some of them
+
+A run is measured after 0, 1, 2, 3, 5, 8, 12, ... steps. Its record is the first measurement at which the goal holds;
+only steps are timed. A contender with several learning rates first chooses among them, on a seed of its own.
+The rows on stdout are Markdown. docs/speed.md has the rules and the records.
+"""
+
+import datetime
+import functools
+import importlib.util
+import itertools
+import math
+import os
+import random
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+import bench
+import tasks
+from checkpoint import load_model, write_json
+from cli import Parser, at_least, run, weight
+from data.batches import encode, training_batches
+from data.tokenizer import Tokenizer
+from eval.accuracy import generate_answers, score
+from eval.baselines import as_text
+from peft_io import method_of_rows
+from prefix import METHODS
+from record import record
+from tasks import IN_DISTRIBUTION
+from train_task import train_step
+
+GOALS = {IN_DISTRIBUTION: 0.99, "5 digits": 0.95}  # exact match: every step of the scratchpad and the sum
+SWEEP_SEED = 1000  # its rows, examples and questions are none of those reported
+EXAMPLES = 4000  # of a seed; longer runs go over them again
+
+
+class Contender(NamedTuple):
+    label: str
+    method: str  # of prefix.py, or a class of PEFT's
+    start: str  # words: the task in words; example: a worked one; none: neither
+    rates: tuple  # learning rates; of several, a sweep chooses one
+    n_random: int = 0  # rows that begin at random: before those of the start; PEFT's, where there is no start
+    batch_size: int = 16
+    warmup: int = 3  # steps, after which the rate stays
+    autocast: bool = False  # PEFT in bfloat16
+
+
+RATES = 3e-3, 3e-2, 3e-1
+CONTENDERS = {
+    # the fastest recipes known here: whoever finds a faster one changes these lines
+    "ours-words": Contender("ours", "hybrid", "words", (1e-2,), 24),
+    "ours-random": Contender("ours", "hybrid", "none", (3e-2,), 48),
+    "ours-example": Contender("ours", "hybrid", "example", (1e-2,), 24),
+    "finetune": Contender("fine-tuning", "finetune", "none", (1e-4, 3e-4, 1e-3)),
+    "finetune-example": Contender("fine-tuning", "finetune", "example", (1e-4, 3e-4, 1e-3)),
+}
+for name, method in ("prompt", "PromptTuningConfig"), ("prefix", "PrefixTuningConfig"):
+    label = f"PEFT {method[:6].lower()} tuning"
+    # 20 rows, batches of 16 and this rate without warm-up are those of PEFT's guide to prompt-based methods
+    CONTENDERS[f"peft-{name}-default"] = Contender(f"{label}, defaults", method, "none", (3e-2,), 20, 16, warmup=1)
+    for start in ("none", "example"):
+        best = Contender(f"{label}, float32", method, start, RATES, 48)
+        CONTENDERS[f"peft-{name}-{start}"] = best
+        CONTENDERS[f"peft-{name}-{start}-bf16"] = best._replace(label=f"{label}, bfloat16", autocast=True)
+QUICK = "ours-words", "ours-random", "ours-example", "peft-prompt-default"
+
+
+def parse_args(argv=None):
+    p = Parser(__doc__)
+    p.add_base()
+    p.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of {', '.join(CONTENDERS)}")
+    p.add_argument("--seeds", type=at_least(1, 100), default=5, help="runs of each contender (default %(default)s)")
+    p.add_argument("--max-seconds", type=weight, default=120.0, help="of tuning, a run (default %(default)g)")
+    p.add_argument("--sweep-seconds", type=weight, default=60.0, help="the same of a choice (default %(default)g)")
+    p.add_argument("--questions", type=at_least(1, 2000), default=200, help="of each range (default %(default)s)")
+    p.add_argument("--quick", action="store_true", help=f"one seed of {', '.join(QUICK)}, at most 20 seconds each")
+    p.add_argument("--out", default="out/speedrun", help="folder of results.json (default %(default)s)")
+    p.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
+    args = p.parse_args(argv)
+    if args.quick:
+        args.seeds = 1
+        args.max_seconds, args.sweep_seconds = min(args.max_seconds, 20), min(args.sweep_seconds, 20)
+    args.contenders = list(dict.fromkeys(args.contenders or (QUICK if args.quick else CONTENDERS)))
+    missing = [name for name in ("peft", "transformers") if importlib.util.find_spec(name) is None]
+    if missing and any(name.startswith("peft") for name in args.contenders):
+        raise ValueError(
+            f"no {' and '.join(missing)} here: pip install -r requirements-dev.txt, or name other --contenders"
+        )
+    return args
+
+
+class Base(NamedTuple):
+    model: torch.nn.Module  # frozen
+    tokenizer: Tokenizer
+    task: tasks.Task
+    dtype: torch.dtype
+    device: str
+
+
+# ---------------------------------------------------------------- the two sides: a step, and a Method to measure
+
+
+class Ours:
+    """A method of prefix.py and the step of train_task.py."""
+
+    def __init__(self, base, c, lr, trigger, seed):
+        self.lr, self.warmup, self.dtype, self.device = lr, c.warmup, base.dtype, base.device
+        self.method = METHODS[c.method](base.model, n_random=c.n_random, trigger=trigger, seed=seed).to(base.device)
+        if trigger and not self.method.n_rows():  # fine-tuning has the example in its context
+            self.method.shots = torch.tensor([trigger], device=base.device)  # (1, S)
+        self.network = self.method.network(base.model)
+        self.optimizers = self.method.optimizers(lr, base.dtype)
+
+    def step(self, batch, i):
+        self.optimizers[0].param_groups[0]["lr"] = self.lr * min(1, (i + 1) / self.warmup)
+        batch = [t.to(self.device) for t in batch]
+        return train_step(self.method, self.network, batch, self.optimizers, self.dtype).item()
+
+    def tuned(self):
+        return self.method
+
+
+class Theirs:
+    """PEFT over transformers' model and the step of bench.py. Its prompt is read back for measuring."""
+
+    def __init__(self, base, c, lr, trigger, seed):
+        self.lr, self.warmup, self.autocast, self.base = lr, c.warmup, c.autocast, base
+        self.kind = METHODS["ptuning2" if c.method == "PrefixTuningConfig" else "hybrid"]
+        torch.manual_seed(seed)
+        rows = len(trigger) or c.n_random
+        self.model = bench.peft_model(base.model.folder, c.method, rows, torch.float32, base.device)
+        weight = self.model.prompt_encoder.default.embedding.weight
+        if trigger:  # as its TEXT and its initialize_kv_prefix_from_text do, which need a tokenizer of the hub
+            weight.data.copy_(self.kind(base.model, 0, trigger).embeddings())
+        self.optimizer = torch.optim.AdamW([weight], lr, weight_decay=0)
+
+    def step(self, batch, i):
+        self.optimizer.param_groups[0]["lr"] = self.lr * min(1, (i + 1) / self.warmup)
+        text, labels = (t.to(self.base.device) for t in text_and_labels(batch))
+        return bench.peft_step(self.model, self.optimizer, text, labels, self.autocast)
+
+    def tuned(self):
+        return method_of_rows(self.kind, self.model.get_prompt_embedding_to_save("default").float(), self.base.model)
+
+
+def text_and_labels(batch):
+    """A batch as transformers takes it: texts (B, T + 1), and labels (B, T + 1), which are -100 outside the answers."""
+    tokens, targets, answer = batch
+    text = torch.cat([tokens[:, :1], targets], 1)
+    return text, torch.cat([torch.full_like(text[:, :1], -100), targets.masked_fill(~answer, -100)], 1)
+
+
+# ---------------------------------------------------------------- one run
+
+
+def schedule():
+    """The steps after which a run is measured: 0, 1, 2, 3, 5, 8, 12, 18, ..., each half as many again."""
+    step = 0
+    while True:
+        yield step
+        step = max(step + 1, math.ceil(1.5 * step))
+
+
+def records(checks):
+    """{range: the first measurement at which its goal holds, or None}."""
+    return {name: next((c for c in checks if c["exact"][name] >= goal), None) for name, goal in GOALS.items()}
+
+
+@torch.no_grad()
+def exact_match(base, method, tests):
+    """{range: the share of its questions that a method answers exactly}."""
+    network, share = method.network(base.model), {}
+    past = method.past(network)
+    for name, examples in tests.items():
+        texts = generate_answers(network, past, base.tokenizer, base.task, encode(base.tokenizer, examples))
+        share[name] = score(base.task, examples, texts)["exact_match"] / len(examples)
+    return share
+
+
+def tokens_of(start, base, examples):
+    """What the rows begin as, a list of tokens: [] for none."""
+    if start == "words":
+        return base.tokenizer.bos + base.tokenizer.encode(base.task.trigger + "\n")
+    shown = as_text(base.task.worth_showing(examples, 1))
+    return base.tokenizer.bos + base.tokenizer.encode_task(shown) if start == "example" else []
+
+
+def mixed_batches(encoded, batch_size, seed):
+    """Batches without end, each of mixed lengths: sorted by length, the first few would show one length each."""
+    rng = random.Random(seed)
+    while True:
+        order = rng.sample(encoded, len(encoded))
+        for i in range(0, len(order), batch_size):
+            yield from training_batches(order[i : i + batch_size], batch_size, rng)
+
+
+def one_run(base, c, lr, seed, max_seconds, questions, bar):
+    """The measurements of a contender until it holds every goal, or until max_seconds of tuning are over."""
+    examples = base.task.examples(EXAMPLES, split="train", seed=seed)
+    tests = {name: base.task.examples(questions, name, seed=seed) for name in GOALS}
+    encoded, trigger = encode(base.tokenizer, examples), tokens_of(c.start, base, examples)
+    side = Theirs if c.method.endswith("Config") else Ours
+    for batch in itertools.islice(mixed_batches(encoded, c.batch_size, seed), 1):
+        side(base, c, lr, trigger, seed).step(batch, 0)  # warms up, not timed
+    runner, seconds, checks, steps = side(base, c, lr, trigger, seed), 0.0, [], schedule()
+    due = next(steps)
+    for step, batch in enumerate(mixed_batches(encoded, c.batch_size, seed)):
+        if step == due or seconds >= max_seconds:
+            exact = exact_match(base, runner.tuned(), tests)
+            checks.append({"step": step, "examples": step * c.batch_size, "seconds": seconds, "exact": exact})
+            bar.set_postfix_str(f"step {step}, {seconds:.1f} s, {', '.join(f'{e:.0%}' for e in exact.values())}")
+            if seconds >= max_seconds or all(records(checks).values()):
+                return checks
+            due = next(steps)
+        seconds += bench.timed(functools.partial(runner.step, batch, step), base.device)[0]
+
+
+def order(trial):
+    """The key by which a sweep's trials are ordered: more goals held, then in less time, then the better end."""
+    held = [r["seconds"] for r in records(trial["checks"]).values() if r]
+    return -len(held), sum(held), -sum(trial["checks"][-1]["exact"].values())
+
+
+# ---------------------------------------------------------------- the table
+
+
+def spread(values, form):
+    """The median and range of some numbers; of like ones, the number."""
+    low, mid, high = (form.format(v) for v in (min(values), statistics.median(values), max(values)))
+    return mid if low == high else f"{mid} [{low}, {high}]"
+
+
+def cell(runs, name, max_seconds):
+    """Seconds and examples to a range's goal. Where no more than half of the runs hold it: what they end at."""
+    reached = [records(checks)[name] for checks in runs]
+    n, held = len(runs), sum(r is not None for r in reached)
+    if 2 * held <= n:
+        last = spread([100 * checks[-1]["exact"][name] for checks in runs], "{:.1f}")
+        return f"not within {max_seconds:g} s ({held} of {n}), ends at {last}%"
+    seconds, examples = ([r[key] if r else math.inf for r in reached] for key in ("seconds", "examples"))
+    late = f"over {max_seconds:g}"
+    return f"{spread(seconds, '{:.2f}').replace('inf', late)} s, {spread(examples, '{:g}').replace('inf', 'more')}"
+
+
+def row(c, lr, runs, max_seconds):
+    """A line of the table, and of the table of records."""
+    before = [spread([100 * checks[0]["exact"][name] for checks in runs], "{:.1f}") for name in GOALS]
+    cells = [str(datetime.date.today()), c.label, f"{c.start}, {lr:g}, {c.batch_size}", "; ".join(before)]
+    return f"| {' | '.join(cells + [cell(runs, name, max_seconds) for name in GOALS])} |"
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if (Path(args.out) / "results.json").exists() and not args.overwrite:
+        raise ValueError(f"{args.out} is already in use: give another --out, or --overwrite it")
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    model, task = load_model(args.model, args.device, args.dtype).freeze(), tasks.load("addition")
+    tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, task.tokenize)
+    base = Base(model, tokenizer, task, args.dtype, args.device)
+    results = {"args": vars(args) | {"dtype": str(args.dtype).removeprefix("torch.")}, "contenders": {}}
+    results |= {"record": record(args.device, args.dtype, []), "load": os.getloadavg()[0]}
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    print(f"{model.name}, {results['args']['dtype']}, {torch.get_num_threads()} threads, load {results['load']:.1f}\n")
+    goals = [f"{goal:.0%} at {name}: seconds, examples" for name, goal in GOALS.items()]
+    print(f"| date | contender | start, rate, batch | exact at step 0, % | {' | '.join(goals)} |")
+    print("| --- " * 6 + "|", flush=True)
+    for name in args.contenders:
+        c, trials, runs = CONTENDERS[name], [], []
+        rates = c.rates if len(c.rates) > 1 else ()
+        with tqdm(total=len(rates) + args.seeds, desc=name, unit=" runs", leave=False) as bar:
+            for lr in rates:
+                checks = one_run(base, c, lr, SWEEP_SEED, args.sweep_seconds, args.questions, bar)
+                trials.append({"lr": lr, "checks": checks})
+                bar.update()
+            lr = min(trials, key=order)["lr"] if trials else c.rates[0]
+            results["contenders"][name] = c._asdict() | {"lr": lr, "sweep": trials, "runs": runs}
+            for seed in range(args.seeds):
+                runs.append(one_run(base, c, lr, seed, args.max_seconds, args.questions, bar))
+                write_json(Path(args.out) / "results.json", results)
+                bar.update()
+        print(row(c, lr, runs, args.max_seconds), flush=True)
+    return results
+
+
+if __name__ == "__main__":
+    run(main, "speedrun.py")

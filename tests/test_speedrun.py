@@ -1,0 +1,160 @@
+"""speedrun.py: PEFT's side is PEFT's own step, ours equals it from the same start, and the record rule by hand."""
+
+import importlib.util
+import itertools
+import json
+import math
+import shutil
+import warnings
+
+import pytest
+import torch
+
+import speedrun
+import tasks
+from checkpoint import load_model, save_model
+from data.batches import encode, training_batches
+from model import GPT, GPTConfig
+
+DIGITS, FIVE = speedrun.GOALS  # the two ranges
+
+
+@pytest.fixture(scope="module")
+def little(tmp_path_factory):
+    """The folder of a small random base that reads nano's tokens."""
+    folder = tmp_path_factory.mktemp("little")
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(vocab_size=1024, block_size=128, n_layer=2, n_head=2, n_embd=16))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    save_model(model, folder)
+    shutil.copy(speedrun.Path(speedrun.__file__).parent / "data" / "nano" / "encoding.json", folder)
+    return folder
+
+
+def base_of(little, tokenizer):
+    tokenizer.tokenize = "bytes"
+    return speedrun.Base(load_model(little).freeze(), tokenizer, tasks.load("addition"), torch.float32, "cpu")
+
+
+def a_batch(base, n=5):
+    return next(training_batches(encode(base.tokenizer, base.task.examples(n, split="train")), n, speedrun.random))
+
+
+@pytest.mark.parametrize("kind, ours", [("PromptTuningConfig", "hybrid"), ("PrefixTuningConfig", "ptuning2")])
+def test_the_first_steps_are_those_of_peft_and_ours_agrees(little, tokenizer, kind, ours):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    base, trigger, lr = base_of(little, tokenizer), [300, 20, 7, 7, 500], 0.02
+    batch = a_batch(base)
+    c = speedrun.Contender("", kind, "example", (lr,), warmup=2)
+    theirs = speedrun.Theirs(base, c, lr, trigger, seed=0)
+    same = speedrun.Ours(base, c._replace(method=ours), lr, trigger, seed=0)
+    torch.testing.assert_close(theirs.tuned().rows, same.method.rows, atol=1e-5, rtol=1e-5)
+
+    # the reference: transformers and peft written out, with the start that peft itself makes of the tokens
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = transformers.GPT2LMHeadModel.from_pretrained(little).eval()
+        model = peft.get_peft_model(plain, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=5)).eval()
+    words = torch.tensor([trigger])
+    if ours == "hybrid":
+        model.prompt_encoder.default.embedding.weight.data.copy_(plain.transformer.wte(words)[0])
+    else:
+        with torch.no_grad(), model.disable_adapter():
+            cache = model(input_ids=words, use_cache=True).past_key_values
+        peft.initialize_kv_prefix_from_past_key_values(
+            model, past_key_values=[(layer.keys, layer.values) for layer in cache.layers]
+        )
+    weight = model.prompt_encoder.default.embedding.weight
+    optimizer = torch.optim.AdamW([weight], weight_decay=0)
+    texts, labels = [], []
+    for tokens, targets, answer in zip(*batch):
+        texts.append([tokens[0].item(), *targets.tolist()])
+        labels.append([-100] + [t if a else -100 for t, a in zip(targets.tolist(), answer.tolist())])
+    for i, rate in enumerate((lr / 2, lr)):
+        optimizer.param_groups[0]["lr"] = rate
+        loss = model(input_ids=torch.tensor(texts), labels=torch.tensor(labels)).loss
+        loss.backward()
+        weight.grad *= min(1, 1 / weight.grad.norm())
+        optimizer.step()
+        optimizer.zero_grad()
+        assert theirs.step(batch, i) == pytest.approx(loss.item(), abs=1e-4)
+        assert same.step(batch, i) == pytest.approx(loss.item(), abs=1e-4)
+        torch.testing.assert_close(theirs.tuned().rows, weight, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(same.method.rows, weight, atol=1e-4, rtol=1e-4)
+
+
+def test_the_measured_network_is_the_trained_one(little, tokenizer):
+    base = base_of(little, tokenizer)
+    c, tests = speedrun.CONTENDERS["finetune-example"], {DIGITS: base.task.examples(4)}
+    runner = speedrun.Ours(base, c, 1e-2, [300, 20], seed=0)
+    assert speedrun.exact_match(base, runner.tuned(), tests) == {DIGITS: 0.0}
+    before = base.model.wte.weight.clone()
+    batch = next(training_batches(encode(base.tokenizer, tests[DIGITS]), 4, speedrun.random))
+    losses = [runner.step(batch, i) for i in range(60)]  # learns the questions by heart
+    assert losses[-1] < 0.2 * losses[0] and torch.equal(base.model.wte.weight, before)
+    assert runner.tuned().shots.tolist() == [[300, 20]]
+
+
+def test_batches_mix_lengths_and_repeat_with_their_seed(little, tokenizer):
+    base = base_of(little, tokenizer)
+    encoded = encode(tokenizer, base.task.examples(20, split="train"))
+    one, two = ([b[0] for b in itertools.islice(speedrun.mixed_batches(encoded, 8, seed=3), 6)] for _ in range(2))
+    assert [len(b) for b in one] == [8, 8, 4] * 2
+    assert all(torch.equal(a, b) for a, b in zip(one, two))
+    assert sorted(row[:3].tolist() for b in one[:3] for row in b) == sorted(q[:3] for q, _ in encoded)
+
+
+def check(step, seconds, digits, five):
+    return {"step": step, "examples": 4 * step, "seconds": seconds, "exact": {DIGITS: digits, FIVE: five}}
+
+
+def test_the_schedule_grows_by_half():
+    assert list(itertools.islice(speedrun.schedule(), 12)) == [0, 1, 2, 3, 5, 8, 12, 18, 27, 41, 62, 93]
+
+
+def test_the_record_is_the_first_measurement_that_holds():
+    checks = [check(0, 0, 0.985, 0.2), check(1, 0.5, 0.99, 0.3), check(2, 1.0, 0.9, 0.96), check(3, 1.5, 1, 0.9)]
+    assert speedrun.records(checks) == {DIGITS: checks[1], FIVE: checks[2]}
+    assert speedrun.records(checks[:2]) == {DIGITS: checks[1], FIVE: None}
+
+
+def test_a_sweep_chooses_more_goals_then_less_time_then_the_better_end():
+    both, slow = [check(1, 3, 1, 0.5), check(2, 9, 1, 0.95)], [check(1, 4, 1, 0.5)]
+    fast, poor, good = [check(1, 2, 1, 0.1)], [check(1, 1, 0.1, 0.1)], [check(1, 1, 0.5, 0.1)]
+    trials = [{"checks": c} for c in (poor, slow, good, both, fast)]
+    assert [t["checks"] for t in sorted(trials, key=speedrun.order)] == [both, fast, slow, good, poor]
+
+
+def test_the_cells_of_a_line():
+    won, later, never = [check(2, 1.5, 1, 0.5)], [check(0, 0, 0, 0), check(3, 2.5, 1, 0.5)], [check(9, 60.2, 0.9, 0.25)]
+    assert speedrun.cell([won], DIGITS, 60) == "1.50 s, 8"
+    assert speedrun.cell([won, later, never], DIGITS, 60) == "2.50 [1.50, over 60] s, 12 [8, more]"
+    assert speedrun.cell([won, never, never], DIGITS, 60) == "not within 60 s (1 of 3), ends at 90.0 [90.0, 100.0]%"
+    assert speedrun.cell([won, later, never], FIVE, 60) == "not within 60 s (0 of 3), ends at 50.0 [25.0, 50.0]%"
+
+
+def test_a_run_of_both_sides(command, little, tmp_path):
+    pytest.importorskip("peft")
+    args = ["--model", little, "--dtype", "float32", "--seeds", 2, "--questions", 3, "--out", tmp_path]
+    args += ["--contenders", "ours-example", "peft-prompt-none-bf16", "--max-seconds", 0.001, "--sweep-seconds", 0]
+    done = command("speedrun.py", *args)
+    assert done.code == 0, done.err
+    rows = [line for line in done.out.splitlines() if line.startswith("| 2")]
+    assert len(rows) == 2 and all(row.count("not within 0.001 s (0 of 2), ends at 0.0%") == 2 for row in rows)
+    assert len({line.count("|") for line in done.out.splitlines() if line.startswith("|")}) == 1  # columns
+    saved = json.loads((tmp_path / "results.json").read_text())["contenders"]
+    assert [len(saved[name]["sweep"]) for name in saved] == [0, 3] and saved["ours-example"]["lr"] > 0
+    for c in saved.values():
+        assert [[at["step"] for at in checks] for checks in c["runs"]] == [[0, 1]] * 2
+        assert all(0 < checks[1]["seconds"] < math.inf for checks in c["runs"])
+    again = command("speedrun.py", *args)
+    assert (again.code, again.err.count("\n")) == (2, 1) and "already in use" in again.err
+
+
+def test_without_peft_its_contenders_are_refused(command, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
+    done = command("speedrun.py", "--contenders", "peft-prompt-none")
+    assert (done.code, done.err.count("\n"), done.out) == (2, 1, "") and "requirements-dev.txt" in done.err
+    assert speedrun.parse_args(["--contenders", "ours-words", "--out", "nowhere"]).seeds == 5
