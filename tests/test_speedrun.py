@@ -105,8 +105,8 @@ def test_batches_mix_lengths_and_repeat_with_their_seed(little, tokenizer):
     assert sorted(row[:3].tolist() for b in one[:3] for row in b) == sorted(q[:3] for q, _ in encoded)
 
 
-def check(step, seconds, digits, five):
-    return {"step": step, "examples": 4 * step, "seconds": seconds, "exact": {DIGITS: digits, FIVE: five}}
+def check(step, seconds, digits, five, loss=None):
+    return {"step": step, "examples": 4 * step, "seconds": seconds, "exact": {DIGITS: digits, FIVE: five}, "loss": loss}
 
 
 def test_the_schedule_grows_by_half():
@@ -121,9 +121,15 @@ def test_the_record_is_the_first_measurement_that_holds():
 
 def test_a_sweep_chooses_more_goals_then_less_time_then_the_better_end():
     both, slow = [check(1, 3, 1, 0.5), check(2, 9, 1, 0.95)], [check(1, 4, 1, 0.5)]
-    fast, poor, good = [check(1, 2, 1, 0.1)], [check(1, 1, 0.1, 0.1)], [check(1, 1, 0.5, 0.1)]
-    trials = [{"checks": c} for c in (poor, slow, good, both, fast)]
-    assert [t["checks"] for t in sorted(trials, key=speedrun.order)] == [both, fast, slow, good, poor]
+    fast, good, low, high = (
+        [check(1, 2, 1, 0.1)],
+        [check(1, 1, 0.5, 0.1)],
+        [check(1, 1, 0, 0, 2.0)],
+        [check(1, 1, 0, 0, 3.0)],
+    )
+    lost = [check(1, 1, 0, 0, None)]  # its loss is not finite
+    trials = [{"checks": c} for c in (lost, high, slow, good, low, both, fast)]
+    assert [t["checks"] for t in sorted(trials, key=speedrun.order)] == [both, fast, slow, good, low, high, lost]
 
 
 def test_the_cells_of_a_line():
