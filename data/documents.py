@@ -2,8 +2,11 @@
 
 A document shows one skill in one format: several worked examples that differ in what they ask and agree in how they
 are written. The parts of a format are drawn at random and independently (the order of the fields, separators, wording,
-whether the steps are shown, how an example ends), so the base has to read the format off the document. The formats of
-tasks/ never occur: a document that matches one of their patterns is drawn again.
+whether the steps are shown, how an example ends), so the base has to read the format off the document.
+
+The formats of tasks/ never occur, nor do their steps in another format: a document that shows one is drawn again.
+Some skills point at what the question says and copy it, over longer texts than any sum has: Cai et al. (2025),
+"Extrapolation by Association" (2506.09251), carries the length over from a task to a related one.
 """
 
 import re
@@ -13,8 +16,11 @@ from itertools import accumulate
 import tasks
 
 HELD_OUT = [re.compile(tasks.load(name).pattern) for name in tasks.names()]
+STEPS = [re.compile(tasks.load(name).steps_pattern) for name in tasks.names()]
 BY_LETTERS = tasks.words(new=False)  # the tasks' new words stay new to the base as well
-MAX_DIGITS, MAX_LETTERS, MAX_LIST = 6, 12, 6
+MAX_DIGITS, MAX_LETTERS, MAX_LIST = 6, 12, 6  # of what is computed: sums and products, words, totals and letters
+SPACED = 0.1  # share of the formats of sums and products whose numbers have spaces between some of their digits
+MAX_COPIED = 10  # digits of a number, or items of a list, that is only pointed at and copied
 MARKS = [c for c in string.punctuation]
 
 
@@ -45,6 +51,12 @@ def most(rng, least, limit):
 
 def number(rng, longest):
     return rng.randrange(10 ** rng.randint(1, longest))
+
+
+def spaced(rng, n):
+    """A number with spaces between some of its digits: Shen et al. (2023), "Positional Description Matters for
+    Transformers Arithmetic" (2311.14737), section 3, so that no digit's place is a matter of where it stands alone."""
+    return "".join(digit + " " * (rng.random() < 0.3) for digit in str(n)).strip()
 
 
 def word(rng, longest):
@@ -88,6 +100,7 @@ def digit_steps(rng, name, sign):
     inner, outer, equals = comma(rng, empty=True) if rng.random() < 0.5 else "", comma(rng), arrow(rng)
     last = rng.choice(["", "00{}", "00{}", "00{}", "{}"])  # what is written when the numbers are used up
     op = sign if rng.random() < 0.6 else rng.choice([f" {sign} ", f" {name} ", "&", " and ", " ", mark(rng)])
+    spaces = rng.random() < SPACED
     wrap = wrapper(rng, [name, "add" if sign == "+" else "times", "sum" if sign == "+" else "product"])
     first = arrow(rng)
 
@@ -103,7 +116,8 @@ def digit_steps(rng, name, sign):
         if last:
             steps.append(inner.join(last.format(carry)))
         result = a + b if sign == "+" else a * b
-        return wrap.format(f"{a}{op}{b}") + first, outer.join(steps) + f"{equals}{result}"
+        question = f"{spaced(rng, a)}{op}{spaced(rng, b)}" if spaces else f"{a}{op}{b}"
+        return wrap.format(question) + first, outer.join(steps) + f"{equals}{result}"
 
     return example
 
@@ -235,13 +249,85 @@ def counting(rng):
 
 
 def comparing(rng):
-    longest, sep, first = rng.randint(1, MAX_DIGITS), comma(rng), arrow(rng)
+    longest, sep, first = rng.randint(1, MAX_COPIED), comma(rng), arrow(rng)
     kind, wrap = rng.choice(["sign", "max", "min"]), wrapper(rng, ["compare", "bigger"])
 
     def example():
         a, b = number(rng, longest), number(rng, longest)
         answer = {"sign": "<" if a < b else ">" if a > b else "=", "max": str(max(a, b)), "min": str(min(a, b))}[kind]
         return wrap.format(f"{a}{sep}{b}") + first, answer
+
+    return example
+
+
+def pairing(rng):
+    """The digits of two numbers side by side, or each digit of a number beside another, mostly from the right."""
+    longest, inner, outer, first = most(rng, 2, MAX_COPIED), comma(rng, empty=True), comma(rng), arrow(rng)
+    inner = inner if rng.random() < 0.5 else ""
+    times, swapped, from_left = rng.random() < 0.25, rng.random() < 0.3, rng.random() < 0.2
+    op = rng.choice(["+", "*", " ", "&", ",", " and ", mark(rng)])
+    wrap, last = wrapper(rng, ["pairs", "digits", "zip", "columns"]), rng.choice(["", "", "00", "end"])
+
+    def example():
+        a, b = number(rng, longest), rng.randrange(10) if times else number(rng, longest)
+        width = max(len(str(a)), len(str(b)))
+        x, y = str(a).zfill(width), str(b) * width if times else str(b).zfill(width)
+        columns = [inner.join((e, d) if swapped else (d, e)) for d, e in zip(x, y)][:: 1 if from_left else -1]
+        return wrap.format(f"{a}{op}{b}") + first, outer.join(columns + [last] * bool(last))
+
+    return example
+
+
+def digits(rng):
+    """A number's digits: the same, backwards, or the one at a place."""
+    longest, first, sep, between = most(rng, 3, MAX_COPIED), arrow(rng), comma(rng), comma(rng, empty=True)
+    kind, from_left = rng.choice(["copy", "backwards", "backwards", "place"]), rng.random() < 0.5
+    names = {"copy": ["digits", "number"], "backwards": ["mirror", "turned"], "place": ["digit", "place", "at"]}[kind]
+    wrap = wrapper(rng, names)
+
+    def example():
+        n = str(number(rng, longest))
+        if kind == "place":
+            i = rng.randint(1, len(n))
+            return wrap.format(f"{n}{sep}{i}") + first, n[i - 1] if from_left else n[-i]
+        return wrap.format(n) + first, between.join(n if kind == "copy" else n[::-1])
+
+    return example
+
+
+def columns(rng):
+    """One character of each group of a list, in the list's order or from its end."""
+    longest, width, sep, first = most(rng, 3, MAX_COPIED), rng.randint(2, 4), comma(rng), arrow(rng)
+    alphabet = string.digits if rng.random() < 0.7 else string.ascii_lowercase
+    i, back, between = rng.randrange(width), rng.random() < 0.6, comma(rng, empty=True) if rng.random() < 0.3 else ""
+    wrap = wrapper(rng, ["column", "read", "pick"])
+
+    def example():
+        groups = ["".join(rng.choices(alphabet, k=width)) for _ in range(rng.randint(2, longest))]
+        chosen = [group[i] for group in groups][:: -1 if back else 1]
+        return wrap.format(sep.join(groups)) + first, between.join(chosen)
+
+    return example
+
+
+def list_items(rng):
+    """The items of a list once more, words or named values: all of them, from the end, or the one at a place."""
+    longest, sep, outer, first = most(rng, 2, MAX_COPIED), comma(rng), comma(rng), arrow(rng)
+    of_words, kind, place = rng.random() < 0.4, rng.choice(["all", "all", "backwards", "place"]), comma(rng)
+    letter = rng.choice(["", *"xyzabnv"])
+    gives, letters = rng.choice(["=", " = ", ":", " is ", mark(rng)]), rng.randint(3, 8)
+    asked = rng.choice(["", " values", " items", " list"]) if rng.random() < 0.7 else " " + word(rng, 6)
+    wrap = wrapper(rng, ["items", "list", "values"]) if rng.random() < 0.5 else "{}"
+
+    def example():
+        n = rng.randint(2, longest)
+        items = [word(rng, letters) if of_words else str(rng.randrange(100)) for _ in range(n)]
+        named = letter and not of_words
+        given = sep.join(f"{letter}{i}{gives}{v}" if named else v for i, v in enumerate(items, 1))
+        if kind == "place":
+            i = rng.randint(1, n)
+            return wrap.format(given) + f"{place}{i}" + asked + first, items[i - 1]
+        return wrap.format(given) + asked + first, outer.join(items[:: -1 if kind == "backwards" else 1])
 
     return example
 
@@ -259,32 +345,40 @@ SKILLS = {
         ],
     ),
     "multiplication": (
-        13,
+        14,
         multiplication,
         ["Multiply the number by the digit.", "Multiply digit by digit and carry.", "What is the product?"],
     ),
     "facts": (3, facts, ["Simple sums.", "Do the sum.", "What is the answer?"]),
     "running sum": (
-        15,
+        14,
         running_sum,
         ["Add up the values one after the other.", "The running total of the values.", "What is the sum of all?"],
     ),
     "reverse": (
-        11,
+        9,
         reversing,
         ["Reverse the word.", "Write the word backwards.", "Each word from the last letter to the first."],
     ),
-    "copy": (5, copying, ["Copy the word.", "Spell the word.", "Say the same word again."]),
-    "upper": (2, upper_casing, ["Write the word in capitals.", "Say it loud."]),
-    "one letter": (5, one_letter, ["One letter of each word.", "Which letter of the word is it?"]),
+    "copy": (3, copying, ["Copy the word.", "Spell the word.", "Say the same word again."]),
+    "upper": (1, upper_casing, ["Write the word in capitals.", "Say it loud."]),
+    "one letter": (3, one_letter, ["One letter of each word.", "Which letter of the word is it?"]),
     "list letters": (
-        13,
+        11,
         list_letters,
         ["Take one letter of each word and join the letters.", "The letters of the words, together."],
     ),
     "sort": (2, sorting, ["Put these in order.", "Sort the list."]),
     "count": (2, counting, ["Count from the first number, so many numbers.", "Count on."]),
-    "compare": (2, comparing, ["Compare the two numbers.", "Which number is it?"]),
+    "compare": (3, comparing, ["Compare the two numbers.", "Which number is it?"]),
+    "pairs": (
+        5,
+        pairing,
+        ["The digits of both numbers, side by side.", "Write the digits in pairs.", "A digit of each, from the right."],
+    ),
+    "digits": (3, digits, ["The digits of the number.", "Which digit is it?"]),
+    "columns": (3, columns, ["Read down a column.", "One sign of each group."]),
+    "list items": (3, list_items, ["The items of the list.", "Write the list again.", "Which item is it?"]),
 }
 
 
@@ -308,8 +402,14 @@ def document(rng, skill=None):
             if length > longest:
                 break
             examples.append((question, answer, end + between))
-        if examples and not any(p.search(text(examples)) for p in HELD_OUT):
+        if examples and not is_held_out(examples):
             return kind, heading, examples
+
+
+def is_held_out(examples):
+    """Whether a document shows a task's format, or in an answer a task's steps, whatever stands around them."""
+    answers = [answer for _, answer, _ in examples]
+    return any(p.search(text(examples)) for p in HELD_OUT) or any(p.search(a) for p in STEPS for a in answers)
 
 
 def text(examples):

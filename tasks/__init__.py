@@ -28,8 +28,9 @@ class Example(NamedTuple):
 class Task:
     """Subclass with: `trigger`, words a person would write to ask for it; `unit`, what length
     counts; `ranges`, the shortest and longest length of each range, the first of which is
-    in-distribution and tuned on; `pattern`, a regular expression of its format, which
-    pretraining must not contain; and `example(rng, length, new_words)` -> (question, answer).
+    in-distribution and tuned on; `pattern` and `steps_pattern`, regular expressions of its format
+    and of its steps alone, which no text and no answer of pretraining may contain; and
+    `example(rng, length, new_words)` -> (question, answer).
 
     `stop` ends every answer; the final answer is what stands between its last `=` and that.
     A range whose name is in `new_words` draws words that tuning never sees.
@@ -40,6 +41,7 @@ class Task:
     ranges = {}
     new_words = ()
     pattern = r"(?!)"
+    steps_pattern = r"(?!)"
     stop = "$"
     question_format = "{}"  # how a question is put, for sample.py
     tokenize = "bytes"  # or "bpe"

@@ -18,7 +18,8 @@ class Addition(Task):
         self.sign = sign
         beyond = range(longest + 1, max(8, longest + 3))  # two lengths at least, and the 7 digits that are new to nano
         self.ranges = {IN_DISTRIBUTION: (1, longest)} | {f"{n} digits": (n, n) for n in beyond}
-        self.pattern = rf"\d\+\d+{re.escape(sign)}" + (r"(\d{4};)+\d{1,3}=\d" if steps else r"\d+\$")
+        self.steps_pattern = r"\d{4};\d" if steps else r"(?!)"
+        self.pattern = r"(?<!\d)\d{4};\d" if steps else rf"\d\+\d+{re.escape(sign)}\d+\$"
 
     def example(self, rng, length, new_words=False):
         a = rng.randrange(10 ** (length - 1) if length > 1 else 0, 10**length)

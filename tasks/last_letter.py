@@ -11,6 +11,7 @@ class LastLetter(Task):
     unit = "words"
     ranges = {IN_DISTRIBUTION: (2, 4), "5 words": (5, 5), "6 words": (6, 6), "new words": (2, 4)}
     new_words = ("new words",)
+    steps_pattern = r"\w;\w"
     pattern = r"last\((\w+,)+\w+\)=\w"
 
     def example(self, rng, length, new_words=False):

@@ -14,7 +14,8 @@ class Multiplication(Task):
     )
     unit = "digits"
     ranges = {IN_DISTRIBUTION: (1, 4), "5 digits": (5, 5), "6 digits": (6, 6)}
-    pattern = r"\d\*\d=(\d{4};)+\d{1,3}=\d"
+    steps_pattern = r"\d{4};\d"
+    pattern = r"(?<!\d)\d{4};\d"
 
     def example(self, rng, length, new_words=False):
         a = rng.randrange(10 ** (length - 1) if length > 1 else 0, 10**length)

@@ -22,6 +22,7 @@ class SymbolicSum(Task):
             if sequence
             else {IN_DISTRIBUTION: (2, 5), "6 terms": (6, 6), "7 terms": (7, 7)}
         )
+        self.steps_pattern = r"\d;\d"
         self.pattern = r"x1=\d+, x2=\d+[^?]* sum\?\d"
 
     def example(self, rng, length, new_words=False):

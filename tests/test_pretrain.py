@@ -128,7 +128,7 @@ def test_the_progress_bar_holds_no_state(monkeypatch):
     """Preparation ended by a count in the bar, which a disabled bar does not keep."""
     monkeypatch.setattr(pretrain, "tqdm", partial(tqdm, disable=True))  # tqdm reads TQDM_DISABLE when it is imported
     stream = (([i] * 7, [0] * 7) for i in range(1000))  # not endless: a failure should not fill the memory
-    assert pretrain.first_tokens(stream, 20, "documents").shape == (2, 20)
+    assert pretrain.first_tokens(stream, 20).shape == (2, 20)
     assert next(stream)[0][0] == 3  # three were enough
 
 
