@@ -712,7 +712,8 @@ def main(argv=None):
         prompts, trigger = build_prompts(args, model, tokenizer, task)
     n_positions = max((method.n_positions() for method in prompts.values()), default=0)
     examples, tests, free = draw_examples(args, task, model, tokenizer, n_positions)
-    known = before and before.state["context"]
+    known = before and before.state.get("context")
+    known = known and schemas.convert(known, schemas.Context, f"the context in {out}", "give another --out")
     contenders, context = contexts(args, model, tokenizer, task, examples, trigger, free, known)
     contenders |= prompts
     if not args.load:

@@ -175,6 +175,18 @@ class Results(Run):
     seconds: dict[str, float]
 
 
+class Context(TypedDict):
+    """The best context of a run in results.json, which a resumed run does not search for again."""
+
+    text: str
+    shots: Count
+    lengths: str
+    exact_match: Count
+    n: Count
+    loss: float
+    candidates: list
+
+
 class BenchWork(TypedDict):
     """What bench.py calls itself with: one side of one measurement."""
 

@@ -128,6 +128,10 @@ def test_a_finished_run_says_so_and_does_nothing(run, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()} == before
     done = run("--out", tmp_path / "run", "--resume", "--seed", 1)
     assert (done.code, done.err.count("\n")) == (2, 1) and "holds another run, its --seed differs" in done.err
+    results = results_of(tmp_path / "run") | {"context": {"text": {"no": "text"}}}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    done = run("--out", tmp_path / "run", "--resume")
+    assert (done.code, done.err.count("\n")) == (2, 1) and "the context in" in done.err
 
 
 def test_a_run_of_other_weights_or_data_is_not_resumed(run, in_step, tmp_path, base):
