@@ -104,6 +104,15 @@ def average(parameters, loss, weights):
     return loss[0]
 
 
+def first(value):
+    """What process 0 has."""
+    if n_processes() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
 def gather(mine, n):
     """The whole list, of n, from each process's `part` of it."""
     if n_processes() == 1:

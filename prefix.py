@@ -36,6 +36,7 @@ class Method(nn.Module):
     name = label = ""  # what --method calls it, and what tables call it
     options = {}  # its own arguments, as argparse takes them: train_task.py makes a flag of each
     needs_labels = False  # whether the constructor takes `labels`, the token lists of the answers
+    is_validated = True  # whether tuning ends as its best state on held-back questions
     lr, examples, epochs = 1e-2, 4000, 1  # by default: peak learning rate, examples to learn from, passes over them
 
     def __init__(self, **init_kwargs):
@@ -470,6 +471,7 @@ class Cartridge(DeepPrefix):
     """
 
     name, label, lr, needs_labels = "cartridge", "cartridge", 3e-2, False
+    is_validated = False  # which would read labels
     options = {"window": {"type": int, "help": "tokens of the text that its teacher reads at once (default: all)"}}
 
     def __init__(self, model, n_random, trigger=(), seed=0, window=None):
@@ -883,6 +885,7 @@ class Scratch(Method):
     """
 
     name, label, lr, examples, epochs = "scratch", "from scratch", 2e-2, 20_000, 5
+    is_validated = False  # it begins as nothing that could be lost
 
     def __init__(self, model=None, n_random=0, trigger=(), seed=0, block_size=256):
         super().__init__(block_size=block_size)

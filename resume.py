@@ -1,8 +1,8 @@
 """Nothing is lost: a run saves its state, and --resume goes on from there to the same numbers, bit for bit.
 
-checkpoint.safetensors in the run's folder holds the results so far, and of what is being tuned the weights, the
-optimizers' state and the random generators. checkpoint-before.safetensors is what it held one save earlier: it is used
-where a checksum says that the newest one is broken. Both go once the run is finished.
+checkpoint.safetensors in the run's folder holds the results so far, and of what is being tuned the weights, those of
+its best state so far, the optimizers' state and the random generators. checkpoint-before.safetensors is what it held
+one save earlier: it is used where a checksum says that the newest one is broken. Both go once the run is finished.
 
 A run saves every few minutes, after each measurement, and when it gets SIGUSR1. Ctrl-C and SIGTERM end it after the
 step or measurement that it is in, with exit code 130 or 143; a second one ends it at once. So does SIGUSR2, with 140,
@@ -45,6 +45,7 @@ class Checkpoint:
 
     state: a dict that JSON can hold, with {"seconds": {}} in it: the time that each part of the run took.
     modules: {name: module}, whose weights are saved with it; the run adds and removes them.
+    best: {name: tensor} of the best state so far of what is being tuned, which is saved as well.
     saved: what `load` returned, of the run that goes on; None begins a new one.
     log: "wandb" or "trackio", which get the lines of log.jsonl as well.
     Raises ValueError where the folder cannot be written to, or another run is in it.
@@ -54,6 +55,7 @@ class Checkpoint:
         self.folder, self.state, self.minutes, self.modules = Path(folder), state, minutes, {}
         self.saved = saved or Saved(state, {}, 0, finished=False)
         self.tensors, self.is_new = dict(self.saved.tensors), saved is None
+        self.best = self.take("best/")
         self.signal = self.part = self.lock = None
         self.log, self.tracker = log, None
         self.part_began = self.last_save = time.monotonic()  # not time.time(), which jumps when the clock is set
@@ -143,6 +145,7 @@ class Checkpoint:
         for name, module in self.modules.items():
             tensors |= {f"weights/{name}/{key}": t for key, t in trained(module).items()}
             tensors |= {f"generator/{name}/{key}": random_state(g) for key, g in generators(module)}
+        tensors |= {f"best/{key}": t for key, t in self.best.items()}
         for key, state, _ in optimizer_states(optimizers):
             tensors |= {f"optimizer/{key}/{part}": t for part, t in state.items()}
         log = self.folder / LOG

@@ -31,6 +31,7 @@ from eval.accuracy import classification, generate_answers, longest_answer, majo
 from eval.attention import attention_to_rows
 from eval.baselines import as_text, best_context, majority, tfidf
 from eval.neighbors import init_words, nearest_tokens
+from eval.validation import CHECKS, Validation, hold_back
 from prefix import METHODS, divergence
 from tasks import IN_DISTRIBUTION, Example
 
@@ -123,6 +124,14 @@ def parser():
     g.add_argument("--epochs", type=at_least(1), help="passes over them (default 1; from scratch and your own data: 5)")
     g.add_argument("--batch-size", type=at_least(1, 65536), default=32, help="examples per step (default %(default)s)")
     g.add_argument("--lr", type=rate, help="peak learning rate (default: 0.01 for rows at the input)")
+    g.add_argument(
+        "--validation",
+        type=at_least(0),
+        default=128,
+        metavar="N",
+        help="examples held back, on which the best state of what is tuned is chosen, its start included (default "
+        "%(default)s, and at most a fifth; 0: the last state)",
+    )
     g.add_argument("--l2-sp", type=weight, default=0.0, help="weight of the rows' squared distance to their start")
     g.add_argument(
         "--checkpoint-activations",
@@ -402,9 +411,12 @@ def train_step(method, network, batch, optimizers, dtype, l2_sp=0.0):
     return loss
 
 
-def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, l2_sp=0.0, curve=None, checkpoint=None):
+def train(
+    method, model, encoded, epochs, batch_size, lr, dtype, seed, l2_sp=0.0, curve=None, checkpoint=None, validation=None
+):
     """Minimize a method's loss over `encoded`, [(question tokens, answer tokens)]; the rates warm up over 50 steps,
-    then fall as a cosine. With a checkpoint it can be stopped and goes on behind the last step of the curve.
+    then fall as a cosine. With a checkpoint it can be stopped and goes on behind the last step of the curve. With a
+    validation it ends as the best state.
 
     Returns the loss of each step, in nats per answer token, beside the examples seen by then. Raises ValueError where
     the loss is no longer finite.
@@ -419,6 +431,8 @@ def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, l2_sp=0.0
     step, steps_per_epoch = len(curve["loss"]), math.ceil(len(encoded) / batch_size)
     steps, seen = epochs * steps_per_epoch, curve["examples"][-1] if step else 0
     rng = random.Random(seed)
+    if validation and not validation.record["steps"]:
+        validation.check(method, network, 0, dtype, batch_size)
     shown = {"desc": method.label, "unit": " examples", "disable": not distributed.is_main()}
     with tqdm(initial=seen, total=epochs * len(encoded), **shown) as bar:
         for epoch in range(epochs):
@@ -438,9 +452,13 @@ def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, l2_sp=0.0
                 if not math.isfinite(loss):
                     lower = f"lower --lr ({', '.join(f'{peak:g}' for peak in peaks)})"
                     raise ValueError(f"{method.label}: the loss became {loss} after {seen} examples: {lower}")
+                if validation and (step % math.ceil(steps / CHECKS) == 0 or step == steps):
+                    validation.check(method, network, step, dtype, batch_size)
                 if checkpoint:
                     row = {"tuning": method.label, "step": step, "examples": seen, "loss": loss}
                     checkpoint.after_step(optimizers, row)
+    if validation:
+        validation.put_back(method)
     return curve
 
 
@@ -607,6 +625,7 @@ def describe(args, task, model, contenders, name, trigger, context):
         "nearest_tokens": [],
         "written": {"before": {}, "accuracy": {}},  # answers: they go to details.json
         "loss": {},
+        "validation": {},
         "seconds": {},
     }
 
@@ -622,16 +641,23 @@ def measure(method, name, model, tokenizer, task, tests, checkpoint, when="accur
     checkpoint.end()
 
 
-def tune(method, name, args, model, tokenizer, examples, checkpoint):
-    """Train a method on its share of the examples and put the loss curve into the results."""
+def tune(method, name, args, model, tokenizer, task, examples, checkpoint):
+    """Train a method on its share of the examples and put the loss curve into the results, and what was kept."""
     results, (n, epochs) = checkpoint.state, budget(args, method)
     checkpoint.begin(f"{method.label}, tuning")
-    encoded = encode(method.tokenizer(tokenizer), examples[:n])
+    shown = task.worth_showing(examples, max(1, args.shots)) + examples[: args.trigger_examples]
+    most = args.validation if method.is_validated else 0
+    tuned_on, held_back = (encode(method.tokenizer(tokenizer), e) for e in hold_back(task, examples[:n], most, shown))
+    validation = None
+    if held_back:
+        validation = Validation(held_back, results["validation"].setdefault(name, {}), checkpoint.best)
     lr, l2_sp = (args.lr or method.lr, args.l2_sp) if method.name == args.method else (method.lr, 0.0)
-    results["examples"][name] = len(encoded), epochs
+    results["examples"][name] = len(tuned_on), epochs
     curve = results["loss"].setdefault(name, {"examples": [], "loss": []})
     checkpoint.modules[name] = method
-    train(method, model, encoded, epochs, args.batch_size, lr, args.dtype, args.seed, l2_sp, curve, checkpoint)
+    settings = epochs, args.batch_size, lr, args.dtype, args.seed, l2_sp
+    train(method, model, tuned_on, *settings, curve, checkpoint, validation)
+    checkpoint.best.clear()
     checkpoint.end()
 
 
@@ -746,7 +772,7 @@ def main(argv=None):
             elif method.learns() and not args.load:
                 if key not in results["before"]:
                     measure(method, key, model, tokenizer, task, tests, checkpoint, "before")
-                tune(method, key, args, model, tokenizer, examples, checkpoint)
+                tune(method, key, args, model, tokenizer, task, examples, checkpoint)
             measure(method, key, model, tokenizer, task, tests, checkpoint)
             if key != name:
                 checkpoint.modules.pop(key, None)  # its weights are not wanted any more

@@ -174,6 +174,7 @@ def write_page(path, results, details):
         rows=table_rows(results),
         table=(report.class_table if results["answers"] else report.table)(results),
         notes=report.losses_against_start(results) + (report.base_is_the_limit(results) if results["answers"] else []),
+        seen=report.what_tuning_saw(results),
         lengths=length_chart(results) if by_length else None,
         losses=loss_chart(results) if results["loss"] else None,
     )

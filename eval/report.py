@@ -66,10 +66,22 @@ def table(results):
         exact = [f"{100 * after[r]['exact_match'] / max(1, after[r]['n']):.1f}" for r in ranges]
         lines.append(line(results["labels"][name], exact, width))
     lines.append(line("questions", [after[r]["n"] for r in ranges], width))
+    return "\n".join(lines + what_tuning_saw(results))
+
+
+def what_tuning_saw(results):
+    """How many examples each contender learned from, and for each that was validated which state it ended as."""
+    labels, lines = results["labels"], []
     if results["examples"]:
-        seen = [f"{results['labels'][name]} {n:,} x {epochs}" for name, (n, epochs) in results["examples"].items()]
+        seen = [f"{labels[name]} {n:,} x {epochs}" for name, (n, epochs) in results["examples"].items()]
         lines.append(f"learned from (examples x passes): {', '.join(seen)}")
-    return "\n".join(lines)
+    for name, r in results["validation"].items():
+        right, kept, last = dict(zip(r["steps"], r["exact_match"])), r["kept_step"], r["steps"][-1]
+        lines.append(
+            f"{labels[name]} is kept as it was after step {kept} of {last}, with {right[kept]} of {r['questions']} "
+            f"held-back training questions right; its start had {right[0]}, its end {right[last]}"
+        )
+    return lines
 
 
 def losses_against_start(results, name=None):
@@ -100,7 +112,7 @@ def class_table(results):
             added = difference(results["classes"][name], results["classes_before"][name])
             lines.append(line("  tuning adds to its start", [added], width))
     lines.append(line("questions", [exact["n"]], width))
-    return "\n".join(lines + losses_against_start(results) + base_is_the_limit(results))
+    return "\n".join(lines + losses_against_start(results) + what_tuning_saw(results) + base_is_the_limit(results))
 
 
 def class_cells(exact, ranked):

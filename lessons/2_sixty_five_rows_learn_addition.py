@@ -62,10 +62,10 @@ task = tasks.load("addition")
 #
 # Addition with its steps written out. `321+654=1405;2507;3609;000=975$` reads: digits 1 and 4, carry 0, sum 5; then 2
 # and 5, and so on; at the end the last carry, and the sum. A prompt learns from sums of 1 to 4 digits. It is asked
-# sums of 1 to 4 digits that it has not seen, and of 5, 6 and 7 digits.
+# sums of 1 to 4 digits that it has not seen, and of 5 to 8 digits.
 #
 # nano was trained on sums of up to 6 digits in other formats, drawn at random. It has never seen this format, and
-# never a sum of 7 digits. An answer counts as right if the final sum is.
+# never a sum of 7 or 8 digits. An answer counts as right if the final sum is.
 
 # %%
 examples = task.examples(1000, split="train")

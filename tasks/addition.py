@@ -16,7 +16,7 @@ class Addition(Task):
     def __init__(self, steps=True, sign="=", longest=4):
         self.steps = steps
         self.sign = sign
-        beyond = range(longest + 1, max(8, longest + 3))  # two lengths at least, and the 7 digits that are new to nano
+        beyond = range(longest + 1, max(9, longest + 3))  # two lengths at least; 7 and 8 digits are new to nano
         self.ranges = {IN_DISTRIBUTION: (1, longest)} | {f"{n} digits": (n, n) for n in beyond}
         self.steps_pattern = r"\d{4};\d" if steps else r"(?!)"
         self.pattern = r"(?<!\d)\d{4};\d" if steps else rf"\d\+\d+{re.escape(sign)}\d+\$"

@@ -134,6 +134,9 @@ def some_results(tmp_path=None):
         "before": {"hybrid": random_scores()},
         "accuracy": {name: random_scores() for name in ("zero-shot", "few-shot", "hybrid")},
         "examples": {"hybrid": (96, 1)},
+        "validation": {
+            "hybrid": {"questions": 8, "steps": [0, 2, 3], "exact_match": [5, 7, 6], "loss": [3, 2, 2], "kept_step": 2}
+        },
         "loss": {"hybrid": {"examples": [32, 64, 96], "loss": [3.0, 2.0, 1.0]}},
     }
 
@@ -164,9 +167,14 @@ def test_there_is_no_table_without_the_start_or_the_best_context():
 
 def test_a_loss_against_the_start_is_said_by_range_and_points():
     results = some_results()
-    for r, (start, end) in {"in-distribution": (20, 30), "5 digits": (30, 24), "6 digits": (9, 9)}.items():
+    for r, (start, end) in {
+        "in-distribution": (20, 30),
+        "5 digits": (30, 24),
+        "6 digits": (9, 9),
+        "7 digits": (6, 3),
+        "8 digits": (0, 0),
+    }.items():
         results["before"]["hybrid"][r]["correct"], results["accuracy"]["hybrid"][r]["correct"] = start, end
-    results["before"]["hybrid"]["7 digits"]["correct"], results["accuracy"]["hybrid"]["7 digits"]["correct"] = 6, 3
     line = "hybrid prefix ended below its own start: 20.0 points at 5 digits, 10.0 points at 7 digits"
     assert report.losses_against_start(results) == [line]
     assert line in report.table(results)

@@ -1,0 +1,140 @@
+"""eval/validation.py: what is held back, how it is measured, and that tuning ends as its best state."""
+
+import json
+import os
+import random
+import shutil
+import signal
+
+import pytest
+import torch
+
+import tasks
+import train_task
+from checkpoint import load_model, read_tensors, save_model
+from data.batches import encode, training_batches
+from eval.baselines import as_text
+from eval.validation import Validation, answers_right, hold_back
+from generate import generate
+from model import GPT, GPTConfig
+from prefix import HybridPrefix
+from tasks import Example
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "little"
+    torch.manual_seed(0)
+    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=16)), folder)
+    shutil.copy("data/nano/encoding.json", folder)
+    return folder
+
+
+@pytest.fixture
+def arguments(base):
+    """A prompt alone, tuned for 13 steps."""
+    few = f"--task addition --model {base} --examples 64 --batch-size 4 --test-examples 20 --n-random 4".split()
+    return [*few, "--beside", "none"]
+
+
+def test_what_is_held_back_by_hand():
+    """The longest that no prompt shows, each once, and all that ask the same are left out of what is tuned on."""
+    lengths = {"a": 4, "b": 4, "c": 2, "d": 3, "e": 1, "f": 1}
+    examples = [Example(q, q, lengths[q]) for q in "abcbdefefefefef"]
+    tuned_on, held_back = hold_back(tasks.load("addition"), examples, 128, shown=[examples[0]])
+    assert [e.question for e in held_back] == ["b", "d", "c"]  # a fifth of 15
+    assert [e.question for e in tuned_on] == list("aefefefefef")
+    assert hold_back(tasks.load("addition"), examples, 0, []) == (examples, [])
+
+
+def test_right_answers_are_those_that_greedy_decoding_writes(tiny):
+    prompt = HybridPrefix(tiny, 3, [40])
+    questions = [[50 + i, *range(60, 62 + i % 3)] for i in range(12)]
+    written = generate(tiny, questions, 5, prompt.past(tiny))
+    answers = [[*w[:-1], w[-1] + (i < 5)] for i, w in enumerate(written)]  # five are wrong in their last token
+    encoded = list(zip(questions, answers))
+    exact, loss = answers_right(prompt, tiny, encoded, torch.float32, batch_size=4)
+    assert exact == 7
+    (batch,) = training_batches(encoded, len(encoded), random.Random(0))
+    assert loss == pytest.approx(prompt.loss(tiny, *batch).item(), rel=1e-5)
+
+
+def test_the_best_is_the_most_right_then_the_least_loss_then_the_earliest(tiny, monkeypatch):
+    prompt, measured = HybridPrefix(tiny, 3), iter([(5, 2.0), (6, 2.0), (6, 1.0), (6, 1.0), (4, 0.5)])
+    monkeypatch.setattr("eval.validation.answers_right", lambda *args: next(measured))
+    validation = Validation([], {}, {})
+    for step in range(5):
+        with torch.no_grad():
+            prompt.rows.fill_(step)
+        validation.check(prompt, tiny, step, torch.float32, 4)
+    validation.put_back(prompt)
+    assert validation.record["kept_step"] == 2 and (prompt.rows == 2).all()
+
+
+def test_a_start_that_tuning_ruins_is_what_it_ends_as(tokenizer):
+    """nano answers after one worked example; a rate of 100 throws its rows far away."""
+    nano, task = load_model("data/nano").freeze(), tasks.load("word_reversal")
+    tuned_on, held_back = hold_back(task, task.examples(15, split="train"), 3, [])
+    prompt = HybridPrefix(nano, 0, tokenizer.encode_task(as_text(tuned_on[:1])))
+    validation = Validation(encode(tokenizer, held_back), {}, {})
+    settings = 1, 4, 100.0, torch.float32, 0
+    train_task.train(prompt, nano, encode(tokenizer, tuned_on), *settings, validation=validation)
+    assert validation.record["steps"] == [0, 1, 2, 3] and validation.record["kept_step"] == 0
+    assert validation.record["loss"][0] < 1 < validation.record["loss"][-1]
+    assert torch.equal(prompt.rows, prompt.start)
+
+
+def test_the_best_state_outlives_a_stop(arguments, monkeypatch, tmp_path):
+    """Where every step is for the worse, a run that was stopped ends as the start, and so as one that was not."""
+    monkeypatch.setattr("eval.validation.answers_right", lambda method, *args: (0, method.distance_to_init().item()))
+    whole = train_task.main([*arguments, "--out", str(tmp_path / "whole")])
+    assert whole["validation"]["hybrid"]["kept_step"] == 0 and whole["examples"]["hybrid"] == (52, 1)
+    assert whole["validation"]["hybrid"]["steps"] == [0, 2, 4, 6, 8, 10, 12, 13]
+    assert whole["accuracy"] == whole["before"]
+    _, tensors = read_tensors(tmp_path / "whole" / "prefix.safetensors")
+    assert torch.equal(tensors["rows"], tensors["start"])
+
+    original, calls = train_task.train_step, []
+
+    def train_step(*args):
+        calls.append(1)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(train_task, "train_step", train_step)
+    with pytest.raises(SystemExit):
+        train_task.main([*arguments, "--out", str(tmp_path / "stopped")])
+    resumed = train_task.main([*arguments, "--out", str(tmp_path / "stopped"), "--resume"])
+    assert len(calls) == 13
+    for results in (whole, resumed):
+        for key in ("seconds", "record", "command"):
+            del results[key]
+    assert json.dumps(resumed) == json.dumps(whole)
+    one, two = ((tmp_path / name / "prefix.safetensors").read_bytes() for name in ("whole", "stopped"))
+    assert one == two
+
+
+def test_without_validation_all_examples_are_tuned_on_and_the_last_state_stays(arguments, tmp_path):
+    last = train_task.main([*arguments, "--validation", "0", "--out", str(tmp_path / "last")])
+    assert last["validation"] == {} and last["examples"]["hybrid"] == (64, 1)
+
+
+@pytest.mark.parametrize("flags", [["--shots", "2"], ["--trigger-examples", "3"]], ids=" ".join)
+def test_nothing_held_back_is_tuned_on_tested_or_shown(arguments, tokenizer, monkeypatch, tmp_path, flags):
+    original, seen = train_task.train, []
+
+    def train(method, model, encoded, *args):
+        shots = "" if method.shots is None else tokenizer.decode(method.shots[0].tolist())
+        seen.extend([encoded, args[-1].encoded, shots])
+        return original(method, model, encoded, *args)
+
+    monkeypatch.setattr(train_task, "train", train)
+    results = train_task.main([*arguments, *flags, "--out", str(tmp_path / "run")])
+    tuned_on, held_back = ({tokenizer.decode(question) for question, _ in some} for some in seen[:2])
+    task = tasks.load("addition")
+    tested = {e.question for r in task.ranges for e in task.examples(20, r)}
+    lines = (results["prompt"]["trigger"] + seen[2]).splitlines()
+    shown = {line.partition("=")[0] + "=" for line in lines}
+    assert len(held_back) == 12 and not held_back & (tuned_on | tested | shown)
+    assert len(lines) == 3
