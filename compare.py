@@ -193,11 +193,11 @@ def data_efficiency(args):
 
 
 def steps(args):
-    """How many steps a prompt needs from each start: 10, 30, 100 and 300 steps of 32 new examples."""
+    """How many steps a prompt needs from each start: 10, 30, 100 and 300 steps of 32 new examples, the last kept."""
     starts = {"example": [], "instruction": ["--trigger", "instruction"]}
     starts["random"] = ["--n-random", 65, "--trigger", "none"]
     return [
-        cell(args, task, f"hybrid, {name}", n, "--examples", 32 * n, *start)
+        cell(args, task, f"hybrid, {name}", n, "--examples", 32 * n, "--validation", 0, *start)
         for task in args.tasks or ["addition", "symbolic_sum"]
         for n in (10, 30, 100, 300)
         for name, start in starts.items()
@@ -250,6 +250,8 @@ def length_generalization(args):
         ("default, MLP", ["--mlp", "--lr", 0.003]),
         *((f"{n} examples", ["--examples", n]) for n in (1000, 20000)),
         ("L2-SP 10", ["--l2-sp", 10]),
+        ("the last state, not the best", ["--validation", 0]),
+        ("20000 examples, the last state", ["--examples", 20000, "--validation", 0]),
         ("20000 examples, L2-SP 10", ["--examples", 20000, "--l2-sp", 10]),
         ("1 shot behind it", ["--shots", 1]),
         ("keys, values: example", ["--method", "ptuning2", "--n-random", 0]),

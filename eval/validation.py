@@ -9,7 +9,7 @@ import distributed
 from checkpoint import trained
 from data.batches import training_batches
 
-CHECKS = 8  # in the course of tuning, evenly spaced, besides that of the start
+CHECKS = 4  # in the course of tuning, evenly spaced, besides that of the start
 
 
 def hold_back(task, examples, n, shown):
