@@ -22,14 +22,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise ValueError(f"{message}; --help shows what there is")
 
-    def add_base(self):
+    def add_base(self, default="nano-2"):
+        """--model and --dtype. Where the program chooses the base itself, `default` says in words how, and --model is
+        None."""
         from checkpoint import BUNDLED, HUB  # imported here, since prefix.py imports this file, and checkpoint.py that
 
         names = ", ".join([*BUNDLED, *HUB])
         self.add_argument(
             "--model",
-            default="nano",
-            help=f"{names}, the hub's OWNER/NAME, or a checkpoint's folder or file (default %(default)s)",
+            default=default if default in BUNDLED else None,
+            help=f"{names}, the hub's OWNER/NAME, or a checkpoint's folder or file (default {default})",
         )
         self.add_argument(
             "--dtype", choices=["float32", "bfloat16"], help="of the base (default: what the device multiplies faster)"

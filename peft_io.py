@@ -1,6 +1,6 @@
 """Soft prompts and LoRA to PEFT's files and back.
 
-python peft_io.py export out/addition-nano DIR     a run's prefix as a PEFT adapter
+python peft_io.py export out/addition-nano-2 DIR     a run's prefix as a PEFT adapter
 python peft_io.py import DIR prefix.safetensors    a PEFT adapter as a prefix, for sample.py and train_task.py --load
 python peft_io.py merge out/lora DIR               a run's LoRA in the base's weights, an ordinary checkpoint
 """
@@ -215,12 +215,12 @@ def main(argv=None):
         help="export: the adapter's folder; import: the prompt's file; merge: the checkpoint's folder. Must not exist "
         "yet",
     )
-    p.add_argument("--model", help="the base (default: what the run was tuned on; import: nano)")
+    p.add_argument("--model", help="the base (default: what the run was tuned on; import: nano-2)")
     args = p.parse_args(argv)
     if Path(args.target).exists():
         raise ValueError(f"{args.target} exists already: name another, or remove it")
     source = Path(args.source)
-    model = load_model(args.model or ("nano" if args.what == "import" else base_of(source))).freeze()
+    model = load_model(args.model or ("nano-2" if args.what == "import" else base_of(source))).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
     if args.what == "import":
         method = import_peft(args.source, model)

@@ -1,6 +1,6 @@
 """Talk to a frozen GPT-2 or Llama, behind trained prompts or alone.
 
-    python sample.py --prefix out/addition-nano/prefix.safetensors --prompt 321+654=
+    python sample.py --prefix out/addition-nano-2/prefix.safetensors --prompt 321+654=
     python sample.py --prefix A.safetensors B.safetensors --compare     asks at a prompt, until an empty line
     echo 321+654= | python sample.py --prefix ...                       every line of stdin is a question
 
@@ -20,6 +20,7 @@ from data.tokenizer import Tokenizer
 from generate import empty_cache, generate, stack_caches
 from llama import Llama
 from model import GPT
+from peft_io import base_of
 
 MOST_PROMPTS = 256  # in one batch
 LONGEST = 100_000  # characters of a question: no base reads more
@@ -27,7 +28,7 @@ LONGEST = 100_000  # characters of a question: no base reads more
 
 def parse_args(argv=None):
     p = Parser(__doc__)
-    p.add_base()
+    p.add_base("the one that the first prompt was tuned on; without a prompt nano-2")
     p.add_argument("--prefix", nargs="+", default=[], metavar="FILE", help="trained prompts (default: the base alone)")
     p.add_argument("--compare", action="store_true", help="show the base without a prompt beside each")
     p.add_argument("--prompt", metavar="TEXT", help="one question (default: ask, or read lines from stdin)")
@@ -125,7 +126,8 @@ def answer(bases, question, args):
 
 def main(argv=None):
     args = parse_args(argv)
-    model = load_model(args.model, args.device, args.dtype).freeze()
+    base = args.model or (base_of(Path(args.prefix[0])) if args.prefix else "nano-2")
+    model = load_model(base, args.device, args.dtype).freeze()
     bases = load_bases(args, model)
     if args.prompt is not None:
         questions = [args.prompt]

@@ -61,7 +61,7 @@ def parser():
         metavar="TEXT",
         help="of your own data: what stands in an answer before the final answer, behind steps (default: no steps)",
     )
-    p.add_base()
+    p.add_base("nano-2; your own data: nano-prose")
     p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
     p.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
     p.add_argument("--resume", action="store_true", help="go on where the run in that folder was stopped, if it was")
@@ -170,6 +170,7 @@ def parse_args(argv=None):
     if args.log:
         record.check_installed(args.log)
     args.own_data = Path(args.task[0]).suffix in tasks.FILES
+    args.model = args.model or ("nano-prose" if args.own_data or args.text else "nano-2")
     if not args.own_data and (len(args.task) > 1 or args.columns or args.answer_after):
         flags = "a second file, --columns and --answer-after"
         raise ValueError(f"{flags} are for your own data: {args.task[0]} makes its own")

@@ -122,7 +122,7 @@ def test_a_head_may_attend_to_nothing(changed):
 def test_the_page_and_the_optimizer_are_changed(changed):
     folder, out = changed
     assert json.loads(out.splitlines()[-1])["optimizer"] == "SGD"
-    assert COMMANDS["The page"] == ["-m eval.page out/addition-nano"]
+    assert COMMANDS["The page"] == ["-m eval.page out/addition-nano-2"]
     assert "Lecture 3" in (folder / "out" / "The optimizer" / "report.html").read_text()
 
 
