@@ -119,7 +119,7 @@ class HybridPrefix(Method):
     starts at zero, so that the trigger rows start as words. Razdaibiedina et al. (2023), "Residual Prompt Tuning".
     """
 
-    name, label, examples = "hybrid", "hybrid prefix", 2000
+    name, label = "hybrid", "hybrid prefix"
     options = {"mlp": {"action": "store_true", "help": "the rows go through an MLP while they are tuned"}}
 
     def __init__(self, model, n_random, trigger=(), mlp=False, seed=0):

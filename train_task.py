@@ -119,10 +119,7 @@ def parser():
 
     g = p.add_argument_group("tuning")
     g.add_argument(
-        "--examples",
-        type=at_least(1),
-        help="to learn from (default 2000 for rows at the input, 4000 for other methods, 20000 from scratch; your own "
-        "data: all)",
+        "--examples", type=at_least(1), help="to learn from (default 4000; from scratch 20000; your own data: all)"
     )
     g.add_argument("--epochs", type=at_least(1), help="passes over them (default 1; from scratch and your own data: 5)")
     g.add_argument("--batch-size", type=at_least(1, 65536), default=32, help="examples per step (default %(default)s)")
@@ -418,9 +415,9 @@ def train_step(method, network, batch, optimizers, dtype, l2_sp=0.0):
 def train(
     method, model, encoded, epochs, batch_size, lr, dtype, seed, l2_sp=0.0, curve=None, checkpoint=None, validation=None
 ):
-    """Minimize a method's loss over `encoded`, [(question tokens, answer tokens)]; the rates warm up over a sixth of
-    the steps, 50 at most, then fall as a cosine. With a checkpoint it can be stopped and goes on behind the last step
-    of the curve. With a validation it ends as the best state.
+    """Minimize a method's loss over `encoded`, [(question tokens, answer tokens)]; the rates warm up over 50 steps,
+    then fall as a cosine. With a checkpoint it can be stopped and goes on behind the last step of the curve. With a
+    validation it ends as the best state.
 
     Returns the loss of each step, in nats per answer token, beside the examples seen by then. Raises ValueError where
     the loss is no longer finite.
@@ -434,7 +431,7 @@ def train(
         checkpoint.restore_optimizers(optimizers)
     step, steps_per_epoch = len(curve["loss"]), math.ceil(len(encoded) / batch_size)
     steps, seen = epochs * steps_per_epoch, curve["examples"][-1] if step else 0
-    rng, warmup = random.Random(seed), min(50, max(1, steps // 6))
+    rng = random.Random(seed)
     if validation and not validation.record["steps"]:
         validation.check(method, network, 0, dtype, batch_size)
     shown = {"desc": method.label, "unit": " examples", "disable": not distributed.is_main()}
@@ -442,7 +439,7 @@ def train(
         for epoch in range(epochs):
             done = step - epoch * steps_per_epoch  # of this epoch, before the run was stopped
             for batch in training_batches(encoded, batch_size, rng, skip=done):
-                factor = min(1, (step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+                factor = min(1, (step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps))
                 for optimizer, peak in zip(optimizers, peaks):
                     optimizer.param_groups[0]["lr"] = peak * factor
                 mine = [t.to(device) for t in distributed.share(batch)]

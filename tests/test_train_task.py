@@ -480,12 +480,12 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_loses_nothing(run, tmp_pat
     (tmp_path / "out" / "results.json").write_text("precious")
     done = run("--lr", 1e30, "--beside", "none", "--out", tmp_path / "out", "--overwrite")
     assert done.code == 2
-    assert "hybrid prefix from the example: the loss became nan after 52 examples: lower --lr (1e+30)" in done.err
+    assert "hybrid prefix from the example: the loss became nan after 64 examples: lower --lr (1e+30)" in done.err
     assert (tmp_path / "out" / "results.json").read_text() == "precious"
 
 
 def test_help_reads_well(run):
     done = run("--help", small=False)
     assert done.code == 0
-    for word in ("--task", "--trigger", "--quick", "default 2000", *METHODS):
+    for word in ("--task", "--trigger", "--quick", "default 4000", *METHODS):
         assert word in done.out
