@@ -54,7 +54,9 @@ def parse_args(argv=None):
     p.add_argument("studies", nargs="*", help=", ".join(STUDIES))
     p.add_argument("--list", action="store_true", help="what each study asks")
     p.add_argument("--full", action="store_true", help="more examples, questions and seeds")
-    p.add_argument("--model", default="nano", help="the base; of base_size the first (default %(default)s)")
+    p.add_argument(
+        "--model", default="nano", help="the base; of base_size the first (default %(default)s, as in docs/results.md)"
+    )
     p.add_argument(
         "--sizes", nargs="+", default=["nano-1m", "nano-11m"], metavar="MODEL", help="other bases of base_size"
     )
