@@ -646,7 +646,8 @@ def test_the_recipe_for_metamath_runs_to_its_end_on_rows_of_that_format(bases, t
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     names = ["zero-shot", "text", "few-shot", "hybrid", "lora", "lora, 1 shot"]
     assert list(results["accuracy"]) == names and list(results["before"]) == names[3:]
-    assert results["examples"]["hybrid"] == [24, 1] and results["answers"] is None
+    assert results["examples"]["hybrid"] == [20, 1]  # a fifth is held back
+    assert results["answers"] is None
     assert "tuning adds to its start" in done.out
     data = tasks.load("train.jsonl", test="gsm8k.jsonl", answer_after="The answer is:")
     assert {data.final_answer(e.answer) for e in data.examples(None)} == {"750", "1000", "1250", "1500"}

@@ -37,8 +37,9 @@ def copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("copy")
     for file in ROOT.glob("*.py"):
         shutil.copy(file, folder)
+    not_needed = shutil.ignore_patterns("nano-1*", "nano-prose", "__pycache__")
     for name in ("tasks", "eval", "data"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("nano-*", "__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, ignore=not_needed)
     (method,) = [code for code in LISTINGS if "(Method):" in code]
     (task,) = [code for code in LISTINGS if "(Task):" in code]
     assert len(method.splitlines()) <= 20 and len(task.splitlines()) <= 20
