@@ -5,7 +5,9 @@ import os
 import random
 import signal
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tqdm import tqdm
@@ -181,3 +183,50 @@ def test_a_run_of_the_earlier_version_is_refused_in_one_line(command, prose, tmp
     done = command("pretrain.py", *args, "--resume")
     assert done.code == 2
     assert "earlier version of pretrain.py" in done.err and done.err.count("\n") == 1
+
+
+def test_losses_at_other_positions_are_those_behind_a_past_of_that_length():
+    """Rows 0, 1, ... of the table: what the model itself does. Shifted rows: a table whose rows are shifted."""
+    torch.manual_seed(0)
+    model = GPT(pretrain.GPTConfig(300, 64, 2, 2, 16))
+    x, y = torch.randint(300, (3, 20)), torch.randint(300, (60,))
+    rng = np.random.default_rng(0)
+    rows = pretrain.positions(rng, 3, 20, 64)  # (3, 20)
+    assert rows.min() >= 0 and rows.max() < 64 and (rows.diff() == 1).all()
+    assert (pretrain.positions(rng, 2, 64, 64) == torch.arange(64)).all()  # a whole block has one place
+    got = pretrain.token_losses(model, x, y, rows)
+    table = model.wpe.weight.detach().clone()
+    for b in range(3):
+        model.wpe.weight.data = table.roll(-rows[b, 0].item(), 0)
+        log_p = model.logits(model(x[b : b + 1]))[0].log_softmax(-1)
+        want = -log_p[torch.arange(20), y[20 * b : 20 * b + 20]]
+        torch.testing.assert_close(got[20 * b : 20 * b + 20], want, atol=1e-5, rtol=1e-5)
+
+
+def test_documents_are_the_same_however_many_processes_draw_them(monkeypatch, tokenizer):
+    monkeypatch.setattr(pretrain, "PIECE", 1500)
+    of, seed = (Path("data/nano"), 1024), "a test"
+    with tqdm(disable=True) as bar:
+        drawn = pretrain.draw_documents(of, seed, 4000, bar)
+    assert drawn.shape == (2, 4000)
+    for i, start in enumerate((0, 1500, 3000)):  # written out: documents from a seed for each piece
+        rng, tokens, asked = random.Random(f"{seed} {i}"), [], []
+        while len(tokens) < 1500:
+            t, a = pretrain.document_tokens(tokenizer, documents.document(rng))
+            tokens, asked = tokens + t, asked + a
+        piece = drawn[:, start : start + 1500]
+        assert piece.tolist() == [tokens[: piece.shape[1]], asked[: piece.shape[1]]]
+
+
+def test_what_shows_a_format_or_steps_is_counted(tokenizer):
+    plain = ("copy", "Copy.\n", [("lamp:", "lamp", "#")])
+    steps = ("addition", "", [("12 and 3 -> ", "2305;1001", " is 15\n"), ("1 and 1 -> ", "1102", " is 2\n")])
+    letters = ("list letters", "", [("last of dog,cat: ", "g;t", ".\n")])
+    task = ("reverse", "Backwards. ", [("reverse(dog)=", "god", "!\n")])
+    question = ("sort", "", [("3;1;2=", "1 2 3", "\n")])  # a semicolon in a question is no step
+    parts = [pretrain.document_tokens(tokenizer, d) for d in (plain, steps, letters, plain, task, question)]
+    prose = [pretrain.prose_tokens(tokenizer, text) for text in ("In 1405; she left.", "He wrote 1405;2 and x;y.")]
+    data = np.concatenate([np.array(p, dtype=np.uint16) for p in parts], axis=1)
+    assert pretrain.count_held_out(tokenizer, data) == 3
+    data = np.concatenate([np.array(p, dtype=np.uint16) for p in prose], axis=1)
+    assert pretrain.count_held_out(tokenizer, data) == 1
