@@ -209,7 +209,7 @@ REFUSED = [
     ("prefix hybrid", set_header(init_kwargs={"trigger": [40]}), "'rows' is (5, 8), its header asks for (4, 8)"),
     ("prefix hybrid", set_tensor("rows", lambda t: t[:, :4].contiguous()), "'rows' is (5, 4)"),
     ("prefix hybrid", set_tensor("rows", nan_at), "'rows' holds NaN or infinite numbers"),
-    *(("prefix warp", set_header(init_kwargs={"labels": v}), "") for v in (5, [5], [[257]], [[-1]], [[]], None)),
+    *(("prefix warp", set_header(init_kwargs={"labels": v}), "") for v in (5, [5], [[257]], [[-1]], [[]], None, [])),
     ("prefix warp", set_tensor("label_tokens", lambda t: t + 10**9), "'label_tokens' holds tokens past"),
     *(("prefix ptuning2", set_header(init_kwargs={"layers": v}), "layers") for v in (0, -1, 3, 10**9, "x", 1.5, [])),
     *(("prefix adapter", set_header(init_kwargs={"bottleneck": v}), "bottleneck") for v in (0, 10**9, None, "x")),
