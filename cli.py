@@ -8,6 +8,7 @@ import time
 
 from tqdm import tqdm
 
+DEFAULT_BASE = "nano-2"
 MOST = 1_000_000  # of whatever is counted, where nothing narrower holds: examples, steps, tokens
 
 
@@ -22,7 +23,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise ValueError(f"{message}; --help shows what there is")
 
-    def add_base(self, default="nano-2"):
+    def add_base(self, default=DEFAULT_BASE):
         """--model and --dtype. Where the program chooses the base itself, `default` says in words how, and --model is
         None."""
         from checkpoint import BUNDLED, HUB  # imported here, since prefix.py imports this file, and checkpoint.py that

@@ -23,7 +23,7 @@ from checkpoint import (
     write_json,
     write_tensors,
 )
-from cli import Parser, run
+from cli import DEFAULT_BASE, Parser, run
 from data import schemas
 from data.tokenizer import Tokenizer
 from llama import Llama
@@ -215,12 +215,12 @@ def main(argv=None):
         help="export: the adapter's folder; import: the prompt's file; merge: the checkpoint's folder. Must not exist "
         "yet",
     )
-    p.add_argument("--model", help="the base (default: what the run was tuned on; import: nano-2)")
+    p.add_argument("--model", help=f"the base (default: what the run was tuned on; import: {DEFAULT_BASE})")
     args = p.parse_args(argv)
     if Path(args.target).exists():
         raise ValueError(f"{args.target} exists already: name another, or remove it")
     source = Path(args.source)
-    model = load_model(args.model or ("nano-2" if args.what == "import" else base_of(source))).freeze()
+    model = load_model(args.model or (DEFAULT_BASE if args.what == "import" else base_of(source))).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
     if args.what == "import":
         method = import_peft(args.source, model)

@@ -414,7 +414,7 @@ class DeepPrefix(Method):
         self.rows = nn.Parameter(rows)
         self.register_buffer("start", rows.clone())
         if head:
-            self.register_buffer("label_tokens", tokens_of(labels))
+            self.register_buffer("label_tokens", distinct_tokens(labels))
             self.head = nn.Linear(c.n_embd, len(self.label_tokens))
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
@@ -613,7 +613,7 @@ class HardPrompt(TextPrompt):
 # ---------------------------------------------------------------- networks of their own
 
 
-def tokens_of(labels):
+def distinct_tokens(labels):
     """Each token of a list of token lists once, (K). There may be none, where a file says so."""
     return torch.tensor(sorted({token for label in labels for token in label}), dtype=torch.long)
 
@@ -647,7 +647,7 @@ class Warp(HybridPrefix):
     def __init__(self, model, n_random, trigger=(), seed=0, labels=()):
         super().__init__(model, n_random, trigger, seed=seed)
         self.init_kwargs = {"n_random": n_random, "trigger": list(trigger), "labels": list(labels)}
-        self.register_buffer("label_tokens", tokens_of(labels))
+        self.register_buffer("label_tokens", distinct_tokens(labels))
         self.label_rows = nn.Parameter(model.head().detach()[self.label_tokens].float().cpu())  # (K, C)
 
     def network(self, model):

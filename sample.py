@@ -15,7 +15,7 @@ import torch
 
 import prefix
 from checkpoint import load_model, load_prefix
-from cli import Parser, at_least, run, seed, temperature
+from cli import DEFAULT_BASE, Parser, at_least, run, seed, temperature
 from data.tokenizer import Tokenizer
 from generate import empty_cache, generate, stack_caches
 from llama import Llama
@@ -28,7 +28,7 @@ LONGEST = 100_000  # characters of a question: no base reads more
 
 def parse_args(argv=None):
     p = Parser(__doc__)
-    p.add_base("the one that the first prompt was tuned on; without a prompt nano-2")
+    p.add_base(f"the one that the first prompt was tuned on; without a prompt {DEFAULT_BASE}")
     p.add_argument("--prefix", nargs="+", default=[], metavar="FILE", help="trained prompts (default: the base alone)")
     p.add_argument("--compare", action="store_true", help="show the base without a prompt beside each")
     p.add_argument("--prompt", metavar="TEXT", help="one question (default: ask, or read lines from stdin)")
@@ -126,7 +126,7 @@ def answer(bases, question, args):
 
 def main(argv=None):
     args = parse_args(argv)
-    base = args.model or (base_of(Path(args.prefix[0])) if args.prefix else "nano-2")
+    base = args.model or (base_of(Path(args.prefix[0])) if args.prefix else DEFAULT_BASE)
     model = load_model(base, args.device, args.dtype).freeze()
     bases = load_bases(args, model)
     if args.prompt is not None:

@@ -13,7 +13,6 @@ The rows on stdout are Markdown. docs/speed.md has the rules and the records.
 import datetime
 import functools
 import importlib.util
-import itertools
 import math
 import os
 import random
@@ -210,8 +209,7 @@ def one_run(base, c, lr, seed, max_seconds, questions, bar):
     encoded = encode(base.tokenizer, [e for e in examples if e.length >= SHORTEST])
     trigger = tokens_of(c.start, base, examples)
     side = Theirs if c.method.endswith("Config") else Ours
-    for batch in itertools.islice(mixed_batches(encoded, c.batch_size, seed), 1):
-        side(base, c, lr, trigger, seed).step(batch, 0)  # warms up, not timed
+    side(base, c, lr, trigger, seed).step(next(mixed_batches(encoded, c.batch_size, seed)), 0)  # warms up, not timed
     runner, seconds, loss, checks, steps = side(base, c, lr, trigger, seed), 0.0, math.inf, [], schedule()
     due = next(steps)
     for step, batch in enumerate(mixed_batches(encoded, c.batch_size, seed)):

@@ -22,7 +22,7 @@ import record
 import resume
 import tasks
 from checkpoint import fingerprint, load_model, load_prefix, save_prefix, write_json, write_text
-from cli import Parser, at_least, rate, run, seed, weight, words
+from cli import DEFAULT_BASE, Parser, at_least, rate, run, seed, weight, words
 from data import schemas
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ def parser():
         metavar="TEXT",
         help="of your own data: what stands in an answer before the final answer, behind steps (default: no steps)",
     )
-    p.add_base("nano-2; your own data: nano-prose")
+    p.add_base(f"{DEFAULT_BASE}; your own data: nano-prose")
     p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
     p.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
     p.add_argument("--resume", action="store_true", help="go on where the run in that folder was stopped, if it was")
@@ -167,7 +167,7 @@ def parse_args(argv=None):
     if args.log:
         record.check_installed(args.log)
     args.own_data = Path(args.task[0]).suffix in tasks.FILES
-    args.model = args.model or ("nano-prose" if args.own_data or args.text else "nano-2")
+    args.model = args.model or ("nano-prose" if args.own_data or args.text else DEFAULT_BASE)
     if not args.own_data and (len(args.task) > 1 or args.columns or args.answer_after):
         flags = "a second file, --columns and --answer-after"
         raise ValueError(f"{flags} are for your own data: {args.task[0]} makes its own")

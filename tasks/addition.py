@@ -8,6 +8,8 @@ import re
 
 from tasks import IN_DISTRIBUTION, Task, first_difference
 
+COLUMNS = r"\d{4};\d"  # a regular expression of steps in columns
+
 
 class Addition(Task):
     trigger = "Add the two numbers digit by digit from the right, carry the one, then write the sum."
@@ -18,8 +20,8 @@ class Addition(Task):
         self.sign = sign
         beyond = range(longest + 1, max(9, longest + 3))  # two lengths at least; 7 and 8 digits are new to nano
         self.ranges = {IN_DISTRIBUTION: (1, longest)} | {f"{n} digits": (n, n) for n in beyond}
-        self.steps_pattern = r"\d{4};\d" if steps else r"(?!)"
-        self.pattern = r"(?<!\d)\d{4};\d" if steps else rf"\d\+\d+{re.escape(sign)}\d+\$"
+        self.steps_pattern = COLUMNS if steps else r"(?!)"
+        self.pattern = rf"(?<!\d){COLUMNS}" if steps else rf"\d\+\d+{re.escape(sign)}\d+\$"
 
     def example(self, rng, length, new_words=False):
         a = rng.randrange(10 ** (length - 1) if length > 1 else 0, 10**length)

@@ -5,7 +5,7 @@ product; the number is used up at 00, behind which stands the last carry; then t
 """
 
 from tasks import IN_DISTRIBUTION, Task
-from tasks.addition import error_in_columns
+from tasks.addition import COLUMNS, error_in_columns
 
 
 class Multiplication(Task):
@@ -14,8 +14,8 @@ class Multiplication(Task):
     )
     unit = "digits"
     ranges = {IN_DISTRIBUTION: (1, 4), "5 digits": (5, 5), "6 digits": (6, 6)}
-    steps_pattern = r"\d{4};\d"
-    pattern = r"(?<!\d)\d{4};\d"
+    steps_pattern = COLUMNS
+    pattern = rf"(?<!\d){COLUMNS}"
 
     def example(self, rng, length, new_words=False):
         a = rng.randrange(10 ** (length - 1) if length > 1 else 0, 10**length)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 os.chdir(ROOT)
 
 import cli  # noqa: E402
+from checkpoint import save_model  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
@@ -33,6 +35,19 @@ def tiny():
 @pytest.fixture(scope="session")
 def tokenizer():
     return Tokenizer.load(ROOT / "data" / "nano", VOCAB)
+
+
+@pytest.fixture(scope="session")
+def little_base():
+    """Write a base of random weights with nano's encoding into a folder, as --model takes it."""
+
+    def write(folder, n_layer, n_embd):
+        torch.manual_seed(0)
+        save_model(GPT(GPTConfig(VOCAB, block_size=256, n_layer=n_layer, n_head=2, n_embd=n_embd)), folder)
+        shutil.copy(ROOT / "data" / "nano" / "encoding.json", folder)
+        return folder
+
+    return write
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """train_task.py from the command line, on a tiny base of random weights."""
 
 import json
-import shutil
 from functools import partial
 
 import pytest
@@ -12,23 +11,18 @@ import prefix
 import resume
 import tasks
 import train_task
-from checkpoint import load_model, load_prefix, read_tensors, save_model
+from checkpoint import load_model, load_prefix, read_tensors
 from data.batches import encode
 from data.tokenizer import Tokenizer
 from eval.accuracy import generate_answers, score
-from model import GPT, GPTConfig
 from prefix import METHODS, HybridPrefix, Scratch
 from train_task import train
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(tmp_path_factory, little_base):
     """A checkpoint folder as --model takes it."""
-    folder = tmp_path_factory.mktemp("models") / "little"
-    torch.manual_seed(0)
-    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=2, n_head=2, n_embd=32)), folder)
-    shutil.copy("data/nano/encoding.json", folder)
-    return folder
+    return little_base(tmp_path_factory.mktemp("models") / "little", n_layer=2, n_embd=32)
 
 
 @pytest.fixture
@@ -161,11 +155,10 @@ def test_a_prompt_begins_as_that_of_another_task(run, tmp_path):
     assert again["accuracy"]["hybrid"] == tuned["accuracy"]["hybrid"] and again["before"] == {}
 
 
-def test_rows_begin_on_another_base_of_their_width_and_nothing_else_does(run, tmp_path, base):
+def test_rows_begin_on_another_base_of_their_width_and_nothing_else_does(run, tmp_path, base, little_base):
     other, wide = tmp_path / "other", tmp_path / "wide"
     for folder, n_embd in ((other, 32), (wide, 48)):
-        save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=n_embd)), folder)
-        shutil.copy("data/nano/encoding.json", folder)
+        little_base(folder, n_layer=1, n_embd=n_embd)
     flags, files = ["--task", "last_letter", "--beside", "none"], {}
     for method in ("hybrid", "ptuning2"):
         assert run(*flags, "--method", method, "--out", tmp_path / method).code == 0

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 
 import pytest
@@ -11,23 +10,18 @@ import torch
 
 import tasks
 import train_task
-from checkpoint import load_model, read_tensors, save_model
+from checkpoint import load_model, read_tensors
 from data.batches import encode, training_batches
 from eval.baselines import as_text
 from eval.validation import Validation, answers_right, hold_back
 from generate import generate
-from model import GPT, GPTConfig
 from prefix import HybridPrefix
 from tasks import Example
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "little"
-    torch.manual_seed(0)
-    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=16)), folder)
-    shutil.copy("data/nano/encoding.json", folder)
-    return folder
+def base(tmp_path_factory, little_base):
+    return little_base(tmp_path_factory.mktemp("models") / "little", n_layer=1, n_embd=16)
 
 
 @pytest.fixture
