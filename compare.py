@@ -33,7 +33,7 @@ import resume
 import tasks
 from checkpoint import fingerprint, load_model, write_json, write_text
 from claim import is_free
-from cli import Parser, at_least, run
+from cli import DEFAULT_BASE, Parser, at_least, run
 from data import schemas
 from data.tokenizer import Tokenizer
 from eval import report
@@ -54,12 +54,9 @@ def parse_args(argv=None):
     p.add_argument("studies", nargs="*", help=", ".join(STUDIES))
     p.add_argument("--list", action="store_true", help="what each study asks")
     p.add_argument("--full", action="store_true", help="more examples, questions and seeds")
-    p.add_argument(
-        "--model", default="nano", help="the base; of base_size the first (default %(default)s, as in docs/results.md)"
-    )
-    p.add_argument(
-        "--sizes", nargs="+", default=["nano-1m", "nano-11m"], metavar="MODEL", help="other bases of base_size"
-    )
+    p.add_argument("--model", default=DEFAULT_BASE, help="the base (default %(default)s)")
+    sizes = ["nano-1m", "nano", "nano-11m"]  # of one recipe
+    p.add_argument("--sizes", nargs="+", default=sizes, metavar="MODEL", help="bases of base_size (default: nano's)")
     p.add_argument("--tasks", nargs="+", help="instead of the study's own")
     p.add_argument("--series", nargs="+", help="these rows of the table alone, for instance adapter 'adapter, 1 shot'")
     p.add_argument("--seeds", type=at_least(1, 100), help="(default 3; --full: 5)")
@@ -208,7 +205,7 @@ def steps(args):
 
 def base_size(args):
     """Whether the gap between prompts and fine-tuning closes as the base grows (Lester et al. 2021, figure 1)."""
-    parameters = {m: sum(p.numel() for p in load_model(m).parameters()) for m in (args.model, *args.sizes)}
+    parameters = {m: sum(p.numel() for p in load_model(m).parameters()) for m in args.sizes}
     return [
         cell(args, task, method, n, "--method", method, model=model)
         for task in args.tasks or THREE
@@ -297,8 +294,7 @@ def distill(args):
                     cell(args, task, f"{k} examples as text", None, "--method", "text", "--trigger-examples", k)
                 )
             for n in (8, 16, 65):
-                # nano reads best what is at most some 160 tokens long
-                text = "--trigger-examples", k, "--window", 160
+                text = "--trigger-examples", k
                 labels = "--trigger", "none", "--examples", k, "--epochs", max(1, args.examples // 32)
                 cells += [
                     cell(args, task, f"{k} examples distilled", n, "--method", "cartridge", "--n-random", n, *text),
