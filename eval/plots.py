@@ -104,28 +104,66 @@ def plot_confusion(results, method, path):
 
 # ---------------------------------------------------------------- studies of compare.py
 
+CONTEXTS = "the example as text", "best context"  # drawn in every figure of a study
+MOST_ROWS = 15  # contenders in a figure, besides these
+
 
 def plot_study(rows, folder, along=""):
-    """A figure for each task of a study, figure_TASK.png, with a panel for each range."""
+    """Figures for each task of a study, figure_TASK.png, with a panel for each range. Of more contenders than a wall
+    shows legibly some go to a next figure, figure_TASK_2.png."""
     for task in dict.fromkeys(r["task"] for r in rows):
         task_rows = [r for r in rows if r["task"] == task]
         ranges = [name for name in task_rows[0]["accuracy"] if all(name in r["accuracy"] for r in task_rows)]
-        series = list(dict.fromkeys(r["series"] for r in task_rows))
-        size = (3.2 * len(ranges) + 2, 4.4) if along else (2.6 * len(ranges) + 2.4, 0.3 * len(series) + 1.6)
-        fig, (panels,) = plt.subplots(1, len(ranges), figsize=size, constrained_layout=True, sharey=True, squeeze=False)
-        for panel, name in zip(panels, ranges):
-            panel.spines[["top", "right"]].set_visible(False)
-            panel.grid(alpha=0.25)
-            panel.set_title(name, fontsize=12)
-            (draw_curves if along else draw_dots)(panel, task_rows, name, series)
-        fig.suptitle(task, fontsize=14)
+        path = Path(folder) / f"figure_{task.replace(':', '-')}.png"
         if along:
-            fig.supxlabel(along)
-            panels[0].set_ylabel("final-answer accuracy (%)")
-            panels[-1].legend(frameon=False, fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
-        else:
-            fig.supxlabel("final-answer accuracy (%): hollow before tuning, red after; dashed line: best context")
-        write(fig, Path(folder) / f"figure_{task.replace(':', '-')}.png")
+            plot_curves(task_rows, ranges, task, along, path)
+            continue
+        contexts = [r for r in task_rows if r["series"] in CONTEXTS]
+        others = [r for r in task_rows if r not in contexts]
+        n = -(-len(others) // MOST_ROWS) or 1
+        for i in range(n):
+            part = others[i * len(others) // n : (i + 1) * len(others) // n] + contexts
+            plot_dots(part, ranges, task, path.with_stem(f"{path.stem}_{i + 1}") if i else path)
+
+
+def plot_curves(rows, ranges, task, along, path):
+    """Up to three panels side by side, the legend below them."""
+    columns = min(3, len(ranges))
+    lines = -(-len(ranges) // columns)
+    size = 4.2 * columns + 0.6, 3.5 * lines + 1.8
+    fig, panels = plt.subplots(lines, columns, figsize=size, constrained_layout=True, sharey=True, squeeze=False)
+    series = list(dict.fromkeys(r["series"] for r in rows))
+    for panel, name in zip(panels.flat, ranges):
+        style_panel(panel, name)
+        draw_curves(panel, rows, name, series)
+    for panel in panels.flat[len(ranges) - columns : len(ranges)]:  # those with none below them
+        panel.set_xlabel(along, fontsize=14)
+    for panel in panels.flat[len(ranges) :]:
+        panel.axis("off")
+    fig.suptitle(f"{task}: final-answer accuracy (%)", fontsize=16)
+    labels = panels.flat[0].get_legend_handles_labels()
+    fig.legend(*labels, frameon=False, fontsize=14, loc="outside lower center", ncols=3)
+    write(fig, path)
+
+
+def plot_dots(rows, ranges, task, path):
+    """A panel for each range side by side, a line for each contender."""
+    series = list(dict.fromkeys(r["series"] for r in rows))
+    size = 2.2 * len(ranges) + 3.2, 0.38 * len(series) + 2
+    fig, (panels,) = plt.subplots(1, len(ranges), figsize=size, constrained_layout=True, sharey=True, squeeze=False)
+    for panel, name in zip(panels, ranges):
+        style_panel(panel, name)
+        draw_dots(panel, rows, name, series)
+    fig.suptitle(f"{task}: final-answer accuracy (%)", fontsize=16)
+    fig.supxlabel("hollow before tuning, red after; dashed line: best context", fontsize=14)
+    write(fig, path)
+
+
+def style_panel(panel, name):
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(alpha=0.25)
+    panel.tick_params(labelsize=13)
+    panel.set_title(name, fontsize=15)
 
 
 def draw_curves(panel, rows, name, series):
@@ -161,7 +199,8 @@ def draw_dots(panel, rows, name, series):
             panel.plot([start, mean], [y, y], color=RED, lw=1, alpha=0.5)
             panel.plot(start, y, "o", ms=6, mfc="white", mec=RED)
         panel.plot(mean, y, "o", ms=7, color=RED if name in r["before"] else COLORS["few-shot"])
-    panel.set_yticks([-i for i in range(len(series))], series, fontsize=11)
+    panel.set_yticks([-i for i in range(len(series))], series, fontsize=14)
+    panel.set_xticks([0, 50, 100])
     panel.set(xlim=(-4, 104), ylim=(0.5 - len(series), 0.6))
 
 

@@ -53,6 +53,9 @@ def test_finished_runs_are_kept_and_the_rest_is_run(args, tmp_path):
         plots.plot_study(rows, tmp_path, along)
         assert (tmp_path / "figure_word_reversal.png").stat().st_size > 5000
         (tmp_path / "figure_word_reversal.png").unlink()
+    many = [rows[0] | {"series": f"contender {i}"} for i in range(plots.MOST_ROWS + 1)]
+    plots.plot_study(many, tmp_path)
+    assert {p.name for p in tmp_path.glob("*.png")} == {"figure_word_reversal.png", "figure_word_reversal_2.png"}
 
 
 def test_mean_and_extremes_over_the_seeds_by_hand():
