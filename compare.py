@@ -272,14 +272,13 @@ def length_generalization(args):
 
 def init_from(args):
     """Which task's prompt is a good start for which (Vu et al. 2022): the prompt of each task, tuned further on a tenth
-    of the examples of each, beside the default start and random rows with as few."""
-    names, few, cells = args.tasks or TASKS, max(1, args.examples // 10), []
+    of the examples of each, four times over, beside the default start and random rows tuned alike."""
+    names, cells = args.tasks or TASKS, []
+    tenth = "--examples", max(1, args.examples // 10), "--epochs", 4
     for task in names:
-        how = "--examples", few, "--init-from"
-        cells.append(cell(args, task, "hybrid, example", None, then=names, how=how))
-        cells.append(cell(args, task, "hybrid, example, a tenth", None, "--examples", few))
-        random = "--n-random", 65, "--trigger", "none"
-        cells.append(cell(args, task, "65 random rows, a tenth", None, *random, "--examples", few))
+        cells.append(cell(args, task, "hybrid, example", None, then=names, how=(*tenth, "--init-from")))
+        cells.append(cell(args, task, "hybrid, example, a tenth", None, *tenth))
+        cells.append(cell(args, task, "65 random rows, a tenth", None, "--n-random", 65, "--trigger", "none", *tenth))
     return cells
 
 
