@@ -72,7 +72,10 @@ def flush(path):
 def write_tensors(path, tensors, metadata, keep=None):
     """Write safetensors: {name: tensor} and {name: text}."""
     with replacing(path, keep) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # that of any new file; the library's files are readable by their owner alone
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata=metadata)
+        temporary.chmod(mode)
         sort_header(temporary)
 
 

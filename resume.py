@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -256,15 +257,20 @@ def is_finished(folder):
     return (Path(folder) / "results.json").exists() and not is_stopped(folder)
 
 
+def is_half_file(path):
+    """Whether a process was killed while it wrote this file: `replacing` calls it tmp-..., safetensors .tmpXXXXXX."""
+    return path.name.startswith("tmp-") or re.fullmatch(r"\.tmp\w{6}", path.name) is not None
+
+
 def is_leftover(path):
     """Whether a file is what a run leaves that never began."""
-    return path.name == LOCK or path.name.startswith(("tmp-", ".claim-"))
+    return path.name == LOCK or path.name.startswith(".claim-") or is_half_file(path)
 
 
 def remove_leftovers(folder):
-    """Remove the half files of a process that was killed while it wrote."""
-    for path in Path(folder).glob("tmp-*"):
-        path.unlink()
+    for path in Path(folder).iterdir():
+        if is_half_file(path):
+            path.unlink()
 
 
 def checksum(header, tensors):

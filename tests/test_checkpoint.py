@@ -251,6 +251,12 @@ def test_a_prompt_s_file_of_the_first_version_still_loads(tiny, tokenizer, tmp_p
     assert torch.equal(again.embeddings(), prompt.embeddings())
 
 
+def test_weights_are_as_readable_as_any_new_file(tmp_path):
+    write_tensors(tmp_path / "weights.safetensors", {"a": torch.ones(2)}, {})
+    (tmp_path / "other").touch()
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_worked_examples_are_in_the_file(tiny, tokenizer, tmp_path):
     prompt = prefix.HybridPrefix(tiny, 3)
     prompt.shots = torch.tensor([[1, 2]])

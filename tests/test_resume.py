@@ -243,6 +243,14 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+def test_half_files_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
+    kept = {"results.json", ".tmp", ".tmpl", "tmp", ".tmp-notes"}
+    for name in kept | {"tmp-123-results.json", ".tmpvmnfZd"}:  # the second is what safetensors leaves
+        (tmp_path / name).touch()
+    resume.remove_leftovers(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == kept
+
+
 @pytest.mark.parametrize("size", ["16k", "64k"])
 def test_a_full_disk_ends_a_run_in_one_line(run, small_disk, size):
     disk = small_disk(size)

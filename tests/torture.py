@@ -173,9 +173,9 @@ def final(folder):
 
 
 def torture(folder, kills, seed=0, programs=None):
-    """Kill runs `kills` times in all; returns (kills, of these in a write, damaged checkpoints, runs that ended) by
-    program. Raises AssertionError where a run does not go on, or ends in other bytes."""
-    every, counts = commands(folder), {}
+    """Kill runs `kills` times in all; yields of each program (its name, its counts: kills, of these in a write, damaged
+    checkpoints, runs that ended). Raises AssertionError where a run does not go on, or ends in other bytes."""
+    every = commands(folder)
     every = {name: every[name] for name in programs or every}
     for number, (name, (main, arguments)) in enumerate(every.items()):
         rng = random.Random(f"{seed} {name}")
@@ -183,10 +183,10 @@ def torture(folder, kills, seed=0, programs=None):
         started = time.monotonic()
         assert wait(begin(main, [*arguments, "--out", str(alone)], log), 600) == 0, log.read_text()
         seconds, want = time.monotonic() - started, final(alone)
-        counts[name] = {"kills": 0, "in a write": 0, "damaged": 0, "runs": 0}
+        count = {"kills": 0, "in a write": 0, "damaged": 0, "runs": 0}
         share = kills // len(every) + (number < kills % len(every))
         resumes = [] if name == "compare" else ["--resume"]
-        while counts[name]["kills"] < share:
+        while count["kills"] < share:
             out = folder / f"{name} killed"
             shutil.rmtree(out, ignore_errors=True)
             code = None
@@ -195,20 +195,20 @@ def torture(folder, kills, seed=0, programs=None):
                 writing = rng.choice(["fsync", "replace", "save_file"]), rng.randint(1, 15)
                 die_at = (*writing, rng.choice(["before", "after", "half"])) if in_write else None
                 # a study's own share of the time is small: its runs are killed with it
-                limit = rng.uniform(0, 1.1 * seconds) if counts[name]["kills"] < share and not in_write else 600
-                if counts[name]["kills"] >= share:
+                limit = rng.uniform(0, 1.1 * seconds) if count["kills"] < share and not in_write else 600
+                if count["kills"] >= share:
                     die_at = None
                 code = wait(begin(main, [*arguments, "--out", str(out), *resumes], log, die_at), limit)
                 assert code in (0, -signal.SIGKILL), f"{name}, exit code {code}: {log.read_text()}"
                 if code:
-                    counts[name]["kills"] += 1
-                    counts[name]["in a write"] += in_write
-                    counts[name]["damaged"] += rng.random() < 0.2 and damage(out, rng)
-            counts[name]["runs"] += 1
+                    count["kills"] += 1
+                    count["in a write"] += in_write
+                    count["damaged"] += rng.random() < 0.2 and damage(out, rng)
+            count["runs"] += 1
             got = final(out)
             different = [file for file in want.keys() | got.keys() if want.get(file) != got.get(file)]
             assert not different, f"{name}: after kills these differ: {', '.join(different)}"
-    return counts
+        yield name, count
 
 
 def main():
@@ -218,8 +218,8 @@ def main():
     p.add_argument("--programs", nargs="+", choices=["hybrid", "hard", "cartridge", "pretrain", "compare"])
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for name, count in torture(Path(folder), args.kills, args.seed, args.programs).items():
-            print(f"{name}: {', '.join(f'{what} {n}' for what, n in count.items())}, failures 0")
+        for name, count in torture(Path(folder), args.kills, args.seed, args.programs):
+            print(f"{name}: {', '.join(f'{what} {n}' for what, n in count.items())}, failures 0", flush=True)
 
 
 if __name__ == "__main__":
