@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from data import schemas
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
-from prefix import CPT, METHODS, HybridPrefix, LoPT, PromptTuning, PTuning
+from prefix import CPT, METHODS, HybridPrefix, LoPT, PromptTuning, PTuning, TranslatorNetwork
 
 ROWS = HybridPrefix, PromptTuning, CPT, LoPT, PTuning  # at the input, and nothing else
 BUNDLED = ("nano", "nano-1m", "nano-11m", "nano-1m-bytes", "nano-2", "nano-prose")  # in data/, each with its card
@@ -521,6 +521,42 @@ def load_prefix(path, model, tokenizer, other_base=False):
     if method.shots is not None and (method.shots.dim() != 2 or len(method.shots) != 1):
         raise ValueError(f"{path}: 'shots' is {tuple(method.shots.shape)}, not (1, tokens): train it again")
     return method.to(model.wte.weight.device), header
+
+
+# ---------------------------------------------------------------- translators
+
+TRANSLATOR = "translator.safetensors"  # beside the weights of the base that it belongs to
+
+
+def save_translator(translator, path, model):
+    """Write a TranslatorNetwork, in bfloat16."""
+    header = {"format": "nanoprompt translator", "base": model.name, "base_fingerprint": fingerprint(model)}
+    header |= {name: str(size) for name, size in translator.sizes.items()}
+    write_tensors(path, {n: t.to(torch.bfloat16) for n, t in translator.state_dict().items()}, header)
+
+
+def load_translator(model, path=None):
+    """The TranslatorNetwork of a file, or the one that lies beside the base. Raises ValueError where there is none, or
+    it is broken."""
+    path = Path(path or Path(getattr(model, "folder", "")) / TRANSLATOR)
+    if not path.is_file():
+        have = [name for name in BUNDLED if (Path(__file__).parent / "data" / name / TRANSLATOR).is_file()]
+        bundled = f"{', '.join(have)} has" if have else "none of the bundled bases has"
+        raise ValueError(f"{model.name} has no {path.name}, which translator.py makes: {bundled} one")
+    header, tensors = read_tensors(path)
+    header = schemas.convert(header, schemas.TranslatorHeader, path, "train it again")
+    if header["base_fingerprint"] != fingerprint(model):
+        raise ValueError(f"{path} was trained on another base ({header['base_fingerprint']}): train it again")
+    shapes = {"n_rows": ("rows", 0), "rank": ("lora.A.0", 0), "width": ("W_o", 1)}
+    sizes = {size: tensors[name].shape[i] if name in tensors else 0 for size, (name, i) in shapes.items()}
+    if any(header[size] != str(n) for size, n in sizes.items()):
+        raise ValueError(f"{path} holds other sizes than its header says: train it again")
+    translator = TranslatorNetwork(model, **sizes)
+    try:
+        translator.load_state_dict(tensors)
+    except RuntimeError:
+        raise ValueError(f"{path} is no complete translator of {model.name}: train it again") from None
+    return translator.to(model.wte.weight.device)
 
 
 def todays_words(header):

@@ -31,7 +31,7 @@ import cluster
 import prefix
 import resume
 import tasks
-from checkpoint import fingerprint, load_model, write_json, write_text
+from checkpoint import TRANSLATOR, fingerprint, load_model, locate, write_json, write_text
 from claim import is_free
 from cli import DEFAULT_BASE, Parser, at_least, run
 from data import schemas
@@ -120,13 +120,14 @@ def headline(args):
 
 def methods(args):
     """Every method on every task: what it reaches in distribution and out of it, with how many parameters."""
-    cells = []
+    cells, folder = [], locate(args.model)[0].parent
+    without = [] if (folder / TRANSLATOR).is_file() else ["translator"]
     for task in args.tasks or TASKS:
         cells.append(cell(args, task, "zero-shot", None, "--method", "zero-shot"))
         cells.append(cell(args, task, "instruction as text", None, "--method", "text", "--trigger", "instruction"))
         cells.append(cell(args, task, "hybrid, instruction", None, "--trigger", "instruction"))
         for name in prefix.METHODS:
-            if name not in ("zero-shot", "text", "few-shot"):
+            if name not in ("zero-shot", "text", "few-shot", *without):
                 cells.append(cell(args, task, name, None, "--method", name))
             if name in HELPED:
                 cells.append(cell(args, task, f"{name}, 1 shot", None, "--method", name, "--shots", 1))

@@ -28,7 +28,7 @@ from data import schemas
 from data.tokenizer import Tokenizer
 from llama import Llama
 from model import GPT
-from prefix import Cartridge, DeepPrefix, HybridPrefix, LoRA, PrefixTuning, block_linears
+from prefix import Cartridge, DeepPrefix, HybridPrefix, LoRA, PrefixTuning, Translator, block_linears
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def export_peft(method, model, folder):
     """Write adapter_config.json and adapter_model.safetensors, which PeftModel.from_pretrained takes:
     PROMPT_TUNING for rows at the input, PREFIX_TUNING for keys and values, an MLP folded into either; CARTRIDGE; LORA.
     """
-    if type(method) not in (*ROWS, DeepPrefix, PrefixTuning, Cartridge, LoRA):
+    if type(method) not in (*ROWS, DeepPrefix, PrefixTuning, Cartridge, Translator, LoRA):
         raise ValueError(f"PEFT has no adapter for {method.name}")
     if has_worked_examples(method, model):
         raise ValueError("a prompt with worked examples behind it (--shots): PEFT's adapter would lose them")

@@ -38,6 +38,8 @@ class Method(nn.Module):
     needs_labels = False  # whether the constructor takes `labels`, the token lists of the answers
     is_validated = True  # whether tuning ends as its best state on held-back questions
     lr, examples, epochs = 1e-2, 4000, 1  # by default: peak learning rate, examples to learn from, passes over them
+    trigger_examples = 1  # worked examples that its trigger is made of, by default
+    needs_examples = False  # whether the trigger has to be worked examples, the shortest last
 
     def __init__(self, **init_kwargs):
         super().__init__()
@@ -409,8 +411,7 @@ class DeepPrefix(Method):
                 p = model.logits(model(start))[0, 0].float().softmax(-1).cpu()  # (vocab_size)
                 words = torch.cat([torch.multinomial(p, n_random, replacement=True, generator=rng), words])
             cache = model.prefill(words[None].to(device))[-self.layers :]  # of P words
-        rows = torch.stack([torch.stack(pair) for pair in cache])  # (layers, 2, 1, n_kv_head, P, D)
-        rows = rows[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1).float().cpu()  # (P, layers * 2 * n_kv_head * D)
+        rows = rows_of(cache)
         self.rows = nn.Parameter(rows)
         self.register_buffer("start", rows.clone())
         if head:
@@ -438,6 +439,12 @@ class DeepPrefix(Method):
 
     def n_rows(self):
         return len(self.rows)
+
+
+def rows_of(cache):
+    """A cache of batch 1 and P positions as rows, (P, layers * 2 * n_kv_head * D), on the CPU in float32."""
+    rows = torch.stack([torch.stack(pair) for pair in cache])  # (layers, 2, 1, n_kv_head, P, D)
+    return rows[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1).float().cpu()
 
 
 class PrefixTuning(DeepPrefix):
@@ -515,6 +522,103 @@ def divergence(network, past, tokens, answer, want):
     cache at the positions of `answer`. The mean over these, in nats."""
     got = network.logits(network(tokens, past)[answer]).float().log_softmax(-1)  # (N, vocab_size)
     return F.kl_div(got, want, reduction="batchmean", log_target=True)
+
+
+class Translator(DeepPrefix):
+    """Keys and values in every layer, made of worked examples in one pass: nothing is tuned.
+
+    translator.py has trained the network that makes them, once, on the formats of pretraining: after Phang et al.
+    (2023), "HyperTuning: Toward Adapting Large Language Models without Back-propagation", and Mu et al. (2023),
+    "Learning to Compress Prompts with Gist Tokens". Its weights lie beside the base's.
+
+    trigger: the examples' tokens. Without them it has n_random rows of zeros, into which a file of it is loaded.
+    """
+
+    name, label, options, needs_labels = "translator", "translator", {}, False
+    trigger_examples, needs_examples = 8, True
+
+    def __init__(self, model, n_random=0, trigger=(), seed=0):
+        if trigger:
+            from checkpoint import load_translator  # imported here, since checkpoint.py imports this file
+
+            with torch.no_grad():
+                rows = rows_of(load_translator(model)(model, [list(trigger)]))
+        else:
+            rows = torch.zeros(n_random, 2 * model.config.n_layer * model.config.n_kv_head * model.config.head_dim)
+        Method.__init__(self, n_random=len(rows))
+        self.n_random, self.layers = 0, model.config.n_layer
+        self.register_buffer("rows", rows)
+
+    def tunable(self, model):
+        """The same prompt as one of P-tuning v2, which learns."""
+        prompt = DeepPrefix(model, len(self.rows))
+        prompt.rows.data.copy_(self.rows)
+        return prompt.to(self.rows.device)
+
+
+class TranslatorNetwork(nn.Module):
+    """Worked examples in, keys and values of P positions in every layer out.
+
+    The frozen base reads the examples. Their last P tokens are then read again, alone and at the first positions, where
+    a prompt stands, by the base's blocks with low-rank updates (LoRA). In front of each block these positions look at
+    the final hidden states of all examples, through an attention of `width`. All that is learned puts out nothing at
+    first, so that the prompt begins as those last tokens would as text.
+
+    x = x + softmax(x W_q (h W_k)') h W_v W_o, h the base's hidden states of the examples
+    """
+
+    heads = 4
+
+    def __init__(self, model, n_rows=16, rank=16, width=64, seed=0):
+        super().__init__()
+        L, C, rng = model.config.n_layer, model.config.n_embd, torch.Generator().manual_seed(seed)
+        self.sizes = {"n_rows": n_rows, "rank": rank, "width": width}
+        self.rows = nn.Parameter(torch.zeros(n_rows, C))  # added to the tokens
+        self.slots = nn.Parameter(torch.randn(n_rows, width, generator=rng))  # so that no two positions ask the same
+        self.W_q, self.W_k, self.W_v = (
+            nn.Parameter(torch.randn(L, C, width, generator=rng) * C**-0.5) for _ in range(3)
+        )
+        self.W_o = nn.Parameter(torch.zeros(L, width, C))
+        self.lora = LoRA(model, rank=rank, alpha=rank, seed=seed)
+        twin = self.lora.network(model)
+        twin.h = nn.ModuleList(LookingBlock(block, self, i) for i, block in enumerate(twin.h))
+        self.twin = [twin]  # in a list, so that it is no part of the network
+
+    def forward(self, model, texts):
+        """D lists of tokens -> a cache of batch D and P positions."""
+        P, weight, longest = len(self.rows), model.wte.weight, max(map(len, texts))
+        if min(map(len, texts)) < P:
+            raise ValueError(f"examples of {min(map(len, texts))} tokens: the translator reads at least {P}")
+        tokens = torch.zeros(len(texts), longest, dtype=torch.long, device=weight.device)  # (D, S)
+        mask = torch.zeros(len(texts), 1, 1, longest, dtype=weight.dtype, device=weight.device)
+        for i, text in enumerate(texts):  # padding stands behind the text, where it changes nothing before it
+            tokens[i, : len(text)] = torch.tensor(text)
+            mask[i, ..., len(text) :] = -torch.inf
+        with torch.no_grad():
+            self.examples = model(tokens), mask  # (D, S, C)
+            tail = model.wte(torch.tensor([text[-P:] for text in texts], device=weight.device))  # (D, P, C)
+        return self.twin[0].prefill(tail + self.rows.to(tail.dtype))
+
+    def look(self, x, layer):
+        """What the rows x (D, P, C) read off the examples in front of a block, (D, P, C)."""
+        h, mask = self.examples
+        W_q, W_k, W_v, W_o = (W[layer].to(x.dtype) for W in (self.W_q, self.W_k, self.W_v, self.W_o))
+        q = F.layer_norm(x, x.shape[-1:]) @ W_q + self.slots.to(x.dtype)  # (D, P, width)
+        # (D, heads, P or S, width / heads) each
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, h @ W_k, h @ W_v))
+        y = (q @ k.mT * q.size(-1) ** -0.5 + mask).softmax(-1) @ v
+        return y.transpose(1, 2).flatten(2) @ W_o
+
+
+class LookingBlock(nn.Module):
+    """A block whose input has read the examples."""
+
+    def __init__(self, block, translator, layer):
+        super().__init__()
+        self.block, self.translator, self.layer = block, [translator], layer
+
+    def forward(self, x, *args):
+        return self.block(x + self.translator[0].look(x, self.layer), *args)
 
 
 def zero_mlp(n_in, n_out, rng):

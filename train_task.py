@@ -86,10 +86,9 @@ def parser():
     g.add_argument(
         "--trigger-examples",
         type=at_least(1, 1000),
-        default=1,
         metavar="N",
         help="training examples that --trigger example is made of: the longest (1, the default), or the first N, of "
-        "mixed lengths",
+        "mixed lengths (translator: 8, the longest first)",
     )
     g.add_argument(
         "--shots",
@@ -181,6 +180,8 @@ def parse_args(argv=None):
         raise ValueError(f"--text {args.text} is for --method cartridge, without --load and --window")
     if args.init_from and (args.load or args.text or args.method in ("zero-shot", "few-shot", "scratch")):
         raise ValueError(f"--init-from {args.init_from} is for what learns on the base, without --load and --text")
+    if METHODS[args.method].needs_examples and (args.trigger or "example") != "example":
+        raise ValueError(f"--trigger {args.trigger} is not for --method {args.method}: it reads worked examples")
     if args.l2_sp and not hasattr(METHODS[args.method], "embeddings"):
         raise ValueError(f"--l2-sp is not for --method {args.method}: it has no rows that began as something")
     if len(args.load or []) > MOST_PROMPTS:
@@ -188,6 +189,7 @@ def parse_args(argv=None):
     if "none" in (args.beside or []) and len(args.beside) > 1:
         raise ValueError(f"--beside {' '.join(args.beside)}: none stands alone")
     args.beside = args.beside or (["finetune", "scratch"] if args.own_data else ["scratch"])
+    args.trigger_examples = args.trigger_examples or METHODS[args.method].trigger_examples
     args.test_examples = args.test_examples or (None if args.own_data else 500)
     if args.quick:
         args.test_examples = min(args.test_examples or 100, 100)
@@ -230,12 +232,14 @@ def load_task(args):
 
 def trigger_of(args, task, tokenizer, examples):
     """(kind, text, tokens) of what the trigger rows begin as."""
-    kind = args.trigger or ("instruction" if task.classes else "example")
+    reads_examples = METHODS[args.method].needs_examples
+    kind = args.trigger or ("instruction" if task.classes and not reads_examples else "example")
     if kind == "none":
         return "", "", []
     if kind == "example":
         n = args.trigger_examples
-        text = as_text(task.worth_showing(examples, 1) if n == 1 else examples[:n])
+        longest_first = n == 1 or reads_examples
+        text = as_text(task.worth_showing(examples if n == 1 else examples[:n], n) if longest_first else examples[:n])
         return kind, text, tokenizer.bos + tokenizer.encode_task(text)
     text = (task.trigger if kind == "instruction" else kind) + "\n"
     return kind if kind == "instruction" else "trigger", text, tokenizer.bos + tokenizer.encode(text)
@@ -276,6 +280,8 @@ def begin_from(args, model, tokenizer):
     """(method, what its file says) of --init-from: Vu et al. (2022), "SPoT: Better Frozen Model Adaptation through Soft
     Prompt Transfer"."""
     method, header = load_prefix(args.init_from, model, tokenizer, other_base=True)
+    if (method.name, args.method) == ("translator", "ptuning2"):  # which tunes what the other has made
+        method = method.tunable(model)
     if method.name != args.method:
         raise ValueError(f"{args.init_from} is of --method {method.name}, not {args.method}: give that")
     if hasattr(method, "start"):
@@ -317,7 +323,8 @@ def load_prompts(args, model, tokenizer):
         name = f"{method.name} {len(methods) + 1}" if methods else method.name
         method.label += f", file {len(methods) + 1}" * (len(loaded) > 1)
         methods[name] = method
-        if not other.get("init_from"):  # where another run's prompt was the start, it is not in the file
+        # where another run's prompt was the start, it is not in the file, and a translator's was never another
+        if not other.get("init_from") and method.name != "translator":
             starts[name] = METHODS[method.name](model, **method.init_kwargs).to(args.device)
             starts[name].shots = method.shots
     tokenizer.tokenize = header["tokenize"]

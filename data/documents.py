@@ -382,11 +382,12 @@ SKILLS = {
 }
 
 
-def document(rng, skill=None):
+def document(rng, skill=None, characters=(200, 600), most_examples=(4, 24)):
     """(skill, heading, examples) with examples a list of (question, answer, ending) in one format.
 
     The text of a document is its heading (or ''), then question + answer + ending of each example;
-    examples together have at most 600 characters. `rng` is a random.Random.
+    examples together have at most 600 characters, or as many as a draw from `characters` allows, and `most_examples`
+    says the same of their number. `rng` is a random.Random.
     """
     while True:
         kind = skill or rng.choices(list(SKILLS), [s[0] for s in SKILLS.values()])[0]
@@ -395,7 +396,7 @@ def document(rng, skill=None):
         between = rng.choice(["\n", "\n", "\n", " ", " ", "", "\n\n"])
         between = between or ("" if end else " ")  # something has to tell one example from the next
         heading = rng.choice(headings) + rng.choice(["\n", "\n", " "]) if rng.random() < 0.3 else ""
-        examples, length, longest, n = [], 0, rng.randint(200, 600), rng.randint(4, 24)
+        examples, length, longest, n = [], 0, rng.randint(*characters), rng.randint(*most_examples)
         while len(examples) < n:
             question, answer = example()
             length += len(question + answer + end + between)

@@ -101,6 +101,17 @@ class Encoding(TypedDict):
     tokens: list[str]
 
 
+class TranslatorHeader(TypedDict):
+    """The metadata of a translator's file."""
+
+    format: Literal["nanoprompt translator"]
+    base: str
+    base_fingerprint: str
+    n_rows: str
+    rank: str
+    width: str
+
+
 class PrefixHeader(TypedDict):
     """The metadata of a prefix file."""
 

@@ -89,7 +89,8 @@ def make(box):
     for name in METHODS:
         cls, given = prefix.METHODS[name], OPTIONS.get(name, {})
         labels = {"labels": [[50], [51, 52]]} if cls.needs_labels else {}
-        made[name] = cls(model, n_random=3, trigger=[40, 41], **labels, **given)
+        trigger = [] if name == "translator" else [40, 41]  # which reads examples where a base has one
+        made[name] = cls(model, n_random=3, trigger=trigger, **labels, **given)
     prompts.mkdir()
     for name, method in made.items():
         if name == "text":

@@ -562,7 +562,8 @@ def bases(tmp_path_factory):
     return folder
 
 
-ON_THE_COMMAND_LINE = [name for name in prefix.METHODS if name not in ("zero-shot", "text", "few-shot", "scratch")]
+NOT_TUNED = "zero-shot", "text", "few-shot", "scratch", "translator"
+ON_THE_COMMAND_LINE = [name for name in prefix.METHODS if name not in NOT_TUNED]
 
 
 @pytest.mark.parametrize("name", ON_THE_COMMAND_LINE)

@@ -74,7 +74,7 @@ def test_raw_bpe_runs_too(run, tmp_path):
 @pytest.mark.parametrize(
     "args",
     [
-        *([method] for method in prefix.METHODS if method not in ("zero-shot", "few-shot", "scratch")),
+        *([method] for method in prefix.METHODS if method not in ("zero-shot", "few-shot", "scratch", "translator")),
         ["prompt", "--init", "uniform"],
         ["prompt", "--init", "labels"],
         ["prompt", "--init", "trigger", "--n-random", 9],

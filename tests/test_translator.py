@@ -1,0 +1,198 @@
+"""translator.py and what prefix.py and checkpoint.py have for it: the network against a loop written out by hand, its
+files, and the method on the command line."""
+
+import json
+import math
+import random
+import shutil
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import checkpoint
+import translator
+from checkpoint import load_model, load_prefix, load_translator, save_prefix, save_translator
+from data import documents
+from data.tokenizer import Tokenizer
+from model import GPT, GPTConfig
+from prefix import Translator, TranslatorNetwork
+
+TEXTS = [[7, 8, 9, 10, 11, 12, 13], [20, 21, 22, 23]]
+
+
+def trained(model, **sizes):
+    """A translator as if it had been trained: nothing in it is zero."""
+    network = TranslatorNetwork(model, **sizes)
+    rng = torch.Generator().manual_seed(3)
+    for p in network.parameters():
+        p.data = torch.randn(p.shape, generator=rng) * 0.3
+    return network
+
+
+def test_at_first_the_prompt_is_the_last_tokens_as_text(tiny):
+    got = TranslatorNetwork(tiny, n_rows=3, rank=2, width=8)(tiny, TEXTS)
+    want = tiny.prefill(torch.tensor([text[-3:] for text in TEXTS]))
+    for pair, expected in zip(got, want):
+        for g, w in zip(pair, expected):
+            torch.testing.assert_close(g, w)
+    with pytest.raises(ValueError, match="examples of 4 tokens: the translator reads at least 5"):
+        TranslatorNetwork(tiny, n_rows=5, rank=2, width=8)(tiny, TEXTS)
+
+
+def test_a_prompt_equals_a_loop_written_out(tiny):
+    """Each text alone, each head and position alone, behind weights into which the updates are merged."""
+    P, width, heads = 3, 8, TranslatorNetwork.heads
+    network = trained(tiny, n_rows=P, rank=2, width=width)
+    merged, got = network.lora.merged(tiny), network(tiny, TEXTS)
+    for d, text in enumerate(TEXTS):
+        h = tiny(torch.tensor([text]))[0]  # (S, C)
+        x = tiny.wte.weight[text[-P:]] + network.rows + tiny.wpe.weight[:P]  # (P, C)
+        for i, block in enumerate(merged.h):
+            read = []
+            for p in range(P):
+                q = F.layer_norm(x[p], x[p].shape) @ network.W_q[i] + network.slots[p]  # (width)
+                parts = []
+                for part in torch.arange(width).chunk(heads):
+                    keys, values = (h @ network.W_k[i])[:, part], (h @ network.W_v[i])[:, part]  # (S, width / heads)
+                    parts.append((keys @ q[part] / math.sqrt(len(part))).softmax(0) @ values)
+                read.append(torch.cat(parts) @ network.W_o[i])
+            x = x + torch.stack(read)
+            y, (k, v) = block(x[None], torch.full((P, P), -torch.inf).triu(1))
+            x = y[0]
+            torch.testing.assert_close(got[i][0][d], k[0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(got[i][1][d], v[0], atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_reach_the_translator_and_nothing_else(tiny):
+    network = trained(tiny, n_rows=3, rank=2, width=8)
+    batch = [(TEXTS[0], [([5, 6], [7, 8]), ([5], [9])]), (TEXTS[1], [([1, 2, 3], [4])])]
+    loss, on_answers = translator.loss_of(network, tiny, batch, 0.5)
+    loss.backward()
+    assert all(p.grad is None for p in tiny.parameters())
+    # what the top block does behind its keys and values reaches nothing
+    unused = {f"lora.{matrix}.{i}" for matrix in "AB" for i in (5, 6, 7)}
+    assert {name for name, p in network.named_parameters() if p.grad is None} == unused
+    assert all(p.grad.abs().sum() > 0 for p in network.parameters() if p.grad is not None)
+    # the same loss, question by question
+    answers, questions = [], []
+    for text, asked in batch:
+        past = network(tiny, [text])
+        for question, answer in asked:
+            tokens = torch.tensor([question + answer])
+            losses = F.cross_entropy(tiny.logits(tiny(tokens, past))[0, :-1], tokens[0, 1:], reduction="none")
+            questions += losses[: len(question) - 1].tolist()
+            answers += losses[len(question) - 1 :].tolist()
+    mean = sum(answers) / len(answers)
+    assert on_answers.item() == pytest.approx(mean, rel=1e-4)
+    assert loss.item() == pytest.approx(mean + 0.5 * sum(questions) / len(questions), rel=1e-4)
+
+
+def test_documents_are_split_into_examples_and_questions(tokenizer):
+    rng = random.Random(0)
+    for _ in range(30):
+        shown, asked = translator.draw(tokenizer, 16, rng)
+        assert 16 <= len(shown) <= translator.MOST_TOKENS and 1 <= len(asked) <= 4
+    encoded = [([1], [2]), ([3, 4], [5]), ([6], [7])]
+    assert translator.as_tokens(encoded) == [3, 4, 5, 1, 2, 6, 7]  # the longest first
+    for skill in ("addition", "copy"):
+        found = translator.new_documents(tokenizer, skill, 2, 3, 16, 512)
+        assert len(found) == 3 and all(len(asked) == 3 for _, asked in found)
+    # as before where nobody asks for longer ones
+    assert len(documents.text(documents.document(random.Random(1))[2])) <= 600
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, little_base):
+    """A base with a translator beside it."""
+    folder = little_base(tmp_path_factory.mktemp("models") / "little", 2, 16)
+    model = load_model(folder).freeze()
+    save_translator(trained(model, n_rows=4, rank=2, width=8), folder / checkpoint.TRANSLATOR, model)
+    return folder
+
+
+def test_a_file_of_it_holds_the_prompt_and_needs_no_translator(base, tmp_path):
+    model, tokenizer = load_model(base).freeze(), Tokenizer.load(base, 1024)
+    method = Translator(model, trigger=TEXTS[0])
+    assert method.n_rows() == method.n_positions() == 4 and not method.learns()
+    network = load_translator(model)
+    for pair, expected in zip(method.past(model), network(model, TEXTS[:1])):
+        for got, want in zip(pair, expected):
+            torch.testing.assert_close(got, want)
+    save_prefix(method, tmp_path / "p.safetensors", model, tokenizer)
+    model.folder = tmp_path  # where there is none
+    again, _ = load_prefix(tmp_path / "p.safetensors", model, tokenizer)
+    for other in (again, method.tunable(model)):
+        for pair, expected in zip(other.past(model), method.past(model)):
+            assert all(torch.equal(got, want) for got, want in zip(pair, expected))
+    assert method.tunable(model).learns()
+
+
+def test_it_answers_on_the_command_line_and_p_tuning_v2_goes_on_from_it(base, tmp_path, command):
+    argv = ["--model", base, "--task", "word_reversal", "--examples", 32, "--test-examples", 3, "--beside", "none"]
+    done = command("train_task.py", *argv, "--method", "translator", "--out", tmp_path / "a")
+    assert done.code == 0, done.err
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results["loss"] == results["before"] == {} and results["prompt"]["rows"] == 4
+    assert results["args"]["trigger_examples"] == 8 == results["prompt"]["trigger"].count("\n")
+    lengths = [len(line) for line in results["prompt"]["trigger"].split()]
+    assert lengths == sorted(lengths, reverse=True)
+    saved = tmp_path / "a" / "prefix.safetensors"
+    done = command("train_task.py", *argv, "--load", saved, "--out", tmp_path / "b")
+    assert done.code == 0, done.err
+    again = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert again["accuracy"] == results["accuracy"] and again["before"] == {}
+    begin = "--method", "ptuning2", "--init-from", saved
+    done = command("train_task.py", *argv, *begin, "--validation", 0, "--out", tmp_path / "c")
+    assert done.code == 0, done.err
+    tuned = json.loads((tmp_path / "c" / "results.json").read_text())
+    assert tuned["before"]["ptuning2"] == results["accuracy"]["translator"] and tuned["trainable"]["ptuning2"] > 0
+    done = command("sample.py", "--model", base, "--prefix", saved, "--prompt", "abc", "--max-new-tokens", 2)
+    assert done.code == 0, done.err
+
+
+def test_a_base_without_one_and_a_broken_one_are_a_line(tiny, little_base, base, tmp_path, command):
+    folder = little_base(tmp_path / "bare", 1, 16)
+    done = command("train_task.py", "--model", folder, "--method", "translator", "--out", tmp_path / "a")
+    assert done.code == 2 and len(done.err.splitlines()) == 1
+    assert "bare has no translator.safetensors, which translator.py makes" in done.err
+    done = command("train_task.py", "--model", folder, "--method", "translator", "--trigger", "none")
+    assert done.code == 2 and "it reads worked examples" in done.err
+    with pytest.raises(ValueError, match="untrained has no translator"):
+        load_translator(tiny)
+    with pytest.raises(ValueError, match="trained on another base"):
+        load_translator(tiny, base / checkpoint.TRANSLATOR)
+    model = load_model(base).freeze()
+    header, tensors = checkpoint.read_tensors(base / checkpoint.TRANSLATOR)
+    for change, why in (({"rank": "3"}, "other sizes"), ({"format": "x"}, "format")):
+        checkpoint.write_tensors(tmp_path / "t", tensors, header | change)
+        with pytest.raises(ValueError, match=why):
+            load_translator(model, tmp_path / "t")
+    del tensors["W_q"]
+    checkpoint.write_tensors(tmp_path / "t", tensors, header)
+    with pytest.raises(ValueError, match="no complete translator"):
+        load_translator(model, tmp_path / "t")
+
+
+def test_the_program_trains_measures_and_writes(little_base, tmp_path, command, monkeypatch):
+    folder, out = tmp_path / "base", tmp_path / "t.safetensors"
+    checkpoint.save_model(GPT(GPTConfig(1024, block_size=512, n_layer=1, n_head=2, n_embd=16)), folder)
+    shutil.copy("data/nano/encoding.json", folder)
+    monkeypatch.setattr(translator, "SHOTS", (1, 8))
+    argv = "--model", folder, "--rows", 4, "--rank", 2, "--width", 8, "--test-documents", 1, "--documents", 2
+    done = command("translator.py", *argv, "--steps", 2, "--out", out)
+    assert done.code == 0, done.err
+    assert "| addition, 8 examples |" in done.out and "last 4 tokens as text" in done.out
+    assert len(json.loads(out.with_suffix(".json").read_text())["loss"]) == 2
+    again = tmp_path / "again.safetensors"
+    assert command("translator.py", *argv, "--steps", 2, "--out", again).code == 0
+    assert again.read_bytes() == out.read_bytes()  # the same seed
+    further = command("translator.py", *argv, "--steps", 1, "--seed", 1, "--init-from", out, "--out", tmp_path / "more")
+    assert further.code == 0, further.err
+    assert command("translator.py", *argv, "--out", out).err.endswith(f"{out} is there already: give another --out\n")
+    shutil.copy(out, folder / "translator.safetensors")
+    measured = command("translator.py", *argv, "--measure")
+    assert measured.code == 0 and measured.out == done.out[done.out.index("| |") :]
+    assert command("translator.py", "--width", 6).code == 2
+    done = command("translator.py", "--model", little_base(tmp_path / "short", 1, 16))
+    assert done.code == 2 and "has 256 positions, and documents up to 512" in done.err

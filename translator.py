@@ -1,0 +1,234 @@
+"""Train a translator: the network that makes a prompt out of worked examples in one pass, for any format.
+
+    python translator.py                   train one for the default base, and say what it carries: an hour on a core
+    python translator.py --measure         measure the one that lies beside the base
+
+Each step draws synthetic documents (data/documents.py, in which the tasks' formats never occur). The first examples of
+each are translated into the keys and values of a prompt, behind which the frozen base answers the next ones:
+cross-entropy trains the translator alone. `train_task.py --method translator` uses it. prefix.py has the network.
+"""
+
+import random
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from checkpoint import TRANSLATOR, load_model, load_translator, save_translator, write_json
+from cli import Parser, at_least, rate, run, seed, weight
+from data import documents
+from data.tokenizer import Tokenizer
+from prefix import TranslatorNetwork
+
+MOST_TOKENS = 300  # of a document's worked examples while training
+SHOTS = (1, 2, 4, 8, 16)  # at which it is measured
+
+
+def parse_args(argv=None):
+    p = Parser(__doc__)
+    p.add_base()
+    p.add_argument("--out", default=f"out/{TRANSLATOR}", help="its file; beside a base's weights it is found there")
+    p.add_argument("--steps", type=at_least(0), default=2000, help="of training (default %(default)s; 0: as it begins)")
+    p.add_argument("--rows", type=at_least(1, 1000), default=16, help="positions of its prompts (default %(default)s)")
+    p.add_argument("--rank", type=at_least(1, 1000), default=16, help="of its low-rank updates (default %(default)s)")
+    p.add_argument("--width", type=at_least(4, 1000), default=64, help="of its attention to examples (%(default)s)")
+    p.add_argument("--lr", type=rate, default=1e-3, help="peak learning rate (default %(default)s)")
+    p.add_argument("--documents", type=at_least(1, 1000), default=16, help="per step (default %(default)s)")
+    p.add_argument("--question-weight", type=weight, default=0.1, help="of the loss on questions (default %(default)s)")
+    p.add_argument("--test-documents", type=at_least(1, 1000), default=32, help="per skill (default %(default)s)")
+    p.add_argument("--init-from", metavar="FILE", help="go on with that translator; give another --seed with it")
+    p.add_argument("--measure", action="store_true", help="measure the base's own, or that of --init-from, and stop")
+    p.add_argument("--seed", type=seed, default=0, help="of weights and documents (default %(default)s)")
+    args = p.parse_args(argv)
+    if args.width % TranslatorNetwork.heads:
+        raise ValueError(f"--width {args.width} is not a multiple of {TranslatorNetwork.heads} heads")
+    return args
+
+
+# ---------------------------------------------------------------- data
+
+
+def encode(tokenizer, examples):
+    """[(question, answer, ending)] -> [(question tokens, tokens of the answer and its ending)]."""
+    return [(tokenizer.encode_task(q), tokenizer.encode_task(a + end)) for q, a, end in examples]
+
+
+def as_tokens(encoded):
+    """Worked examples as the translator reads them: the longest first, so that the last tokens show a whole one."""
+    return [t for q, a in sorted(encoded, key=lambda e: -len(e[0] + e[1])) for t in q + a]
+
+
+def draw(tokenizer, n_rows, rng):
+    """(tokens of 2 to 10 worked examples, [(question tokens, answer tokens)] of 1 to 4 more) of a new document."""
+    while True:
+        _, _, examples = documents.document(rng, characters=(200, 800), most_examples=(5, 24))
+        encoded = encode(tokenizer, examples)
+        if len(encoded) < 4:
+            continue
+        k = rng.randint(2, min(10, len(encoded) - 1))
+        while k > 1 and len(as_tokens(encoded[:k])) > MOST_TOKENS:
+            k -= 1
+        shown = as_tokens(encoded[:k])
+        if n_rows <= len(shown) <= MOST_TOKENS:
+            return shown, encoded[k : k + 4]
+
+
+def draw_batches(tokenizer, n_rows, n, rng):
+    """Batches of n documents without end. Those with questions of like length go together: less is padding."""
+    while True:
+        pool = [draw(tokenizer, n_rows, rng) for _ in range(4 * n)]
+        pool.sort(key=lambda document: max(len(q) + len(a) for q, a in document[1]))
+        batches = [pool[i : i + n] for i in range(0, len(pool), n)]
+        rng.shuffle(batches)
+        yield from batches
+
+
+def pad(encoded):
+    """[(question tokens, answer tokens)] -> tokens, targets, answer and asked, (B, T) each: the latter two are True
+    where the target belongs to an answer, and where it belongs to a question."""
+    B, T = len(encoded), max(len(q) + len(a) for q, a in encoded) - 1
+    tokens, targets = torch.zeros(2, B, T, dtype=torch.long)
+    answer, asked = torch.zeros(2, B, T, dtype=torch.bool)
+    for i, (q, a) in enumerate(encoded):
+        n = len(q) + len(a) - 1
+        tokens[i, :n], targets[i, :n] = torch.tensor((q + a)[:-1]), torch.tensor((q + a)[1:])
+        asked[i, : len(q) - 1], answer[i, len(q) - 1 : n] = True, True
+    return tokens, targets, answer, asked
+
+
+# ---------------------------------------------------------------- training
+
+
+def loss_of(translator, model, batch, question_weight):
+    """(loss, its part on answers), (), of a batch of documents: cross-entropy of the questions that follow the
+    examples, each behind its own document's prompt."""
+    device = model.wte.weight.device
+    past = translator(model, [shown for shown, _ in batch])  # of batch D
+    each = torch.tensor([len(questions) for _, questions in batch], device=device)
+    past = [tuple(x.repeat_interleave(each, 0) for x in pair) for pair in past]  # of batch B
+    questions = [question for _, questions in batch for question in questions]
+    tokens, targets, answer, asked = (t.to(device) for t in pad(questions))  # (B, T) each
+    hidden = model(tokens, past)  # (B, T, C)
+    on_answers = model.loss(hidden[answer], targets[answer])
+    if question_weight and asked.any():
+        return on_answers + question_weight * model.loss(hidden[asked], targets[asked]), on_answers
+    return on_answers, on_answers
+
+
+def train(translator, model, tokenizer, args):
+    """[loss on answers of each step], in nats. The rate warms up over 30 steps, stays, and falls to zero over the
+    second half of the steps."""
+    optimizer = torch.optim.AdamW(translator.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0)
+    batches = draw_batches(tokenizer, args.rows, args.documents, random.Random(f"translator {args.seed}"))
+    losses = []
+    for step in tqdm(range(args.steps), desc="translator", unit=" steps"):
+        optimizer.param_groups[0]["lr"] = args.lr * min(1, (step + 1) / 30, 2 * (1 - step / args.steps))
+        loss, on_answers = loss_of(translator, model, next(batches), args.question_weight)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(translator.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(on_answers.item())
+        if len(losses) % 100 == 0:
+            tqdm.write(f"step {len(losses)}: loss on answers {sum(losses[-100:]) / 100:.4f}")
+            save_translator(translator, args.out, model)
+    return losses
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def new_documents(tokenizer, skill, k, n, n_rows, block_size):
+    """n new documents of a skill, each (tokens of k worked examples, [(question tokens, answer tokens)] of the next 3,
+    whose answers end with the first character of what ends them). Fewer where they are rare."""
+    rng, found = random.Random(f"translator test {skill}"), []
+    for _ in range(50 * n):
+        _, _, examples = documents.document(rng, skill, characters=(500, 900), most_examples=(20, 24))
+        shown = as_tokens(encode(tokenizer, examples[:k]))
+        asked = encode(tokenizer, [(q, a, end[:1]) for q, a, end in examples[k : k + 3]])
+        if len(asked) == 3 and n_rows <= len(shown) <= block_size - max(len(q) + len(a) for q, a in asked):
+            found.append((shown, asked))
+        if len(found) == n:
+            break
+    return found
+
+
+@torch.no_grad()
+def accuracy_by_skill(past_of, model, tokenizer, k, n, n_rows):
+    """{skill: share of questions whose every answer token is the likeliest}, k worked examples behind past_of(tokens).
+    Skills whose examples are so long that not one document holds them are left out."""
+    device, share = model.wte.weight.device, {}
+    for skill in tqdm(documents.SKILLS, desc=f"{k} examples", leave=False):
+        right = []
+        for shown, asked in new_documents(tokenizer, skill, k, n, n_rows, model.config.block_size):
+            tokens, targets, answer, _ = (t.to(device) for t in pad(asked))
+            missed = model.logits(model(tokens, past_of(shown))).argmax(-1) != targets  # (3, T)
+            right += (~(missed & answer).any(1)).tolist()
+        if right:
+            share[skill] = sum(right) / len(right)
+    return share
+
+
+def measure(translator, model, tokenizer, n):
+    """{contender: {k: {skill: accuracy}}}: the translator, the same examples as text, the last tokens of that text (as
+    many as the prompt has positions), and nothing."""
+    P, device = translator.sizes["n_rows"], model.wte.weight.device
+    contenders = {
+        "translator": lambda shown: translator(model, [shown]),
+        "examples as text": lambda shown: model.prefill(torch.tensor([shown], device=device)),
+        f"last {P} tokens as text": lambda shown: model.prefill(torch.tensor([shown[-P:]], device=device)),
+        "nothing": lambda shown: None,
+    }
+    return {
+        name: {k: accuracy_by_skill(past_of, model, tokenizer, k, n, P) for k in SHOTS}
+        for name, past_of in contenders.items()
+    }
+
+
+def mean(share):
+    """The mean over skills, as often as pretraining draws each."""
+    often = {skill: documents.SKILLS[skill][0] for skill in share}
+    return sum(often[skill] * share[skill] for skill in share) / max(1, sum(often.values()))
+
+
+def table(accuracy):
+    """Markdown: accuracy in % behind 8 examples by skill, and by number of examples over all skills."""
+    rows = [f"| | {' | '.join(accuracy)} |", "| --- " * (len(accuracy) + 1) + "|"]
+    for skill in documents.SKILLS:
+        shares = [by_k[8].get(skill) for by_k in accuracy.values()]
+        if None not in shares:
+            rows.append(f"| {skill}, 8 examples | {' | '.join(f'{100 * s:.0f}' for s in shares)} |")
+    for k in SHOTS:
+        means = (100 * mean(by_k[k]) for by_k in accuracy.values())
+        rows.append(f"| all skills, {k} example{'s' * (k > 1)} | {' | '.join(f'{m:.0f}' for m in means)} |")
+    return "\n".join(rows)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    model = load_model(args.model, args.device, args.dtype).freeze()
+    if model.config.block_size < 512:
+        raise ValueError(f"{model.name} has {model.config.block_size} positions, and documents up to 512 tokens")
+    tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
+    if args.init_from or args.measure:
+        translator = load_translator(model, args.init_from)
+        args.rows = translator.sizes["n_rows"]
+    else:
+        translator = TranslatorNetwork(model, args.rows, args.rank, args.width, args.seed).to(args.device)
+    if args.measure:
+        print(table(measure(translator, model, tokenizer, args.test_documents)))
+        return
+    args.out = Path(args.out)
+    if args.out.exists():
+        raise ValueError(f"{args.out} is there already: give another --out")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    losses = train(translator, model, tokenizer, args)
+    save_translator(translator, args.out, model)
+    print(f"wrote {args.out}: {sum(p.numel() for p in translator.parameters()):,} weights")
+    accuracy = measure(translator, model, tokenizer, args.test_documents)
+    print(table(accuracy))
+    write_json(args.out.with_suffix(".json"), {"loss": losses, "accuracy": accuracy})
+
+
+if __name__ == "__main__":
+    run(main, "translator.py")
