@@ -218,14 +218,15 @@ def plot_heat(rows, path):
         cells.append([(of[b]["before"][first][0], of[b]["accuracy"][first][0]) for b in names])
     size = 1.5 * len(names) + 3, 0.6 * len(labels) + 1.8
     fig, axis = plt.subplots(figsize=size, constrained_layout=True)
-    axis.imshow([[after for _, after in row] for row in cells], cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    lowest = min(after for row in cells for _, after in row) - 1
+    axis.imshow([[after for _, after in row] for row in cells], cmap="Blues", vmin=lowest, vmax=100, aspect="auto")
     for i, row in enumerate(cells):
         for j, (before, after) in enumerate(row):
-            color = "white" if after > 55 else "#333333"
+            color = "white" if after > (lowest + 100) / 2 else "#333333"
             axis.text(j, i, f"{before:.0f} > {after:.0f}", ha="center", va="center", fontsize=11, color=color)
     axis.axhline(len(names) - 0.5, color="white", lw=4)
     axis.set_xticks(range(len(names)), names, fontsize=11, rotation=20, ha="right")
     axis.set_yticks(range(len(labels)), labels, fontsize=11)
-    axis.set_xlabel("tuned on a tenth of its examples", fontsize=11)
+    axis.set_xlabel("tuned on a tenth of its examples, four times over", fontsize=11)
     fig.suptitle("accuracy (%), before > after tuning", fontsize=12)
     write(fig, path)
