@@ -41,7 +41,7 @@ import pretrain  # noqa: E402
 import resume  # noqa: E402
 import sample  # noqa: E402
 import train_task  # noqa: E402
-from checkpoint import load_model, save_model, save_prefix, write_json  # noqa: E402
+from checkpoint import TRANSLATOR, load_model, save_model, save_prefix, save_translator, write_json  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from eval import page  # noqa: E402
 from llama import Llama, LlamaConfig  # noqa: E402
@@ -89,8 +89,9 @@ def make(box):
     for name in METHODS:
         cls, given = prefix.METHODS[name], OPTIONS.get(name, {})
         labels = {"labels": [[50], [51, 52]]} if cls.needs_labels else {}
-        trigger = [] if name == "translator" else [40, 41]  # which reads examples where a base has one
+        trigger = [] if name == "translator" else [40, 41]  # whose file holds what it has read
         made[name] = cls(model, n_random=3, trigger=trigger, **labels, **given)
+    save_translator(prefix.TranslatorNetwork(model, n_rows=3, rank=2, width=8), base / TRANSLATOR, model)
     prompts.mkdir()
     for name, method in made.items():
         if name == "text":
@@ -177,6 +178,11 @@ def begin_from(box):
     train_task.begin_from(args, model, Tokenizer.load(model.folder, 257))
 
 
+def translate(box):
+    """What --method translator does."""
+    prefix.Translator(load_model(box / "base").freeze(), trigger=[40, 41, 42, 43])
+
+
 def write_page(box):
     """What `python -m eval.page` does, in a folder that has the two files of the run."""
     (box / "out" / "run").mkdir()
@@ -241,6 +247,7 @@ KINDS = {
     "jsonl": ("rows.jsonl", lambda box: read_rows(box, "rows.jsonl")),
     "csv": ("rows.csv", lambda box: read_rows(box, "rows.csv")),
     "tsv": ("rows.tsv", lambda box: read_rows(box, "rows.tsv")),
+    "translator": (f"base/{TRANSLATOR}", translate),
 }
 
 # ---------------------------------------------------------------- changing a file
