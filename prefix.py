@@ -490,6 +490,9 @@ class Cartridge(DeepPrefix):
         self.window = min(window or model.config.block_size, model.config.block_size)
         self.init_kwargs = {"n_random": len(self.rows), "trigger": list(trigger), "window": self.window}
         self.register_buffer("text", torch.tensor(trigger))  # (S)
+        # where the teacher may begin and end to read: what ends the text ends each of its worked examples
+        cuts = [0, *(i + 1 for i, token in enumerate(trigger) if token == trigger[-1])]
+        self.cuts = cuts if len(cuts) > 2 else range(len(trigger) + 1)  # of any other text: anywhere
         self.rng = random.Random(seed)
 
     def loss(self, network, tokens, targets, answer):
@@ -509,8 +512,10 @@ class Cartridge(DeepPrefix):
         stop = targets[range(len(ends)), [at[-1] for at in ends]]  # (B)
         n = max(map(len, ends))
         S = min(self.window, network.config.block_size - max(map(len, questions)) - n)
-        begin = self.rng.randint(0, max(0, len(self.text) - S))  # of a longer text another part in each step
-        past, seed = network.prefill(self.text[None, begin : begin + S]), self.rng.getrandbits(32)
+        # of a longer text another part in each step, of whole examples: behind half of one it answers nothing
+        begin = self.rng.choice([i for i in self.cuts if i <= max(0, len(self.text) - S)])
+        end = max((i for i in self.cuts if begin < i <= begin + S), default=begin + S)
+        past, seed = network.prefill(self.text[None, begin:end]), self.rng.getrandbits(32)
         new = generate(network, questions, n, past, stop=stop, temperature=1.0, seed=seed)
         (batch,) = training_batches(list(zip(questions, new)), len(new), self.rng)
         tokens, _, answer = (t.to(tokens.device) for t in batch)

@@ -533,6 +533,18 @@ def test_the_teacher_reads_a_part_of_a_text_that_is_too_long_another_each_time(t
         assert len(found) > 1
 
 
+def test_the_teacher_reads_whole_examples(tiny):
+    """Of 20 examples of 10 tokens, each with a 5 at its end, 8 fit: they begin at a tenth token."""
+    text = torch.randint(6, 1024, (200,), generator=torch.Generator().manual_seed(3))
+    text[9::10] = 5
+    cartridge = prefix.Cartridge(tiny, 4, text.tolist())
+    for _ in range(4):
+        tokens, answer, want = cartridge.teach(tiny, *BATCH)
+        parts = text.unfold(0, 80, 10)  # (13, 80)
+        said = tiny.logits(tiny(torch.cat([parts, tokens[:1].expand(len(parts), -1)], 1)))[:, 80:][:, answer[0]]
+        assert (said.log_softmax(-1) - want[: answer[0].sum()]).abs().amax((1, 2)).min() < 1e-4
+
+
 def test_cpt_takes_the_steps_of_peft(tiny, tmp_path):
     """Three steps of Adam, of which the first already leaves the ball: rows and logits stay the same."""
     ours = prefix.CPT(tiny, trigger=[40, 41, 42, 43], epsilon=0.5)
