@@ -238,8 +238,10 @@ def trigger_of(args, task, tokenizer, examples):
         return "", "", []
     if kind == "example":
         n = args.trigger_examples
-        longest_first = n == 1 or reads_examples
-        text = as_text(task.worth_showing(examples if n == 1 else examples[:n], n) if longest_first else examples[:n])
+        shown = task.worth_showing(examples, 1) if n == 1 else examples[:n]
+        if reads_examples:  # the longest first
+            shown = task.worth_showing(shown, n)
+        text = as_text(shown)
         return kind, text, tokenizer.bos + tokenizer.encode_task(text)
     text = (task.trigger if kind == "instruction" else kind) + "\n"
     return kind if kind == "instruction" else "trigger", text, tokenizer.bos + tokenizer.encode(text)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from checkpoint import TRANSLATOR, load_model, load_translator, save_translator, write_json
 from cli import Parser, at_least, rate, run, seed, weight
 from data import documents
+from data.batches import pad
 from data.tokenizer import Tokenizer
 from prefix import TranslatorNetwork
 
@@ -83,19 +84,6 @@ def draw_batches(tokenizer, n_rows, n, rng):
         yield from batches
 
 
-def pad(encoded):
-    """[(question tokens, answer tokens)] -> tokens, targets, answer and asked, (B, T) each: the latter two are True
-    where the target belongs to an answer, and where it belongs to a question."""
-    B, T = len(encoded), max(len(q) + len(a) for q, a in encoded) - 1
-    tokens, targets = torch.zeros(2, B, T, dtype=torch.long)
-    answer, asked = torch.zeros(2, B, T, dtype=torch.bool)
-    for i, (q, a) in enumerate(encoded):
-        n = len(q) + len(a) - 1
-        tokens[i, :n], targets[i, :n] = torch.tensor((q + a)[:-1]), torch.tensor((q + a)[1:])
-        asked[i, : len(q) - 1], answer[i, len(q) - 1 : n] = True, True
-    return tokens, targets, answer, asked
-
-
 # ---------------------------------------------------------------- training
 
 
@@ -107,7 +95,8 @@ def loss_of(translator, model, batch, question_weight):
     each = torch.tensor([len(questions) for _, questions in batch], device=device)
     past = [tuple(x.repeat_interleave(each, 0) for x in pair) for pair in past]  # of batch B
     questions = [question for _, questions in batch for question in questions]
-    tokens, targets, answer, asked = (t.to(device) for t in pad(questions))  # (B, T) each
+    tokens, targets, answer = (t.to(device) for t in pad(questions))  # (B, T) each
+    asked = answer.cumsum(1) == 0  # True before the first answer token: the target belongs to a question
     hidden = model(tokens, past)  # (B, T, C)
     on_answers = model.loss(hidden[answer], targets[answer])
     if question_weight and asked.any():
@@ -161,7 +150,7 @@ def accuracy_by_skill(past_of, model, tokenizer, k, n, n_rows):
     for skill in tqdm(documents.SKILLS, desc=f"{k} examples", leave=False):
         right = []
         for shown, asked in new_documents(tokenizer, skill, k, n, n_rows, model.config.block_size):
-            tokens, targets, answer, _ = (t.to(device) for t in pad(asked))
+            tokens, targets, answer = (t.to(device) for t in pad(asked))
             missed = model.logits(model(tokens, past_of(shown))).argmax(-1) != targets  # (3, T)
             right += (~(missed & answer).any(1)).tolist()
         if right:

@@ -20,17 +20,21 @@ def training_batches(encoded, batch_size, rng, skip=0):
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     rng.shuffle(batches)
     for rows in batches[skip:]:
-        T = max(sum(map(len, encoded[j])) for j in rows) - 1
-        tokens, targets = torch.zeros(len(rows), T, dtype=torch.long), torch.zeros(len(rows), T, dtype=torch.long)
-        answer = torch.zeros(len(rows), T, dtype=torch.bool)
-        for row, j in enumerate(rows):
-            question, reply = encoded[j]
-            n = len(question) + len(reply) - 1
-            # padding stands behind the text, where causal attention never looks back from
-            tokens[row, :n] = torch.tensor((question + reply)[:-1])
-            targets[row, :n] = torch.tensor((question + reply)[1:])
-            answer[row, len(question) - 1 : n] = True
-        yield tokens, targets, answer
+        yield pad([encoded[j] for j in rows])
+
+
+def pad(encoded):
+    """[(question tokens, answer tokens)] -> tokens, targets and answer, (B, T) each, as `training_batches` yields."""
+    B, T = len(encoded), max(sum(map(len, pair)) for pair in encoded) - 1
+    tokens, targets = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)
+    answer = torch.zeros(B, T, dtype=torch.bool)
+    for row, (question, reply) in enumerate(encoded):
+        n = len(question) + len(reply) - 1
+        # padding stands behind the text, where causal attention never looks back from
+        tokens[row, :n] = torch.tensor((question + reply)[:-1])
+        targets[row, :n] = torch.tensor((question + reply)[1:])
+        answer[row, len(question) - 1 : n] = True
+    return tokens, targets, answer
 
 
 def question_batches(encoded, batch_size):
