@@ -66,6 +66,7 @@ def parse_args(argv=None):
         "--jobs", type=at_least(1, 1000), help="runs at once (default: a run for each core, one on a GPU, 256 on SLURM)"
     )
     p.add_argument("--out", default="out/compare", help="(default %(default)s)")
+    p.add_argument("--add", action="store_true", help="keep the rows that the study's folder has of earlier commands")
     cluster.add_flags(p)
     args = p.parse_args(argv)
     for name in args.studies:
@@ -142,6 +143,13 @@ def length(args):
         for method in ("prompt", "ptuning2")
         for n in (1, 5, 10, 20, 50, 100)
     ]
+
+
+def capacity(args):
+    """How many of 256 random letters a prompt holds, by its rows: at most linearly many (Meyer et al. 2025)."""
+    how = "--method", "prompt", "--trigger", "none", "--lr", 0.1, "--epochs", 150, "--validation", 0
+    pairs = "--examples", 256, "--test-examples", 256
+    return [cell(args, "memory", "prompt", n, "--n-random", n, *how, *pairs) for n in (1, 2, 4, 8, 16, 32)]
 
 
 def init(args):
@@ -319,12 +327,13 @@ def fits(args, name, k):
 STUDIES = {
     f.__name__: f
     for f in (
-        *(methods, headline, length, init, prompt_position, data_efficiency, steps),
+        *(methods, headline, length, capacity, init, prompt_position, data_efficiency, steps),
         *(base_size, transfer, unseen_skill, length_generalization, init_from, distill),
     )
 }
 AXES = {
     "length": "rows",
+    "capacity": "rows",
     "distill": "rows",
     "data_efficiency": "examples",
     "steps": "steps",
@@ -495,6 +504,28 @@ def summary(cells, results):
     return rows
 
 
+def read_earlier(path, settings):
+    """The rows that study.json has of earlier commands. Raises ValueError where they were measured otherwise."""
+    if not path.exists():
+        return []
+    earlier = schemas.read_json(path, schemas.Study, "leave out --add, and it is written again")
+    if earlier["settings"] != settings:
+        raise ValueError(f"{path}: measured with {earlier['settings']}, not with {settings}: leave out --add")
+    return earlier["rows"]
+
+
+def in_order(rows, cells):
+    """Rows in the order of a study's cells, and then the contexts; of those in the same place the last alone."""
+    last = {place(r): r for r in rows}
+    order = {place(c): i for i, c in enumerate(cells)}
+    return sorted(last.values(), key=lambda r: order.get(place(r), len(order)))
+
+
+def place(row):
+    """Where in a study a row or a cell stands."""
+    return row["task"], row["series"], row["x"]
+
+
 def main(argv=None):
     args = parse_args(argv)
     if args.list:
@@ -505,7 +536,8 @@ def main(argv=None):
 
     for name in args.studies:
         folder = Path(args.out) / (f"{name}-full" if args.full else name)
-        cells = STUDIES[name](args)
+        every = cells = STUDIES[name](args)
+        settings = {key: getattr(args, key) for key in ("model", "examples", "questions", "seeds")}
         if args.series:
             known = list(dict.fromkeys(c["series"] for c in cells))
             if unknown := set(args.series) - set(known):
@@ -513,16 +545,18 @@ def main(argv=None):
             cells = [c for c in cells if c["series"] in args.series]
         for task, model in dict.fromkeys((c["task"], c["args"][c["args"].index("--model") + 1]) for c in cells):
             cells += context_cells(args, task, model)
+        earlier = read_earlier(folder / "study.json", settings) if args.add else []
         folder.mkdir(parents=True, exist_ok=True)
         resume.remove_leftovers(folder)
         started = time.monotonic()
         print(f"{name}: {' '.join(STUDIES[name].__doc__.split())}", flush=True)
-        rows = summary(cells, run_all(cells, args, Path(args.out) / "runs"))
+        rows = earlier + summary(cells, run_all(cells, args, Path(args.out) / "runs"))
+        rows = in_order(rows, every)
         text = report.study_table(rows, args, AXES.get(name, ""))
         print(f"\n{text}")
         minutes = (time.monotonic() - started) / 60
         write_text(folder / "table.md", text)
-        write_json(folder / "study.json", rows)
+        write_json(folder / "study.json", {"settings": settings, "rows": rows})
         plots.plot_study(rows, folder, AXES.get(name, ""))
         if name == "init_from":
             plots.plot_heat(rows, folder / "heat.png")

@@ -186,6 +186,26 @@ class Results(Run):
     seconds: dict[str, float]
 
 
+class Row(TypedDict):
+    """A row of a study: means, lowest and highest, in %."""
+
+    task: str
+    series: str
+    x: Count | None
+    accuracy: dict[str, tuple[float, float, float]]
+    before: dict[str, tuple[float, float, float]]
+    added: dict[str, tuple[float, float, float]]
+    trainable: Count
+    seconds: float
+
+
+class Study(TypedDict):
+    """study.json of compare.py, and what all its rows were measured with."""
+
+    settings: dict[str, str | int]
+    rows: list[Row]
+
+
 class Context(TypedDict):
     """The best context of a run in results.json, which a resumed run does not search for again."""
 

@@ -204,12 +204,23 @@ def test_a_study_from_the_command_line_holds_every_start_and_context(args, tmp_p
     text = (folder / "table.md").read_text()
     for series in ("before", "inside", "after", "best context", "the example as text"):
         assert f"| {series} | " in text
-    rows = json.loads((folder / "study.json").read_text())
+    rows = json.loads((folder / "study.json").read_text())["rows"]
     assert [bool(r["before"]) for r in rows] == [True, True, True, False, False]
 
     # one row of the table alone, and none that the study does not have
     done = command("compare.py", "prompt_position", *flags, "--out", tmp_path / "out", "--series", "after")
-    rows = json.loads((folder / "study.json").read_text())
+    rows = json.loads((folder / "study.json").read_text())["rows"]
     assert [r["series"] for r in rows] == ["after", "the example as text", "best context"]
     done = command("compare.py", "prompt_position", *flags, "--out", tmp_path / "out", "--series", "above")
     assert done.code == 2 and "--series above: prompt_position has before, inside, after" in done.err
+
+    # with --add the earlier row stays, in the study's order, and one measured again is as it was measured now
+    done = command("compare.py", "prompt_position", *flags, "--out", tmp_path / "out", "--series", "before", "--add")
+    assert done.code == 0, done.err
+    added = json.loads((folder / "study.json").read_text())["rows"]
+    assert [r["series"] for r in added] == ["before", "after", "the example as text", "best context"]
+    assert added[1:] == rows and "| after | " in (folder / "table.md").read_text()
+    fewer = [*flags[:-1], 4, "--out", tmp_path / "out"]
+    done = command("compare.py", "prompt_position", *fewer, "--series", "before", "--add")
+    assert done.code == 2 and "'questions': 5" in done.err and "leave out --add" in done.err
+    assert json.loads((folder / "study.json").read_text())["rows"] == added

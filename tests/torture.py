@@ -162,7 +162,7 @@ def final(folder):
         elif path.name == "results.json":
             found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k not in TIMINGS}
         elif path.name == "study.json":
-            found[name] = [row | {"seconds": 0} for row in json.loads(path.read_text())]
+            found[name] = [row | {"seconds": 0} for row in json.loads(path.read_text())["rows"]]
         elif path.name == "table.md":
             found[name] = re.sub(r"\d+ \|$", "|", path.read_text(), flags=re.M)
         elif path.name == "README.md":
