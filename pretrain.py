@@ -478,6 +478,8 @@ def skills_card(last, held_out):
         rows.append(f"| {skill} | {' | '.join(cells)} |")
     formats = []
     for name in tasks.names():
+        if tasks.load(name).pattern == tasks.Task.pattern:
+            continue  # nothing of it is held out
         (e,) = tasks.load(name).examples(1)
         formats.append(f"- `{e.question}{e.answer}` ({name})")
     total = sum(share for share, _, _ in skills.values())

@@ -1,7 +1,9 @@
 """A letter drawn at random for each of many names: #qz=k$
 
-There is nothing to compute and nothing to generalize: whoever answers has memorized. Tuning and testing see the same
-names, so that accuracy says how much a prompt has come to hold (Meyer et al. 2025). A guess is right once in 26 times.
+There is nothing to compute and nothing to generalize: whoever answers has memorized. It is the one task that asks
+what it was tuned on, so that accuracy says how much a prompt has come to hold: Meyer et al. (2025), "Memory Limitations
+of Prompt Tuning in Transformers" (2509.00421). A guess is right once in 26 times. Its format is not held out of
+pretraining, since no document can tell these letters.
 """
 
 import random
@@ -15,7 +17,6 @@ class Memory(Task):
     trigger = "Recall the letter that belongs to the name."
     unit = "letters"
     ranges = {IN_DISTRIBUTION: (2, 2)}
-    pattern = r"#[a-z]{2}="
 
     def examples(self, n, range_name=IN_DISTRIBUTION, split="test", seed=0):
         """The first n of 676 names, each with its letter: the same ones for both splits and for every seed."""
