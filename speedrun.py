@@ -29,8 +29,8 @@ from checkpoint import load_model, write_json
 from cli import Parser, at_least, run, weight
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
-from eval.accuracy import generate_answers, score
 from eval.baselines import as_text
+from eval.validation import answers_right
 from peft_io import method_of_rows
 from prefix import METHODS
 from record import record
@@ -174,14 +174,12 @@ def records(checks):
     return {name: next((c for c in checks if c["exact"][name] >= goal), None) for name, goal in GOALS.items()}
 
 
-@torch.no_grad()
 def exact_match(base, method, tests):
     """{range: the share of its questions that a method answers exactly}."""
     network, share = method.network(base.model), {}
-    past = method.past(network)
     for name, examples in tests.items():
-        texts = generate_answers(network, past, base.tokenizer, base.task, encode(base.tokenizer, examples))
-        share[name] = score(base.task, examples, texts)["exact_match"] / len(examples)
+        right, _ = answers_right(method, network, encode(base.tokenizer, examples), base.dtype)
+        share[name] = right / len(examples)
     return share
 
 
