@@ -107,7 +107,7 @@ measure("best context", FewShot(model, several))
 # base at 0% has not shown that tuning did it.
 #
 # With 50 questions a range these percentages are rough. At 98% the 95% interval reaches from 90 to 100, at 75% from
-# 62 to 85. The tables in `docs/results.md` stand on 200 questions and three seeds.
+# 62 to 85. The tables in `docs/results_nano.md` stand on 200 questions and three seeds.
 #
 # ## The three lines
 #
@@ -273,8 +273,8 @@ plt.show()
 # - **Beside the best context**, which nobody tuned, the prompt from the example gains 6 points at seven digits, which
 #   are three questions, and nothing elsewhere. The prompt from the instruction stays below it beyond four digits.
 #
-# With 4,000 examples, 200 questions and three seeds, `docs/results.md` has 98, 89, 75, 42 > 100, 94, 81, 49 for the
-# prompt from the example, and 99, 90, 78, 41 for the best context.
+# With 4,000 examples, 200 questions and three seeds, `docs/results_nano.md` has 98, 89, 75, 42 > 100, 94, 81, 49 for
+# the prompt from the example, and 99, 90, 78, 41 for the best context.
 #
 # So the title of this lesson is half a lie. Nobody learned addition here: nano could add, and has done so in other
 # formats. What stands in front of the question tells it that this is wanted, and how it is to be written. One worked

@@ -106,7 +106,7 @@ checks.check_hybrid_rows(hybrid_rows)
 # ## Before and after
 #
 # Beside the prompts stands the best context, as in lesson 2. A small transformer **from scratch**, the study's rival
-# made for the task alone, takes longer than this lesson should: its numbers below are those of `docs/results.md`.
+# made for the task alone, takes longer than this lesson should: its numbers below are those of `docs/results_nano.md`.
 
 # %%
 before, after, answers = {}, {}, {}
@@ -165,8 +165,8 @@ plt.show()
 # tuned, is as good.
 #
 # So "the prompt from the example carries farthest" is true and misleading: it carried nearly as far before tuning.
-# Longer runs close some of the gap. After 125 steps (`docs/results.md`, three seeds) 48 random rows end at 97, 88, 71
-# and 36%, the same through an MLP at 99, 89, 72 and 39%, the instruction at 98, 89, 77 and 44% and the example at
+# Longer runs close some of the gap. After 125 steps (`docs/results_nano.md`, three seeds) 48 random rows end at 97, 88,
+# 71 and 36%, the same through an MLP at 99, 89, 72 and 39%, the instruction at 98, 89, 77 and 44% and the example at
 # 100, 95, 83 and 53% (it began at 98, 91, 77 and 45%). The MLP's gain is within the doubt there.
 #
 # From scratch, the same source says, a small transformer of the task's own reaches 96, 0, 0 and 0% after five passes
@@ -243,7 +243,7 @@ for name in ("random", "instruction", "best context"):
 # 14, nothing is shown at all (p = 0.69).
 #
 # One run is still one run. Another seed draws other rows and another order of examples, which the sign test knows
-# nothing about. `docs/results.md` has three seeds.
+# nothing about. `docs/results_nano.md` has three seeds.
 #
 # ## What went wrong
 #
@@ -330,7 +330,7 @@ for e, text in zip(tests["7 digits"], answers["example"]["7 digits"]):
 #
 # ## What to read next
 #
-# - `docs/results.md`, "Where a prompt begins" and "Withdrawn": all starts and ends, three seeds, 200 questions a
+# - `docs/results_nano.md`, "Where a prompt begins" and "Withdrawn": all starts and ends, three seeds, 200 questions a
 #   range.
 # - Li & Liang (2021), [Prefix-Tuning](https://arxiv.org/abs/2101.00190), section 7.4, and Lester et al. (2021),
 #   [Prompt Tuning](https://arxiv.org/abs/2104.08691), section 3.2, on how to begin; Razdaibiedina et al. (2023),

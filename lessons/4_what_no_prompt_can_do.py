@@ -148,7 +148,7 @@ plt.show()
 # %% [markdown]
 # **On reversal** all of them go from next to nothing to 98 or 100%, whether they train 5,120 numbers or 921,856. One
 # example as text is right in 100% as well, so there was nothing to win over it: this task tells methods apart by
-# their loss at most. `docs/results.md` has harder ones, where keys and values in every layer and rows at the input
+# their loss at most. `docs/results_nano.md` has harder ones, where keys and values in every layer and rows at the input
 # end within a few points of one another if they begin alike.
 #
 # **On the next letter** all of them are at 0%, and so is the example. The loss says a little more. It ends between
@@ -268,8 +268,8 @@ for n in range(layers):
 # they can make it compute any continuous function. Which of the two describes a given model is a question for
 # measurement.
 #
-# What this project measured (`docs/results.md`, "A skill that the base never saw"; first round, two seeds): after one
-# pass over 4,000 examples of `next(dog)=eph$`, all methods that start from nano are at 0%. After five passes, the
+# What this project measured (`docs/results_nano.md`, "A skill that the base never saw"; first round, two seeds): after
+# one pass over 4,000 examples of `next(dog)=eph$`, all methods that start from nano are at 0%. After five passes, the
 # hybrid prefix answers 39% [37, 41], fine-tuning with a rate of 0.001 97% [95, 98]. A prompt did learn something new,
 # at far greater cost.
 #
@@ -307,5 +307,5 @@ checks.check_lora_linear(lora_linear)
 #   Approximator](https://arxiv.org/abs/2402.14753).
 # - He et al. (2022), [Towards a Unified View of Parameter-Efficient Transfer
 #   Learning](https://arxiv.org/abs/2110.04366): prefix-tuning, adapters and LoRA as one family.
-# - `docs/results.md`: each method on five tasks, with starts, the best context and rivals that get the same help.
+# - `docs/results_nano.md`: each method on five tasks, with starts, the best context and rivals that get the same help.
 # - Lesson 5: from a context to a cache, and one model for many tasks.
