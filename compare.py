@@ -1,7 +1,7 @@
 """Studies that redraw what the literature claims: the same base, questions and budget for every method.
 
-    python compare.py methods             every method on every task, about an hour on two cores
-    python compare.py length init data    more of them; --list says what each asks
+    python compare.py methods             every method on every task, hours on two cores
+    python compare.py length init steps   more of them; --list says what each asks
     python compare.py methods --full      the larger grid, for a GPU or a night
     python compare.py methods --cluster slurm --gpus 1     each run a job of its own
 
@@ -333,7 +333,7 @@ STUDIES = {
 }
 AXES = {
     "length": "rows",
-    "capacity": "rows",
+    "capacity": "rows for 256 names",
     "distill": "rows",
     "data_efficiency": "examples",
     "steps": "steps",

@@ -142,7 +142,7 @@ def plot_curves(rows, ranges, task, along, path):
         panel.axis("off")
     fig.suptitle(f"{task}: final-answer accuracy (%)", fontsize=16)
     labels = panels.flat[0].get_legend_handles_labels()
-    fig.legend(*labels, frameon=False, fontsize=14, loc="outside lower center", ncols=3)
+    fig.legend(*labels, frameon=False, fontsize=14, loc="outside lower center", ncols=columns)
     write(fig, path)
 
 

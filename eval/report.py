@@ -153,10 +153,15 @@ def token_table(rows, most=12):
 def study_table(rows, args, along=""):
     """Markdown, a table for each task; `along` is what the cells' x is. Raises ValueError where a row that learned
     lacks its start, or a task the best context."""
-    examples = {"steps": "32 new examples a step", "examples": "examples as stated"}
+    questions = f"{args.questions} questions a range"
+    budget = {
+        "steps": f"32 new examples a step, {questions}",
+        "examples": f"examples as stated, {questions}",
+        "rows for 256 names": "256 names to tune on, 150 times over, and all of them asked",
+    }
     lines = [
         f"Final-answer accuracy, %: before tuning > after, mean of {args.seeds} seeds [lowest, highest]; "
-        f"{examples.get(along, f'{args.examples:,} examples to tune on')}, {args.questions} questions a range; "
+        f"{budget.get(along, f'{args.examples:,} examples to tune on, {questions}')}; "
         f"base {args.model}; seconds of tuning and measuring, {args.jobs} at once."
     ]
     for task in dict.fromkeys(r["task"] for r in rows):
