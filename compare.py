@@ -514,11 +514,12 @@ def read_earlier(path, settings):
     return earlier["rows"]
 
 
-def in_order(rows, cells):
-    """Rows in the order of a study's cells, and then the contexts; of those in the same place the last alone."""
-    last = {place(r): r for r in rows}
-    order = {place(c): i for i, c in enumerate(cells)}
-    return sorted(last.values(), key=lambda r: order.get(place(r), len(order)))
+def merged(earlier, rows, cells):
+    """The rows measured now and those of earlier commands that were not measured again, in the order of the study's
+    cells and then the contexts."""
+    now, order = {place(r) for r in rows}, {place(c): i for i, c in enumerate(cells)}
+    rows = [r for r in earlier if place(r) not in now] + rows
+    return sorted(rows, key=lambda r: order.get(place(r), len(order)))
 
 
 def place(row):
@@ -536,13 +537,12 @@ def main(argv=None):
 
     for name in args.studies:
         folder = Path(args.out) / (f"{name}-full" if args.full else name)
-        every = cells = STUDIES[name](args)
+        every = STUDIES[name](args)
+        known = list(dict.fromkeys(c["series"] for c in every))
+        if unknown := set(args.series or ()) - set(known):
+            raise ValueError(f"--series {min(unknown)}: {name} has {', '.join(known)}")
+        cells = [c for c in every if c["series"] in (args.series or known)]
         settings = {key: getattr(args, key) for key in ("model", "examples", "questions", "seeds")}
-        if args.series:
-            known = list(dict.fromkeys(c["series"] for c in cells))
-            if unknown := set(args.series) - set(known):
-                raise ValueError(f"--series {min(unknown)}: {name} has {', '.join(known)}")
-            cells = [c for c in cells if c["series"] in args.series]
         for task, model in dict.fromkeys((c["task"], c["args"][c["args"].index("--model") + 1]) for c in cells):
             cells += context_cells(args, task, model)
         earlier = read_earlier(folder / "study.json", settings) if args.add else []
@@ -550,8 +550,7 @@ def main(argv=None):
         resume.remove_leftovers(folder)
         started = time.monotonic()
         print(f"{name}: {' '.join(STUDIES[name].__doc__.split())}", flush=True)
-        rows = earlier + summary(cells, run_all(cells, args, Path(args.out) / "runs"))
-        rows = in_order(rows, every)
+        rows = merged(earlier, summary(cells, run_all(cells, args, Path(args.out) / "runs")), every)
         text = report.study_table(rows, args, AXES.get(name, ""))
         print(f"\n{text}")
         minutes = (time.monotonic() - started) / 60

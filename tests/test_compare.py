@@ -224,3 +224,29 @@ def test_a_study_from_the_command_line_holds_every_start_and_context(args, tmp_p
     done = command("compare.py", "prompt_position", *fewer, "--series", "before", "--add")
     assert done.code == 2 and "'questions': 5" in done.err and "leave out --add" in done.err
     assert json.loads((folder / "study.json").read_text())["rows"] == added
+
+
+def test_rows_of_earlier_commands_stand_in_the_order_of_the_study():
+    def row(series, x=None, seconds=1):
+        return {"task": "addition", "series": series, "x": x, "seconds": seconds}
+
+    cells = [row("a", 1), row("a", 2), row("b", 1)]
+    earlier = [row("a", 2), row("b", 1), row("best context")]
+    # the best context of two bases: both are kept, and the earlier one is not
+    now = [row("a", 1, 2), row("b", 1, 2), row("best context", None, 2), row("best context", None, 3)]
+    found = compare.merged(earlier, now, cells)
+    assert [(r["series"], r["x"], r["seconds"]) for r in found] == [
+        ("a", 1, 2),
+        ("a", 2, 1),
+        ("b", 1, 2),
+        ("best context", None, 2),
+        ("best context", None, 3),
+    ]
+    assert compare.merged([], now, cells) == now
+
+
+def test_a_prompt_is_asked_what_it_memorized(args):
+    lines = [c["args"] for c in compare.capacity(args)]
+    parsed = [train_task.parse_args(line) for line in lines]
+    assert [a.n_random for a in parsed] == [1, 2, 4, 8, 16, 32]
+    assert {(a.task[0], a.examples, a.test_examples, a.validation) for a in parsed} == {("memory", 256, 256, 0)}
