@@ -477,11 +477,10 @@ def skills_card(last, held_out):
         cells = [f"{100 * last['kshot'][skill][str(k)]:.0f}" if str(k) in last["kshot"][skill] else "" for k in SHOTS]
         rows.append(f"| {skill} | {' | '.join(cells)} |")
     formats = []
-    for name in tasks.names():
-        if tasks.load(name).pattern == tasks.Task.pattern:
-            continue  # nothing of it is held out
-        (e,) = tasks.load(name).examples(1)
-        formats.append(f"- `{e.question}{e.answer}` ({name})")
+    for task in map(tasks.load, tasks.names()):
+        if task.pattern != tasks.Task.pattern:  # else nothing of it is held out
+            (e,) = task.examples(1)
+            formats.append(f"- `{e.question}{e.answer}` ({task.name})")
     total = sum(share for share, _, _ in skills.values())
     return SKILLS_CARD.format(
         shares=", ".join(f"{skill} {100 * share / total:.0f}%" for skill, (share, _, _) in skills.items()),
