@@ -92,15 +92,18 @@ def cell(args, task, series, x=None, *flags, model=None, then=(), how=("--load",
     given = ["--task", task, "--model", model or args.model, "--beside", "none", "--test-examples", args.questions]
     given += [] if "--examples" in flags else ["--examples", args.examples]
     given += [] if "--method" in flags else ["--method", "hybrid"]
-    line, how = [str(a) for a in (*given, *flags)], [str(a) for a in how]
-    return {"task": task, "series": series, "x": x, "args": line, "then": then, "how": how}
+    run = {"model": model or args.model, "args": [str(a) for a in (*given, *flags)]}
+    return {"task": task, "series": series, "x": x, **run, "then": then, "how": [str(a) for a in how]}
 
 
-def context_cells(args, task, model=None):
-    """What no tuned prompt may be shown without: the example that prompts begin as, and the best context, as text."""
+def context_cells(args, cells):
+    """What no tuned prompt may be shown without: the example that prompts begin as, and the best context, as text, for
+    each task and base of the cells. Where there are several bases, a context stands beside the cells of its own."""
+    several = len({c["model"] for c in cells}) > 1
     return [
-        cell(args, task, "the example as text", None, "--method", "text", model=model),
-        cell(args, task, "best context", None, "--method", "few-shot", model=model),
+        cell(args, task, series, x, "--method", method, model=model)
+        for task, model, x in dict.fromkeys((c["task"], c["model"], c["x"] if several else None) for c in cells)
+        for series, method in (("the example as text", "text"), ("best context", "few-shot"))
     ]
 
 
@@ -147,6 +150,8 @@ def length(args):
 
 def capacity(args):
     """How many of 256 random letters a prompt holds, by its rows: at most linearly many (Meyer et al. 2025)."""
+    if args.tasks:
+        raise ValueError(f"--tasks {' '.join(args.tasks)}: capacity has one task, memory: leave it out")
     how = "--method", "prompt", "--trigger", "none", "--lr", 0.1, "--epochs", 150, "--validation", 0
     pairs = "--examples", 256, "--test-examples", 256
     return [cell(args, "memory", "prompt", n, "--n-random", n, *how, *pairs) for n in (1, 2, 4, 8, 16, 32)]
@@ -331,13 +336,18 @@ STUDIES = {
         *(base_size, transfer, unseen_skill, length_generalization, init_from, distill),
     )
 }
-AXES = {
+AXES = {  # what x is, in the studies that have it
     "length": "rows",
     "capacity": "rows for 256 names",
     "distill": "rows",
     "data_efficiency": "examples",
     "steps": "steps",
     "base_size": "parameters of the base",
+}
+LEARNED_FROM = {  # in the studies whose runs do not all learn from --examples
+    "capacity": "256 names to tune on, 150 times over, and all of them asked",
+    "data_efficiency": "examples as stated, {questions} questions a range",
+    "steps": "32 new examples a step, {questions} questions a range",
 }
 
 # ---------------------------------------------------------------- running them
@@ -428,11 +438,10 @@ def run_all(cells, args, folder):
     source, bases = source_hash(), {}
     for c in cells:
         c["runs"] = []
-        model = c["args"][c["args"].index("--model") + 1]
-        bases[model] = bases.get(model) or fingerprint(load_model(model))
+        bases[c["model"]] = bases.get(c["model"]) or fingerprint(load_model(c["model"]))
         for seed in range(args.seeds):
             line = [*c["args"], "--seed", str(seed), "--device", args.device]
-            out = run_folder(folder, line, bases[model], source)
+            out = run_folder(folder, line, bases[c["model"]], source)
             first[out] = line
             c["runs"].append([out])
             for other in c["then"]:
@@ -543,15 +552,15 @@ def main(argv=None):
             raise ValueError(f"--series {min(unknown)}: {name} has {', '.join(known)}")
         cells = [c for c in every if c["series"] in (args.series or known)]
         settings = {key: getattr(args, key) for key in ("model", "examples", "questions", "seeds")}
-        for task, model in dict.fromkeys((c["task"], c["args"][c["args"].index("--model") + 1]) for c in cells):
-            cells += context_cells(args, task, model)
+        cells += context_cells(args, cells)
         earlier = read_earlier(folder / "study.json", settings) if args.add else []
         folder.mkdir(parents=True, exist_ok=True)
         resume.remove_leftovers(folder)
         started = time.monotonic()
         print(f"{name}: {' '.join(STUDIES[name].__doc__.split())}", flush=True)
         rows = merged(earlier, summary(cells, run_all(cells, args, Path(args.out) / "runs")), every)
-        text = report.study_table(rows, args, AXES.get(name, ""))
+        learned = LEARNED_FROM.get(name, "{examples:,} examples to tune on, {questions} questions a range")
+        text = report.study_table(rows, args, learned.format(**settings), AXES.get(name, ""))
         print(f"\n{text}")
         minutes = (time.monotonic() - started) / 60
         write_text(folder / "table.md", text)

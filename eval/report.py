@@ -150,19 +150,12 @@ def token_table(rows, most=12):
     return "\n".join(lines)
 
 
-def study_table(rows, args, along=""):
-    """Markdown, a table for each task; `along` is what the cells' x is. Raises ValueError where a row that learned
-    lacks its start, or a task the best context."""
-    questions = f"{args.questions} questions a range"
-    budget = {
-        "steps": f"32 new examples a step, {questions}",
-        "examples": f"examples as stated, {questions}",
-        "rows for 256 names": "256 names to tune on, 150 times over, and all of them asked",
-    }
+def study_table(rows, args, learned_from, along=""):
+    """Markdown, a table for each task; `learned_from` says from what, and `along` what the cells' x is. Raises
+    ValueError where a row that learned lacks its start, or a task the best context."""
     lines = [
         f"Final-answer accuracy, %: before tuning > after, mean of {args.seeds} seeds [lowest, highest]; "
-        f"{budget.get(along, f'{args.examples:,} examples to tune on, {questions}')}; "
-        f"base {args.model}; seconds of tuning and measuring, {args.jobs} at once."
+        f"{learned_from}; base {args.model}; seconds of tuning and measuring, {args.jobs} at once."
     ]
     for task in dict.fromkeys(r["task"] for r in rows):
         task_rows = [r for r in rows if r["task"] == task]

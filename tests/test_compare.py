@@ -143,7 +143,22 @@ def test_every_study_is_a_grid_of_commands_that_exist(args, name):
 def test_sizes_stand_at_their_number_of_parameters(args, tmp_path):
     args.sizes = [args.model]
     want = sum(p.numel() for p in load_model(args.model).parameters())
-    assert {c["x"] for c in compare.base_size(args)} == {want}
+    cells = compare.base_size(args)
+    assert {c["x"] for c in cells} == {want}
+    assert {c["x"] for c in compare.context_cells(args, cells)} == {None}  # of one base: a line along the axis
+
+
+def test_the_contexts_of_several_bases_stand_beside_the_cells_of_their_own(args):
+    """Or the row of one base would be taken for that of another, and --add would keep one of them."""
+    cells = [compare.cell(args, "addition", "rows", x, model=m) for x, m in ((1000, "a"), (5000, "b"), (5000, "b"))]
+    contexts = compare.context_cells(args, cells)
+    assert [(c["series"], c["x"], c["model"]) for c in contexts] == [
+        ("the example as text", 1000, "a"),
+        ("best context", 1000, "a"),
+        ("the example as text", 5000, "b"),
+        ("best context", 5000, "b"),
+    ]
+    assert len({compare.place(c) for c in contexts}) == 4
 
 
 def test_bad_input_is_one_line(command):
@@ -151,6 +166,7 @@ def test_bad_input_is_one_line(command):
         ((), "name a study: methods"),
         (("nonsense",), "no study 'nonsense': choose from methods"),
         (("methods", "--seeds", 0), "--seeds: 0: give at least 1"),
+        (("capacity", "--tasks", "addition"), "--tasks addition: capacity has one task, memory: leave it out"),
     ):
         done = command("compare.py", *words)
         assert (done.code, done.err.count("\n")) == (2, 1)
@@ -166,15 +182,16 @@ def a_row(series, **more):
 def test_a_study_s_table_shows_the_start_and_the_best_context(args):
     tuned = a_row("s", x=10, before={"in": [0.5, 0.0, 1.0]}, trainable=1234)
     context = a_row("best context")
-    assert "| s | 10 | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in report.study_table([tuned, context], args, "rows")
-    text = report.study_table([tuned, context], args)
-    assert "| s | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in text and "mean of 2 seeds" in text
+    assert "| s | 10 | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in report.study_table([tuned, context], args, "", "rows")
+    text = report.study_table([tuned, context], args, "32 examples")
+    assert "| s | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in text
+    assert "mean of 2 seeds [lowest, highest]; 32 examples; base" in text
     elsewhere = tuned | {"accuracy": {"in": [1.0, 0.0, 2.0], "on u": [3.0, 3.0, 3.0]}}  # not asked of the context
-    assert "| s | 0.5 > 1.0 [0.0, 2.0] | 3.0 [3.0, 3.0] | 1,234" in report.study_table([elsewhere, context], args)
+    assert "| s | 0.5 > 1.0 [0.0, 2.0] | 3.0 [3.0, 3.0] | 1,234" in report.study_table([elsewhere, context], args, "")
     with pytest.raises(ValueError, match="best context was not measured"):
-        report.study_table([tuned], args)
+        report.study_table([tuned], args, "")
     with pytest.raises(ValueError, match="no accuracy before tuning"):
-        report.study_table([tuned | {"before": {}}, context], args)
+        report.study_table([tuned | {"before": {}}, context], args, "")
 
 
 def test_a_run_is_finished_for_its_arguments_its_base_and_the_source_alone(args, tmp_path):
@@ -231,16 +248,15 @@ def test_rows_of_earlier_commands_stand_in_the_order_of_the_study():
         return {"task": "addition", "series": series, "x": x, "seconds": seconds}
 
     cells = [row("a", 1), row("a", 2), row("b", 1)]
-    earlier = [row("a", 2), row("b", 1), row("best context")]
-    # the best context of two bases: both are kept, and the earlier one is not
-    now = [row("a", 1, 2), row("b", 1, 2), row("best context", None, 2), row("best context", None, 3)]
+    earlier = [row("a", 2), row("b", 1), row("best context", 1), row("best context", 2)]
+    now = [row("a", 1, 2), row("b", 1, 2), row("best context", 1, 2)]
     found = compare.merged(earlier, now, cells)
     assert [(r["series"], r["x"], r["seconds"]) for r in found] == [
         ("a", 1, 2),
         ("a", 2, 1),
         ("b", 1, 2),
-        ("best context", None, 2),
-        ("best context", None, 3),
+        ("best context", 2, 1),
+        ("best context", 1, 2),
     ]
     assert compare.merged([], now, cells) == now
 
