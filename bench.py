@@ -3,10 +3,12 @@
     python bench.py                        one table for GPT-2's shape, random weights
     python bench.py --arch llama           the same for SmolLM2-135M's shape
     python bench.py --sweep --plot b.png   also over prompt lengths and batch sizes, and a plot of the first
+    python bench.py --runs 3               everything three times over, for numbers to quote
     python bench.py --n-layer 2 --n-embd 128 --vocab-size 1000 --repeat 1     a look in a minute
 
-Each side runs in a process of its own, so that its peak memory is its own, and the sides take turns:
-one step of each, again and again, the median of which is shown. First both have to agree on the loss.
+Each side runs in a process of its own, so that its peak memory is its own, and the sides take turns: one step of each,
+again and again. The median [lowest, highest] of the turns is shown; with --runs, of the runs' medians. First both sides
+have to agree on the loss. Numbers to quote want a machine that does nothing else: the load at the start is shown.
 Peers that are not installed are left out: pip install -r requirements-dev.txt.
 """
 
@@ -56,6 +58,7 @@ def parse_args(argv=None):
     p.add_argument("--question", type=at_least(1, 100_000), default=10, help="tokens of it (default %(default)s)")
     p.add_argument("--answer", type=at_least(2, 100_000), default=30, help="tokens of it (default %(default)s)")
     p.add_argument("--repeat", type=at_least(1, 1000), default=5, help="turns of each side (default %(default)s)")
+    p.add_argument("--runs", type=at_least(1, 100), default=1, help="of all this, in new processes (default 1)")
     p.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS), help="(default: all)")
     p.add_argument("--sweep", action="store_true", help="prompt tuning over prompt lengths and batch sizes as well")
     p.add_argument("--plot", metavar="FILE", help="with --sweep: cost against prompt length, a PNG")
@@ -242,7 +245,7 @@ def work(w):
 
 
 def measure(w, sides, repeat, bar):
-    """{side: {"seconds": median, "gb": peak, "out": what came out first}} of sides that take turns; a side
+    """{side: {"turns": seconds of each, "gb": peak, "out": what came out first}} of sides that take turns; a side
     that the machine's memory does not hold is left out."""
     workers = {}
     try:
@@ -276,7 +279,7 @@ def measure(w, sides, repeat, bar):
             worker.kill()
             worker.wait()
     return {
-        side: {"seconds": statistics.median(t[0] for t in some[1:]), "gb": some[-1][2], "out": some[0][1]}
+        side: {"turns": [seconds for seconds, *_ in some[1:]], "gb": some[-1][2], "out": some[0][1]}
         for side, some in turns.items()
         if some
     }
@@ -299,12 +302,13 @@ def main(argv=None):
         points += [("prompt", dtypes[-1], rows, args.batch_size) for rows in (10, 50, 100, 200)]
         points += [("prompt", dtypes[-1], args.rows, batch) for batch in (1, 8, 32, 128)]
         points = list(dict.fromkeys(points))
-    results, bar = [], tqdm(total=len(points), unit=" measurements")
+    results = {point: dict(zip(("job", "dtype", "rows", "batch"), point)) | {"sides": {}} for point in points}
+    bar, load = tqdm(total=args.runs * len(points), unit=" measurements"), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         model = (Llama if args.arch == "llama" else GPT)(shape(vars(args))).freeze()
         save_model(model, folder)
-        for job, dtype, rows, batch in points:
+        for job, dtype, rows, batch in points * args.runs:
             deep = job == "prefix"
             adapter = f"{'prefix' if deep else 'prompt'}-{rows}"
             prompt = (prefix.DeepPrefix if deep else prefix.HybridPrefix)(model, rows)
@@ -312,61 +316,83 @@ def main(argv=None):
             w = vars(args) | {"folder": folder, "adapter": adapter, "job": job, "dtype": dtype, "rows": rows}
             w |= {"batch_size": batch, "worker": None}
             sides = ["ours", "products alone"] + ["PEFT"] * peers + ["no cache"] * (job == "decode")
-            r = measure(w, sides, args.repeat, bar)
-            if "ours" not in r:
-                continue
-            ours_out, peft_out = r["ours"].pop("out"), r.get("PEFT", {}).pop("out", None)
-            if peft_out is not None and dtype == "float32":
-                same = ours_out == peft_out if job == "decode" else abs(ours_out / peft_out - 1) < 1e-3
-                if not same:
-                    raise ValueError(f"{job}: ours gives {ours_out}, PEFT {peft_out}: they do not do the same work")
-            for side in r.values():
-                side.pop("out", None)
-            results.append({"job": job, "dtype": dtype, "rows": rows, "batch": batch, "sides": r})
+            measured = measure(w, sides, args.repeat, bar)
+            check_agreement(job, dtype, {name: side["out"] for name, side in measured.items()})
+            known = results[job, dtype, rows, batch]["sides"]
+            for name, side in measured.items():
+                known.setdefault(name, {"runs": []})["runs"].append(side["turns"])
+                known[name]["gb"] = side["gb"]
             bar.update()
             if args.json:
-                write_json(args.json, results)
+                write_json(args.json, {"load": load, "measurements": list(results.values())})
     bar.close()
-    print(table(results, args))
+    results = [r for r in results.values() if "ours" in r["sides"]]
+    print(table(results, args, load))
     if args.plot:
         plot(results, args)
 
 
-def table(results, args):
-    """Time and peak memory of each side, how much faster ours is, and its share of the machine's limit."""
-    name = "Llama" if args.arch == "llama" else "GPT-2"
+def check_agreement(job, dtype, out):
+    """Raises ValueError where our side and PEFT give another loss or another text: they would not do the same work."""
+    if dtype != "float32" or not {"ours", "PEFT"} <= out.keys():
+        return
+    ours, peft = out["ours"], out["PEFT"]
+    if ours != peft if job == "decode" else abs(ours / peft - 1) >= 1e-3:
+        raise ValueError(f"{job}: ours gives {ours}, PEFT {peft}: they do not do the same work")
+
+
+def seconds(r, name):
+    """Of one run, the seconds of each turn of a side; of several, the median of each."""
+    runs = r["sides"][name]["runs"]
+    return runs[0] if len(runs) == 1 else [statistics.median(turns) for turns in runs]
+
+
+def spread(values, form):
+    """The median and range of some numbers; of like ones, the number."""
+    low, mid, high = (form.format(v) for v in (min(values), statistics.median(values), max(values)))
+    return mid if low == high else f"{mid} [{low}, {high}]"
+
+
+def ratio(slow, fast):
+    """How many times as long one side takes, turn by turn or run by run."""
+    return spread([s / f for s, f in zip(slow, fast)], "{:.1f}x")
+
+
+def table(results, args, load):
+    """Markdown: time and peak memory of each side, how much faster ours is, and the share of our time that the matrix
+    products alone take; then ours in its best dtype against PEFT in both."""
+    name, over = "Llama" if args.arch == "llama" else "GPT-2", f"{args.repeat} turns"
+    over = over if args.runs == 1 else f"the medians of {over} in {args.runs} runs"
     lines = [
         f"{name} of {args.n_layer} layers, {args.n_embd} wide, {args.vocab_size} words, random weights; {args.question}"
-        f" + {args.answer} tokens of question and answer; {args.device}, {torch.get_num_threads()} threads; "
-        f"median of {args.repeat} turns",
-        f"{'':<22}{'dtype':>10}{'rows':>6}{'batch':>6}{'ours':>20}{'PEFT':>20}{'ratio':>8}{'no cache':>12}{'limit':>7}",
+        f" + {args.answer} tokens of question and answer; {args.device}, {torch.get_num_threads()} threads, load "
+        f"{load:.1f} at the start; median [lowest, highest] of {over}.",
+        "",
+        "| | dtype | rows | batch | ours | PEFT | faster | no cache | bound |",
+        "| --- " * 9 + "|",
     ]
     for r in results:
-        cells = {}
-        for name, side in r["sides"].items():
-            seconds = side["seconds"]
-            rate = f"{r['batch'] * args.answer / seconds:.0f} tok/s" if r["job"] == "decode" else f"{seconds:.3f} s"
-            cells[name] = f"{rate} {side['gb']:.1f} GB"
-        times = {name: side["seconds"] for name, side in r["sides"].items()}
-        ratio = f"{times['PEFT'] / times['ours']:.1f}x" if "PEFT" in times else ""
-        lines.append(
-            f"{JOBS[r['job']]:<22}{r['dtype']:>10}{r['rows']:>6}{r['batch']:>6}{cells['ours']:>20}"
-            f"{cells.get('PEFT', ''):>20}{ratio:>8}{cells.get('no cache', '').rsplit(' ', 2)[0]:>12}"
-            f"{100 * times['products alone'] / times['ours']:>6.0f}%"
-        )
-    if peers := [
-        r for r in results if "PEFT" in r["sides"] and (r["rows"], r["batch"]) == (args.rows, args.batch_size)
-    ]:
-        lines += [
-            "",
-            f"ours in {results[-1]['dtype']} against{'':<8}PEFT in float32   PEFT in bfloat16   memory of the first",
-        ]
-    for job in dict.fromkeys(r["job"] for r in peers):
-        sides = {r["dtype"]: r["sides"] for r in peers if r["job"] == job}
-        best = sides[max(sides, key=lambda d: d == results[-1]["dtype"])]["ours"]
-        ratios = [f"{s['PEFT']['seconds'] / best['seconds']:.1f}x" for s in sides.values()]
-        share = best["gb"] / next(iter(sides.values()))["PEFT"]["gb"]
-        lines.append(f"{JOBS[job]:<30}{ratios[0]:>16}{ratios[1] if len(ratios) > 1 else '':>19}{100 * share:>21.0f}%")
+        cells = []
+        for side in ("ours", "PEFT", "no cache"):
+            shown = ""
+            if side in r["sides"]:
+                shown = spread(seconds(r, side), "{:.3f}") + " s"
+                if r["job"] == "decode":
+                    shown = spread([r["batch"] * args.answer / s for s in seconds(r, side)], "{:.0f}") + " tok/s"
+                shown += f", {r['sides'][side]['gb']:.1f} GB"
+            cells.append(shown)
+        faster = ratio(seconds(r, "PEFT"), seconds(r, "ours")) if "PEFT" in r["sides"] else ""
+        bound = statistics.median(seconds(r, "products alone")) / statistics.median(seconds(r, "ours"))
+        head = [JOBS[r["job"]], r["dtype"], str(r["rows"]), str(r["batch"])]
+        lines.append(f"| {' | '.join([*head, *cells[:2], faster, cells[2], f'{bound:.0%}'])} |")
+    usual = [r for r in results if "PEFT" in r["sides"] and (r["rows"], r["batch"]) == (args.rows, args.batch_size)]
+    best = {r["job"]: r for r in usual}  # in bfloat16 where that was measured, since it comes second
+    if usual:
+        lines += ["", "| faster than PEFT | PEFT's dtype | ours, dtype | memory |", "| --- " * 4 + "|"]
+    for r in usual:
+        ours, peft = best[r["job"]], r["sides"]["PEFT"]
+        share, faster = ours["sides"]["ours"]["gb"] / peft["gb"], ratio(seconds(r, "PEFT"), seconds(ours, "ours"))
+        lines.append(f"| {JOBS[r['job']]} | {r['dtype']} | {faster}, {ours['dtype']} | {share:.0%} |")
     return "\n".join(lines)
 
 
@@ -379,7 +405,7 @@ def plot(results, args):
     for dtype in sorted({r["dtype"] for r in some}):
         for side, style in (("ours", "-"), ("PEFT", "--")):
             same = [r for r in some if r["dtype"] == dtype and side in r["sides"]]
-            points = {r["rows"]: r["sides"][side]["seconds"] for r in same}
+            points = {r["rows"]: statistics.median(seconds(r, side)) for r in same}
             if len(points) > 1:
                 axis.plot(*zip(*sorted(points.items())), style, marker="o", ms=4, label=f"{side}, {dtype}")
     title = f"prompt tuning, batch {args.batch_size}"

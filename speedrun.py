@@ -16,7 +16,6 @@ import importlib.util
 import math
 import os
 import random
-import statistics
 from pathlib import Path
 from typing import NamedTuple
 
@@ -233,27 +232,22 @@ def order(trial):
 # ---------------------------------------------------------------- the table
 
 
-def spread(values, form):
-    """The median and range of some numbers; of like ones, the number."""
-    low, mid, high = (form.format(v) for v in (min(values), statistics.median(values), max(values)))
-    return mid if low == high else f"{mid} [{low}, {high}]"
-
-
 def cell(runs, name, max_seconds):
     """Seconds and examples to a range's goal. Where no more than half of the runs hold it: what they end at."""
     reached = [records(checks)[name] for checks in runs]
     n, held = len(runs), sum(r is not None for r in reached)
     if 2 * held <= n:
-        last = spread([100 * checks[-1]["exact"][name] for checks in runs], "{:.1f}")
+        last = bench.spread([100 * checks[-1]["exact"][name] for checks in runs], "{:.1f}")
         return f"not within {max_seconds:g} s ({held} of {n}), ends at {last}%"
     seconds, examples = ([r[key] if r else math.inf for r in reached] for key in ("seconds", "examples"))
     late = f"over {max_seconds:g}"
-    return f"{spread(seconds, '{:.2f}').replace('inf', late)} s, {spread(examples, '{:g}').replace('inf', 'more')}"
+    seconds, examples = bench.spread(seconds, "{:.2f}"), bench.spread(examples, "{:g}")
+    return f"{seconds.replace('inf', late)} s, {examples.replace('inf', 'more')}"
 
 
 def row(c, lr, runs, max_seconds):
     """A line of the table, and of the table of records."""
-    before = [spread([100 * checks[0]["exact"][name] for checks in runs], "{:.1f}") for name in GOALS]
+    before = [bench.spread([100 * checks[0]["exact"][name] for checks in runs], "{:.1f}") for name in GOALS]
     cells = [str(datetime.date.today()), c.label, f"{c.start}, {lr:g}, {c.batch_size}", "; ".join(before)]
     return f"| {' | '.join(cells + [cell(runs, name, max_seconds) for name in GOALS])} |"
 
