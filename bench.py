@@ -361,7 +361,7 @@ def ratio(slow, fast):
 def table(results, args, load):
     """Markdown: time and peak memory of each side, how much faster ours is, and the share of our time that the matrix
     products alone take; then ours in its best dtype against PEFT in both."""
-    name, over = "Llama" if args.arch == "llama" else "GPT-2", f"{args.repeat} turns"
+    name, over = "Llama" if args.arch == "llama" else "GPT-2", f"{args.repeat} turns" if args.repeat > 1 else "1 turn"
     over = over if args.runs == 1 else f"the medians of {over} in {args.runs} runs"
     lines = [
         f"{name} of {args.n_layer} layers, {args.n_embd} wide, {args.vocab_size} words, random weights; {args.question}"

@@ -1,6 +1,6 @@
 """Kill small runs at random moments, go on with --resume, and compare the final bytes with those of a run left alone.
 
-    python tests/torture.py --kills 1000     what make torture does; the test suite kills 20 times
+    python tests/torture.py --kills 1000     what make torture does; the test suite kills 10 times
 
 A run is a forked copy of this process, which has torch imported already, and gets SIGKILL: after a random time, or from
 within a write, before or after its n-th fsync, rename or save, of which one leaves half a file. Some of the newest
