@@ -323,13 +323,13 @@ def main(argv=None):
                 known.setdefault(name, {"runs": []})["runs"].append(side["turns"])
                 known[name]["gb"] = side["gb"]
             bar.update()
+            complete = [r for r in results.values() if "ours" in r["sides"]]
             if args.json:
-                write_json(args.json, {"load": load, "measurements": list(results.values())})
+                write_json(args.json, {"load": load, "measurements": complete})
     bar.close()
-    results = [r for r in results.values() if "ours" in r["sides"]]
-    print(table(results, args, load))
+    print(table(complete, args, load))
     if args.plot:
-        plot(results, args)
+        plot(complete, args)
 
 
 def check_agreement(job, dtype, out):
