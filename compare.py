@@ -192,7 +192,8 @@ def data_efficiency(args):
     cells = []
     for task in args.tasks or ["addition", "symbolic_sum"]:
         for n in [n for n in (16, 128, 1000) if n < args.examples] + [args.examples]:
-            budget = ["--examples", n, "--epochs", args.examples // n] if n < args.examples else []
+            passes = "--epochs", args.examples // n
+            budget = ["--examples", n, *passes] if n < args.examples else []
             cells += [
                 cell(args, task, "hybrid, instruction", n, "--trigger", "instruction", *budget),
                 cell(args, task, "hybrid, example", n, *budget),
@@ -200,7 +201,7 @@ def data_efficiency(args):
                 cell(args, task, "lora, 1 shot", n, "--method", "lora", "--shots", 1, *budget),
                 cell(args, task, "finetune", n, "--method", "finetune", *budget),
                 cell(args, task, "finetune, 1 shot", n, "--method", "finetune", "--shots", 1, *budget),
-                cell(args, task, "scratch", n, "--method", "scratch", *budget),
+                cell(args, task, "scratch", n, "--method", "scratch", *(budget or passes)),  # its default is 5 passes
             ]
     return cells
 
@@ -245,11 +246,14 @@ def transfer(args):
 
 
 def unseen_skill(args):
-    """Skills that the base has shown in other formats, and one that it never saw (Petrov et al. 2023)."""
+    """Skills that the base has shown in other formats, and one that it never saw (Petrov et al. 2023), in one pass and
+    in the five that a transformer from scratch makes."""
     return [
-        cell(args, task, method, None, "--method", method)
+        cell(args, task, f"{method}{', 5 passes' * bool(passes)}", None, "--method", method, *passes)
         for task in args.tasks or ("word_reversal", "addition", "next_letter")
         for method in ("hybrid", "ptuning2", "adapter", "lora", "finetune", "scratch")
+        for passes in ((), ("--epochs", 5))
+        if passes or method != "scratch"
     ]
 
 
@@ -357,7 +361,7 @@ def source_hash():
     """Eight hex digits of every source file that a run's numbers depend on."""
     digest, root = hashlib.sha256(), Path(__file__).parent
     others = ("compare.py", "bench.py", "sample.py", "pretrain.py", "peft_io.py", "claim.py", "cluster.py")
-    others += ("report.py", "plots.py", "page.py", "attention.py")
+    others += ("report.py", "plots.py", "page.py", "attention.py", "speedrun.py")
     for folder in (root, root / "data", root / "tasks", root / "eval"):
         for file in sorted(folder.glob("*.py")):
             if file.name not in others:

@@ -14,9 +14,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT)
 
+import undrawn  # noqa: E402
+
 import cli  # noqa: E402
 from checkpoint import save_model  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
+from eval import plots  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 VOCAB = 1024  # nano's encoding, so that every byte is in it
@@ -51,8 +54,9 @@ def little_base():
 
 
 @pytest.fixture
-def command(capsys):
-    """Call a program of ours as a command: exit code, stdout, stderr."""
+def command(capsys, monkeypatch):
+    """Call a program of ours as a command, with pictures that are not drawn: exit code, stdout, stderr."""
+    monkeypatch.setattr(plots, "write", undrawn.write)
 
     def command(program, *args):
         main, code = importlib.import_module(program.removesuffix(".py")).main, 0

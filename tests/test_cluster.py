@@ -23,9 +23,11 @@ import compare
 import resume
 import train_task
 from checkpoint import save_model
+from eval import plots
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).parent.parent
+DRAWN = plots.write
 needs_submitit = pytest.mark.skipif(
     importlib.util.find_spec("submitit") is None, reason="submitit is not installed: requirements-cluster.txt"
 )
@@ -221,6 +223,7 @@ def test_what_a_dead_machine_was_at_is_done_by_the_other(study, tmp_path):
 @needs_submitit
 def test_a_study_of_jobs_ends_as_one_without(study, tmp_path, command, monkeypatch):
     monkeypatch.setattr(compare, "get_context", lambda method: get_context("fork"))
+    monkeypatch.setattr(plots, "write", DRAWN)  # as the jobs do
     done = command("compare.py", *study)
     assert done.code == 0, done.err
     (tmp_path / "out").rename(tmp_path / "alone")
@@ -244,7 +247,7 @@ def a_job(args, line, out, folder):
 def test_a_job_that_is_killed_is_named_and_one_whose_time_is_up_is_requeued_and_goes_on(study, tmp_path):
     """SIGUSR2, which SLURM sends then, ends the process after a step; submitit's executor starts it again."""
     args = compare.parse_args([*study, "--cluster", "local"])
-    cell = compare.cell(args, "symbolic_sum", "hybrid", None, "--examples", 3200, "--batch-size", 16)
+    cell = compare.cell(args, "symbolic_sum", "hybrid", None, "--examples", 1600, "--batch-size", 16)
     line, out = [*cell["args"], "--device", "cpu", "--save-minutes", "0"], tmp_path / "run"
     job, process = a_job(args, line, out, tmp_path / "jobs")
     os.kill(process, signal.SIGKILL)

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked process has no threads but one
 
 import torch
+import undrawn
 
 import checkpoint
 import cli
@@ -32,7 +33,7 @@ import pretrain
 import resume
 import train_task
 from data import documents
-from eval import plots  # noqa: F401, imported once for all runs
+from eval import plots
 from model import GPT, GPTConfig
 
 torch.set_num_threads(1)
@@ -84,6 +85,7 @@ def begin(main, arguments, log, die_at=None):
     code = 1
     try:
         compare.get_context = lambda method: get_context("fork")  # so that torch need not be imported again
+        plots.write = undrawn.write
         if die_at:
             kill_in_write(*die_at)
         cli.run(main, "program", arguments)
