@@ -238,11 +238,14 @@ def transfer(args):
         "word_reversal": (),
         "last_letter": (),
     }
-    return [
-        cell(args, task, method, None, "--method", method, then=others.get(task, ()))
-        for task in args.tasks or others
-        for method in ("hybrid", "ptuning2", "adapter", "lora", "finetune-top2", "finetune")
-    ]
+    cells = []
+    for task in args.tasks or others:
+        for method in ("hybrid", "ptuning2", "adapter", "lora", "finetune-top2", "finetune"):
+            how, then = ("--method", method), others.get(task, ())
+            cells.append(cell(args, task, method, None, *how, then=then))
+            if method in HELPED:
+                cells.append(cell(args, task, f"{method}, 1 shot", None, *how, "--shots", 1, then=then))
+    return cells
 
 
 def unseen_skill(args):

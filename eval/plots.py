@@ -120,6 +120,8 @@ def plot_study(rows, folder, along=""):
             continue
         contexts = [r for r in task_rows if r["series"] in CONTEXTS]
         others = [r for r in task_rows if r not in contexts]
+        if others:  # contexts are not asked another task, which what was tuned may be
+            ranges = [name for name in others[0]["accuracy"] if all(name in r["accuracy"] for r in others)]
         n = -(-len(others) // MOST_ROWS) or 1
         for i in range(n):
             part = others[i * len(others) // n : (i + 1) * len(others) // n] + contexts
@@ -163,7 +165,7 @@ def style_panel(panel, name):
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(alpha=0.25)
     panel.tick_params(labelsize=13)
-    panel.set_title(name, fontsize=15)
+    panel.set_title(f"on\n{name[3:]}" if name.startswith("on ") else name, fontsize=15)
 
 
 def draw_curves(panel, rows, name, series):
@@ -191,6 +193,8 @@ def draw_curves(panel, rows, name, series):
 def draw_dots(panel, rows, name, series):
     """Every contender's accuracy on one range: from a hollow dot before tuning to a red one after it."""
     for r in rows:
+        if name not in r["accuracy"]:
+            continue
         y, (mean, _, _) = -series.index(r["series"]), r["accuracy"][name]
         if r["series"] == "best context":
             panel.axvline(mean, color=COLORS["few-shot"], ls="--", lw=1.5)

@@ -91,6 +91,16 @@ def test_what_was_taken_up_on_another_task_stands_beside_its_own_start():
     assert row["added"]["on b"] == [70, 70, 70] and list(row["accuracy"]) == ["in", "longer", "on b", "on c"]
 
 
+def test_a_figure_has_a_panel_for_another_task_though_no_context_was_asked_it(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "write", lambda fig, path: drawn.append(fig.axes))
+    there = {"in": [95] * 3, "on b": [50] * 3}
+    plots.plot_study([a_row("prompt", before={}, accuracy=there), a_row("best context", before={})], tmp_path)
+    ((own, other),) = drawn
+    assert (own.get_title(), other.get_title()) == ("in", "on\nb")
+    assert [line.get_xdata()[0] for line in other.lines] == [50]
+
+
 def test_a_heat_map_has_a_cell_for_each_pair_of_tasks_and_a_row_for_each_other_start(tmp_path, monkeypatch):
     """The numbers that are drawn, read off the axes: the prompt of each task on each, then the default start."""
     drawn = []
