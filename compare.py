@@ -96,6 +96,14 @@ def cell(args, task, series, x=None, *flags, model=None, then=(), how=("--load",
     return {"task": task, "series": series, "x": x, **run, "then": then, "how": [str(a) for a in how]}
 
 
+def unhelped_and_helped(args, task, method, x=None, *flags, then=()):
+    """The cell of a method, and where it does not begin as an example itself, the same with one in its context."""
+    cells = [cell(args, task, method, x, "--method", method, *flags, then=then)]
+    if method in HELPED:
+        cells.append(cell(args, task, f"{method}, 1 shot", x, "--method", method, "--shots", 1, *flags, then=then))
+    return cells
+
+
 def context_cells(args, cells):
     """What no tuned prompt may be shown without: the example that prompts begin as, and the best context, as text, for
     each task and base of the cells. Where there are several bases, a context stands beside the cells of its own."""
@@ -132,9 +140,7 @@ def methods(args):
         cells.append(cell(args, task, "hybrid, instruction", None, "--trigger", "instruction"))
         for name in prefix.METHODS:
             if name not in ("zero-shot", "text", "few-shot", *without):
-                cells.append(cell(args, task, name, None, "--method", name))
-            if name in HELPED:
-                cells.append(cell(args, task, f"{name}, 1 shot", None, "--method", name, "--shots", 1))
+                cells += unhelped_and_helped(args, task, name)
     return cells
 
 
@@ -192,16 +198,14 @@ def data_efficiency(args):
     cells = []
     for task in args.tasks or ["addition", "symbolic_sum"]:
         for n in [n for n in (16, 128, 1000) if n < args.examples] + [args.examples]:
-            passes = "--epochs", args.examples // n
-            budget = ["--examples", n, *passes] if n < args.examples else []
+            given = "--examples", n, "--epochs", args.examples // n
+            budget = given if n < args.examples else ()  # the default, so that other studies share its runs
             cells += [
                 cell(args, task, "hybrid, instruction", n, "--trigger", "instruction", *budget),
                 cell(args, task, "hybrid, example", n, *budget),
-                cell(args, task, "lora", n, "--method", "lora", *budget),
-                cell(args, task, "lora, 1 shot", n, "--method", "lora", "--shots", 1, *budget),
-                cell(args, task, "finetune", n, "--method", "finetune", *budget),
-                cell(args, task, "finetune, 1 shot", n, "--method", "finetune", "--shots", 1, *budget),
-                cell(args, task, "scratch", n, "--method", "scratch", *(budget or passes)),  # its default is 5 passes
+                *unhelped_and_helped(args, task, "lora", n, *budget),
+                *unhelped_and_helped(args, task, "finetune", n, *budget),
+                cell(args, task, "scratch", n, "--method", "scratch", *given),  # its default is 5 passes
             ]
     return cells
 
@@ -241,10 +245,7 @@ def transfer(args):
     cells = []
     for task in args.tasks or others:
         for method in ("hybrid", "ptuning2", "adapter", "lora", "finetune-top2", "finetune"):
-            how, then = ("--method", method), others.get(task, ())
-            cells.append(cell(args, task, method, None, *how, then=then))
-            if method in HELPED:
-                cells.append(cell(args, task, f"{method}, 1 shot", None, *how, "--shots", 1, then=then))
+            cells += unhelped_and_helped(args, task, method, then=others.get(task, ()))
     return cells
 
 

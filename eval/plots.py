@@ -113,15 +113,14 @@ def plot_study(rows, folder, along=""):
     shows legibly some go to a next figure, figure_TASK_2.png."""
     for task in dict.fromkeys(r["task"] for r in rows):
         task_rows = [r for r in rows if r["task"] == task]
-        ranges = [name for name in task_rows[0]["accuracy"] if all(name in r["accuracy"] for r in task_rows)]
+        contexts = [r for r in task_rows if r["series"] in CONTEXTS]
+        others = [r for r in task_rows if r not in contexts]
+        asked = task_rows if along else others or contexts  # contexts are not asked another task, which a dot may be of
+        ranges = [name for name in asked[0]["accuracy"] if all(name in r["accuracy"] for r in asked)]
         path = Path(folder) / f"figure_{task.replace(':', '-')}.png"
         if along:
             plot_curves(task_rows, ranges, task, along, path)
             continue
-        contexts = [r for r in task_rows if r["series"] in CONTEXTS]
-        others = [r for r in task_rows if r not in contexts]
-        if others:  # contexts are not asked another task, which what was tuned may be
-            ranges = [name for name in others[0]["accuracy"] if all(name in r["accuracy"] for r in others)]
         n = -(-len(others) // MOST_ROWS) or 1
         for i in range(n):
             part = others[i * len(others) // n : (i + 1) * len(others) // n] + contexts
