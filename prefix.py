@@ -73,6 +73,10 @@ class Method(nn.Module):
     def learns(self):
         return any(p.requires_grad for p in self.parameters())
 
+    def tunable(self, model):
+        """What tuning goes on from: the method itself, or of one that does not learn one that does."""
+        return self
+
     def optimizers(self, lr, dtype):
         """What changes the parameters; `dtype` is that of the matrix products."""
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -555,7 +559,7 @@ class Translator(DeepPrefix):
         self.register_buffer("rows", rows)
 
     def tunable(self, model):
-        """The same prompt as one of P-tuning v2, which learns."""
+        """The same prompt as one of P-tuning v2."""
         prompt = DeepPrefix(model, len(self.rows))
         prompt.rows.data.copy_(self.rows)
         return prompt.to(self.rows.device)

@@ -1,6 +1,7 @@
 """Fixtures that several files share: a tiny random GPT-2 and a tokenizer for it."""
 
 import importlib
+import json
 import os
 import shutil
 import sys
@@ -68,3 +69,36 @@ def command(capsys, monkeypatch):
         return SimpleNamespace(code=code, out=text.out, err=text.err)
 
     return command
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory, little_base):
+    """A checkpoint folder as --model takes it."""
+    return little_base(tmp_path_factory.mktemp("models") / "little", n_layer=2, n_embd=32)
+
+
+@pytest.fixture
+def run(command, base):
+    """Call train_task.py as a command: exit code, stdout, stderr."""
+
+    def run(*args, small=True):
+        few = ["--examples", 64, "--test-examples", 12, "--epochs", 1] if small else []
+        return command("train_task.py", "--model", base, *few, *args)
+
+    return run
+
+
+def results_of(folder):
+    """What a run measured, without what differs from one run to the next."""
+    results = json.loads((folder / "results.json").read_text())
+    return {k: v for k, v in results.items() if k not in ("seconds", "record", "command")}
+
+
+@pytest.fixture
+def study_args(tmp_path, little_base):
+    """What compare.py's functions take, with a base of one layer."""
+    return SimpleNamespace(
+        model=str(little_base(tmp_path / "little", n_layer=1, n_embd=32)),
+        **{"tasks": None, "seeds": 2, "examples": 32, "questions": 5, "jobs": 2, "device": "cpu", "sizes": []},
+        cluster=None,
+    )

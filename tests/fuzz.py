@@ -35,6 +35,7 @@ if str(ROOT) not in sys.path:
 
 import cli  # noqa: E402
 import compare  # noqa: E402
+import contenders  # noqa: E402
 import peft_io  # noqa: E402
 import prefix  # noqa: E402
 import pretrain  # noqa: E402
@@ -160,14 +161,14 @@ def read_rows(box, name):
     args = train_task.parse_args(["--task", str(box / name), "--model", str(box / "base"), "--examples", "20"])
     task, model = train_task.load_task(args), load_model(box / "base")
     tokenizer = Tokenizer.load(model.folder, 257, task.tokenize)
-    examples, tests, _ = train_task.draw_examples(args, task, model, tokenizer, 4)
-    train_task.trigger_of(args, task, tokenizer, examples)
+    examples, tests, _ = contenders.draw_examples(args, task, model, tokenizer, 4)
+    contenders.trigger_of(args, task, tokenizer, examples)
 
 
 def load_rows(box, name):
     args = ["--model", str(box / "base"), "--load", str(box / "prompts" / name)]
     model = load_model(box / "base").freeze()
-    train_task.load_prompts(train_task.parse_args(args), model, Tokenizer.load(model.folder, 257))
+    contenders.load_prompts(train_task.parse_args(args), model, Tokenizer.load(model.folder, 257))
 
 
 def begin_from(box):
@@ -175,7 +176,7 @@ def begin_from(box):
     files = ["--model", str(box / "base"), "--init-from", str(box / "prompts" / "hybrid.safetensors")]
     args = train_task.parse_args(files)
     model = load_model(box / "base").freeze()
-    train_task.begin_from(args, model, Tokenizer.load(model.folder, 257))
+    contenders.begin_from(args, model, Tokenizer.load(model.folder, 257))
 
 
 def translate(box):

@@ -21,6 +21,7 @@ import cli
 import cluster
 import compare
 import resume
+import studies
 import train_task
 from checkpoint import save_model
 from eval import plots
@@ -247,7 +248,7 @@ def a_job(args, line, out, folder):
 def test_a_job_that_is_killed_is_named_and_one_whose_time_is_up_is_requeued_and_goes_on(study, tmp_path):
     """SIGUSR2, which SLURM sends then, ends the process after a step; submitit's executor starts it again."""
     args = compare.parse_args([*study, "--cluster", "local"])
-    cell = compare.cell(args, "symbolic_sum", "hybrid", None, "--examples", 1600, "--batch-size", 16)
+    cell = studies.cell(args, "symbolic_sum", "hybrid", None, "--examples", 1600, "--batch-size", 16)
     line, out = [*cell["args"], "--device", "cpu", "--save-minutes", "0"], tmp_path / "run"
     job, process = a_job(args, line, out, tmp_path / "jobs")
     os.kill(process, signal.SIGKILL)

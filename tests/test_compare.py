@@ -1,38 +1,23 @@
 """compare.py on a tiny base: two methods, what they learned asked elsewhere, a stop and going on."""
 
 import json
-import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import compare
-import prefix
-import train_task
-from checkpoint import load_model, save_model
+import studies
+from checkpoint import save_model
 from eval import plots, report
 from model import GPT, GPTConfig
 
 
-@pytest.fixture
-def args(tmp_path):
-    torch.manual_seed(0)
-    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), tmp_path / "little")
-    shutil.copy("data/nano/encoding.json", tmp_path / "little")
-    return SimpleNamespace(
-        model=str(tmp_path / "little"),
-        **{"tasks": None, "seeds": 2, "examples": 32, "questions": 5, "jobs": 2, "device": "cpu", "sizes": []},
-        cluster=None,
-    )
-
-
-def test_finished_runs_are_kept_and_the_rest_is_run(args, tmp_path):
+def test_finished_runs_are_kept_and_the_rest_is_run(study_args, tmp_path):
     cells = [
-        compare.cell(args, "word_reversal", "nothing", 1, "--method", "zero-shot"),
-        compare.cell(args, "word_reversal", "rows", 24, "--method", "hybrid", then=["last_letter"]),
+        studies.cell(study_args, "word_reversal", "nothing", 1, "--method", "zero-shot"),
+        studies.cell(study_args, "word_reversal", "rows", 24, "--method", "hybrid", then=["last_letter"]),
     ]
-    results = compare.run_all(cells, args, tmp_path / "study")
+    results = compare.run_all(cells, study_args, tmp_path / "study")
     assert [[len(outs) for outs in runs] for runs in results] == [[1, 1], [2, 2]]
     one, other = ([json.loads((out / "results.json").read_text()) for out in outs] for outs in cells[1]["runs"])
     assert one[0]["args"]["seed"] == 0 and other[0]["args"]["seed"] == 1
@@ -42,7 +27,7 @@ def test_finished_runs_are_kept_and_the_rest_is_run(args, tmp_path):
     gone = cells[1]["runs"][1][1] / "results.json"
     before = kept.stat().st_mtime_ns
     gone.unlink()
-    again = compare.run_all(cells, args, tmp_path / "study")
+    again = compare.run_all(cells, study_args, tmp_path / "study")
     assert kept.stat().st_mtime_ns == before and gone.exists()
     assert again[1][0] == results[1][0]
 
@@ -121,54 +106,15 @@ def test_a_heat_map_has_a_cell_for_each_pair_of_tasks_and_a_row_for_each_other_s
     assert [t.get_text() for t in axis.get_yticklabels()] == ["prompt of a", "prompt of b", "default"]
 
 
-def test_a_text_that_the_context_does_not_hold_is_left_out_of_the_study_of_distilling(args):
-    """The base has 256 positions, and an example of word reversal some 30 to 60 tokens."""
-    series = {c["series"] for c in compare.distill(args)}
-    assert "2 examples as text" in series and "32 examples as text" not in series
-    assert "32 examples distilled" in series
-
-
-def test_a_run_that_fails_is_named_and_the_others_are_kept(args, tmp_path):
+def test_a_run_that_fails_is_named_and_the_others_are_kept(study_args, tmp_path):
     cells = [
-        compare.cell(args, "word_reversal", "broken", None, "--method", "prompt", "--n-random", 5000),
-        compare.cell(args, "word_reversal", "nothing", 1, "--method", "zero-shot"),
+        studies.cell(study_args, "word_reversal", "broken", None, "--method", "prompt", "--n-random", 5000),
+        studies.cell(study_args, "word_reversal", "nothing", 1, "--method", "zero-shot"),
     ]
-    args.seeds = 1
+    study_args.seeds = 1
     with pytest.raises(ValueError, match="1 of 2 runs failed; .*--n-random 5000.*block_size 256"):
-        compare.run_all(cells, args, tmp_path / "study")
+        compare.run_all(cells, study_args, tmp_path / "study")
     assert (cells[1]["runs"][0][0] / "results.json").exists()
-
-
-@pytest.mark.parametrize("name", [n for n in compare.STUDIES if n != "base_size"])
-def test_every_study_is_a_grid_of_commands_that_exist(args, name):
-    cells = compare.STUDIES[name](args)
-    assert len({tuple(c["args"]) for c in cells}) == len(cells)
-    for c in cells:
-        train_task.parse_args(c["args"])
-    if name == "methods":
-        every = {c["args"][c["args"].index("--method") + 1] for c in cells} | {"few-shot"}
-        assert every == set(prefix.METHODS) - {"translator"}  # that base has none
-
-
-def test_sizes_stand_at_their_number_of_parameters(args, tmp_path):
-    args.sizes = [args.model]
-    want = sum(p.numel() for p in load_model(args.model).parameters())
-    cells = compare.base_size(args)
-    assert {c["x"] for c in cells} == {want}
-    assert {c["x"] for c in compare.context_cells(args, cells)} == {None}  # of one base: a line along the axis
-
-
-def test_the_contexts_of_several_bases_stand_beside_the_cells_of_their_own(args):
-    """Or the row of one base would be taken for that of another, and --add would keep one of them."""
-    cells = [compare.cell(args, "addition", "rows", x, model=m) for x, m in ((1000, "a"), (5000, "b"), (5000, "b"))]
-    contexts = compare.context_cells(args, cells)
-    assert [(c["series"], c["x"], c["model"]) for c in contexts] == [
-        ("the example as text", 1000, "a"),
-        ("best context", 1000, "a"),
-        ("the example as text", 5000, "b"),
-        ("best context", 5000, "b"),
-    ]
-    assert len({compare.place(c) for c in contexts}) == 4
 
 
 def test_bad_input_is_one_line(command):
@@ -189,22 +135,26 @@ def a_row(series, **more):
     return row | {"trainable": 0, "seconds": 5.4} | more
 
 
-def test_a_study_s_table_shows_the_start_and_the_best_context(args):
+def test_a_study_s_table_shows_the_start_and_the_best_context(study_args):
     tuned = a_row("s", x=10, before={"in": [0.5, 0.0, 1.0]}, trainable=1234)
     context = a_row("best context")
-    assert "| s | 10 | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in report.study_table([tuned, context], args, "", "rows")
-    text = report.study_table([tuned, context], args, "32 examples")
+    assert "| s | 10 | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in report.study_table(
+        [tuned, context], study_args, "", "rows"
+    )
+    text = report.study_table([tuned, context], study_args, "32 examples")
     assert "| s | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in text
     assert "mean of 2 seeds [lowest, highest]; 32 examples; base" in text
     elsewhere = tuned | {"accuracy": {"in": [1.0, 0.0, 2.0], "on u": [3.0, 3.0, 3.0]}}  # not asked of the context
-    assert "| s | 0.5 > 1.0 [0.0, 2.0] | 3.0 [3.0, 3.0] | 1,234" in report.study_table([elsewhere, context], args, "")
+    assert "| s | 0.5 > 1.0 [0.0, 2.0] | 3.0 [3.0, 3.0] | 1,234" in report.study_table(
+        [elsewhere, context], study_args, ""
+    )
     with pytest.raises(ValueError, match="best context was not measured"):
-        report.study_table([tuned], args, "")
+        report.study_table([tuned], study_args, "")
     with pytest.raises(ValueError, match="no accuracy before tuning"):
-        report.study_table([tuned | {"before": {}}, context], args, "")
+        report.study_table([tuned | {"before": {}}, context], study_args, "")
 
 
-def test_a_run_is_finished_for_its_arguments_its_base_and_the_source_alone(args, tmp_path):
+def test_a_run_is_finished_for_its_arguments_its_base_and_the_source_alone(study_args, tmp_path):
     """A folder of the same flags is no finished run once the weights or the code have changed."""
     one = compare.run_folder(tmp_path, ["--task", "addition"], "base", "source")
     others = [
@@ -213,17 +163,17 @@ def test_a_run_is_finished_for_its_arguments_its_base_and_the_source_alone(args,
         compare.run_folder(tmp_path, ["--task", "addition"], "base", "other source"),
     ]
     assert one not in others and len(set(others)) == 3
-    cells = [compare.cell(args, "word_reversal", "nothing", None, "--method", "zero-shot")]
-    compare.run_all(cells, args, tmp_path / "study")
+    cells = [studies.cell(study_args, "word_reversal", "nothing", None, "--method", "zero-shot")]
+    compare.run_all(cells, study_args, tmp_path / "study")
     before = cells[0]["runs"][0][0]
     torch.manual_seed(1)
-    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), args.model)
-    compare.run_all(cells, args, tmp_path / "study")
+    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), study_args.model)
+    compare.run_all(cells, study_args, tmp_path / "study")
     assert cells[0]["runs"][0][0] != before and (before / "results.json").exists()
 
 
-def test_a_study_from_the_command_line_holds_every_start_and_context(args, tmp_path, command):
-    flags = ("--model", args.model, "--tasks", "word_reversal", "--seeds", 1, "--examples", 32, "--questions", 5)
+def test_a_study_from_the_command_line_holds_every_start_and_context(study_args, tmp_path, command):
+    flags = ("--model", study_args.model, "--tasks", "word_reversal", "--seeds", 1, "--examples", 32, "--questions", 5)
     done = command("compare.py", "prompt_position", *flags, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     folder = tmp_path / "out" / "prompt_position"
@@ -269,10 +219,3 @@ def test_rows_of_earlier_commands_stand_in_the_order_of_the_study():
         ("best context", 1, 2),
     ]
     assert compare.merged([], now, cells) == now
-
-
-def test_a_prompt_is_asked_what_it_memorized(args):
-    lines = [c["args"] for c in compare.capacity(args)]
-    parsed = [train_task.parse_args(line) for line in lines]
-    assert [a.n_random for a in parsed] == [1, 2, 4, 8, 16, 32]
-    assert {(a.task[0], a.examples, a.test_examples, a.validation) for a in parsed} == {("memory", 256, 256, 0)}

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import results_of
 from tqdm import tqdm
 
 import prefix
@@ -17,23 +18,6 @@ from data.tokenizer import Tokenizer
 from eval.accuracy import generate_answers, score
 from prefix import METHODS, HybridPrefix, Scratch
 from train_task import train
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, little_base):
-    """A checkpoint folder as --model takes it."""
-    return little_base(tmp_path_factory.mktemp("models") / "little", n_layer=2, n_embd=32)
-
-
-@pytest.fixture
-def run(command, base):
-    """Call train_task.py as a command: exit code, stdout, stderr."""
-
-    def run(*args, small=True):
-        few = ["--examples", 64, "--test-examples", 12, "--epochs", 1] if small else []
-        return command("train_task.py", "--model", base, *few, *args)
-
-    return run
 
 
 @pytest.mark.parametrize("task", tasks.names())
@@ -67,7 +51,7 @@ def test_raw_bpe_runs_too(run, tmp_path):
     assert run("--task", "word_reversal", "--tokenize", "bpe", "--out", tmp_path / "bpe").code == 0
     done = run("--task", "word_reversal", "--load", tmp_path / "bpe" / "prefix.safetensors", "--out", tmp_path / "two")
     assert done.code == 0, done.err
-    one, two = without_timings(tmp_path / "bpe"), without_timings(tmp_path / "two")
+    one, two = results_of(tmp_path / "bpe"), results_of(tmp_path / "two")
     assert one["accuracy"]["hybrid"] == two["accuracy"]["hybrid"]
 
 
@@ -96,7 +80,7 @@ def test_every_method_is_tuned_saved_and_loaded(run, tmp_path, args):
     few = "--task", "word_reversal", "--beside", "none"
     done = run(*few, "--method", *args, "--out", tmp_path / "one")
     assert done.code == 0, done.err
-    one = without_timings(tmp_path / "one")
+    one = results_of(tmp_path / "one")
     assert list(one["accuracy"]) == [method]
     assert prefix.METHODS[method].label in done.out
     if method == "text":
@@ -108,11 +92,9 @@ def test_every_method_is_tuned_saved_and_loaded(run, tmp_path, args):
     same = args[args.index("--dtype") :][:2] if "--dtype" in args else []
     done = run(*few, "--load", tmp_path / "one" / "prefix.safetensors", "--out", tmp_path / "two", *same)
     assert done.code == 0, done.err
-    two = without_timings(tmp_path / "two")
-    (accuracy,), (start,) = two["accuracy"].values(), two["before"].values()
-    assert accuracy == one["accuracy"][method]  # the worked examples of --shots are in the file as well
-    if method != "text":
-        assert start == one["before"][method]
+    two = results_of(tmp_path / "two")
+    assert two["accuracy"] == one["accuracy"]  # the worked examples of --shots are in the file as well
+    assert two["before"] == one["before"]  # what does not learn has none
 
 
 def test_a_text_becomes_a_cache_that_sample_reads(base, command, tmp_path):
@@ -137,49 +119,6 @@ def test_a_text_becomes_a_cache_that_sample_reads(base, command, tmp_path):
     assert command("sample.py", *asked, "--max-new-tokens", 5).code == 0
 
 
-def test_a_prompt_begins_as_that_of_another_task(run, tmp_path):
-    """What it answers before tuning is what the other's file answers, and L2-SP pulls it there."""
-    one, two, asked = tmp_path / "one", tmp_path / "two", ["--task", "word_reversal", "--beside", "none"]
-    assert run("--task", "last_letter", "--beside", "none", "--lr", 0.1, "--out", one).code == 0
-    file = one / "prefix.safetensors"
-    assert run(*asked, "--load", file, "--out", tmp_path / "loaded").code == 0
-    done = run(*asked, "--init-from", file, "--out", two)
-    assert done.code == 0, done.err
-    loaded, tuned = (without_timings(tmp_path / name) for name in ("loaded", "two"))
-    assert tuned["before"]["hybrid"] == loaded["accuracy"]["hybrid"]
-    assert tuned["labels"]["hybrid"].endswith("from that of last_letter")
-    (_, first), (_, second) = read_tensors(file), read_tensors(two / "prefix.safetensors")
-    assert torch.equal(second["start"], first["rows"]) and not torch.equal(second["rows"], first["rows"])
-    done = run(*asked, "--load", two / "prefix.safetensors", "--out", tmp_path / "again")
-    assert done.code == 0, done.err
-    again = without_timings(tmp_path / "again")
-    assert again["accuracy"]["hybrid"] == tuned["accuracy"]["hybrid"] and again["before"] == {}
-
-
-def test_rows_begin_on_another_base_of_their_width_and_nothing_else_does(run, tmp_path, base, little_base):
-    other, wide = tmp_path / "other", tmp_path / "wide"
-    for folder, n_embd in ((other, 32), (wide, 48)):
-        little_base(folder, n_layer=1, n_embd=n_embd)
-    flags, files = ["--task", "last_letter", "--beside", "none"], {}
-    for method in ("hybrid", "ptuning2"):
-        assert run(*flags, "--method", method, "--out", tmp_path / method).code == 0
-        files[method] = tmp_path / method / "prefix.safetensors"
-    hybrid = [*flags, "--init-from", files["hybrid"]]
-    assert run(*hybrid, "--model", other, "--out", tmp_path / "moved").code == 0
-    assert torch.equal(
-        read_tensors(tmp_path / "moved" / "prefix.safetensors")[1]["start"], read_tensors(files["hybrid"])[1]["rows"]
-    )
-    for args, why in (
-        ([*hybrid, "--model", wide], "has rows of width 32, wide of 48"),
-        ([*flags, "--method", "ptuning2", "--init-from", files["ptuning2"], "--model", other], "was tuned on the base"),
-        ([*flags, "--method", "ptuning2", "--init-from", files["hybrid"]], "is of --method hybrid, not ptuning2"),
-        ([*hybrid, "--method", "scratch"], "--init-from"),
-    ):
-        done = run(*args, "--out", tmp_path / "refused")
-        assert (done.code, done.err.count("\n")) == (2, 1) and why in done.err
-        assert not (tmp_path / "refused").exists()
-
-
 def test_l2_sp_keeps_rows_near_their_start(run, tmp_path):
     distances = []
     for weight in (0, 1e6):
@@ -193,27 +132,11 @@ def test_l2_sp_keeps_rows_near_their_start(run, tmp_path):
     assert (done.code, done.err.count("\n")) == (2, 1) and "--l2-sp is not for --method adapter" in done.err
 
 
-def test_several_prompts_vote(run, tmp_path):
-    for seed, method in enumerate(("hybrid", "ptuning2", "prompt", "adapter")):
-        assert run("--method", method, "--seed", seed, "--beside", "none", "--out", tmp_path / method).code == 0
-    files = [tmp_path / m / "prefix.safetensors" for m in ("hybrid", "ptuning2", "prompt", "adapter")]
-    done = run("--beside", "none", "--load", *files[:3], "--out", tmp_path / "vote")
-    assert done.code == 0, done.err
-    results = without_timings(tmp_path / "vote")
-    assert list(results["accuracy"]) == ["hybrid", "ptuning2 2", "prompt 3", "vote"]
-    assert list(results["labels"].values())[-1] == "vote of 3"
-    assert results["labels"]["ptuning2 2"] == "P-tuning v2, file 2"
-    for some in (files, files[::-1]):
-        done = run("--load", *some, "--out", tmp_path / "no")
-        assert (done.code, done.err.count("\n")) == (2, 1)
-        assert "adapter/prefix.safetensors cannot vote" in done.err
-
-
 @pytest.mark.parametrize("method", ["zero-shot", "few-shot", "scratch"])
 def test_a_baseline_alone(run, tmp_path, method):
     done = run("--method", method, "--beside", "none", "--out", tmp_path / "one")
     assert done.code == 0, done.err
-    assert list(without_timings(tmp_path / "one")["accuracy"]) == [method]
+    assert list(results_of(tmp_path / "one")["accuracy"]) == [method]
 
 
 def test_options_of_another_method_are_refused(run, tmp_path):
@@ -229,32 +152,11 @@ def test_options_of_another_method_are_refused(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_finetuned_rival_comes_without_and_with_the_example(run, tmp_path):
-    done = run("--beside", "finetune", "adapter", "--out", tmp_path / "run")
-    assert done.code == 0, done.err
-    results = without_timings(tmp_path / "run")
-    rivals = ["finetune", "finetune, 1 shot", "adapter", "adapter, 1 shot"]
-    assert list(results["accuracy"])[-4:] == rivals
-    for name in rivals:  # as many examples and steps as the prompt
-        assert results["examples"][name] == results["examples"]["hybrid"] == [52, 1]  # 12 are held back
-    assert results["before"]["finetune"] == results["accuracy"]["zero-shot"] == results["before"]["adapter"]
-    assert results["before"]["finetune, 1 shot"] == results["accuracy"]["text"]  # the same example
-
-
-def test_the_best_context_is_chosen_from_training_questions(run, tmp_path):
-    assert run("--out", tmp_path / "run").code == 0
-    context = without_timings(tmp_path / "run")["context"]
-    task = tasks.load("addition")
-    test = {e.question for r in task.ranges for e in task.examples(12, r)}
-    assert len(context["candidates"]) > 8 and context["shots"] == len(context["text"].splitlines())
-    assert not test & {line.split("=")[0] + "=" for line in context["text"].splitlines()}
-
-
 def test_without_its_rivals_a_run_prints_no_table(run, tmp_path):
     done = run("--beside", "none", "--out", tmp_path / "run")
     assert done.code == 0 and "no table: --beside none" in done.out and "tuning adds" not in done.out
     assert not (tmp_path / "run" / "report.html").exists() and "report.html" not in done.out
-    results = without_timings(tmp_path / "run")
+    results = results_of(tmp_path / "run")
     assert list(results["before"]) == list(results["accuracy"]) == ["hybrid"]
 
 
@@ -270,7 +172,7 @@ def test_the_progress_bar_holds_no_state(run, tmp_path, monkeypatch):
     for disable in (False, True):
         monkeypatch.setattr(train_task, "tqdm", partial(tqdm, disable=disable))
         assert run("--beside", "none", "--out", tmp_path / f"run {disable}").code == 0
-        curves.append(without_timings(tmp_path / f"run {disable}")["loss"])
+        curves.append(results_of(tmp_path / f"run {disable}")["loss"])
     assert curves[0] == curves[1] and curves[0]["hybrid"]["examples"][-1] == 52  # of 64 a fifth is held back
 
 
@@ -334,20 +236,15 @@ def test_fine_tuning_learns_and_leaves_the_base_alone(run, tmp_path, base):
     few = ("--task", "word_reversal", "--examples", 8, "--batch-size", 4, "--epochs", 100, "--test-examples", 5)
     done = run("--method", "finetune", "--lr", 1e-2, *few, "--beside", "none", "--out", tmp_path / "run", small=False)
     assert done.code == 0, done.err
-    loss = without_timings(tmp_path / "run")["loss"]["finetune"]["loss"]
+    loss = results_of(tmp_path / "run")["loss"]["finetune"]["loss"]
     assert loss[-1] < 0.05 < 1 < loss[0]
     assert (base / "model.safetensors").read_bytes() == before
-
-
-def without_timings(path):
-    results = json.loads((path / "results.json").read_text())
-    return {k: v for k, v in results.items() if k not in ("seconds", "record", "command")}
 
 
 def test_the_same_seed_gives_the_same_results(run, tmp_path):
     for name, seed in (("one", 5), ("again", 5), ("other", 6)):
         assert run("--task", "last_letter", "--seed", seed, "--out", tmp_path / name).code == 0
-    one, again, other = (without_timings(tmp_path / name) for name in ("one", "again", "other"))
+    one, again, other = (results_of(tmp_path / name) for name in ("one", "again", "other"))
     assert one == again
     assert one["loss"] != other["loss"]
 
@@ -356,7 +253,7 @@ def test_a_saved_prefix_reproduces_its_accuracy(run, tmp_path):
     run("--task", "word_reversal", "--out", tmp_path / "one", "--mlp")
     done = run("--task", "word_reversal", "--load", tmp_path / "one" / "prefix.safetensors", "--out", tmp_path / "two")
     assert done.code == 0, done.err
-    one, two = without_timings(tmp_path / "one"), without_timings(tmp_path / "two")
+    one, two = results_of(tmp_path / "one"), results_of(tmp_path / "two")
     assert one["accuracy"]["hybrid"] == two["accuracy"]["hybrid"]
     assert one["nearest_tokens"] == two["nearest_tokens"]
     assert one["before"]["hybrid"] == two["before"]["hybrid"]  # the start is made again from the file
@@ -398,28 +295,6 @@ def test_a_prefix_steers_nano(tokenizer):
     encoded = encode(tokenizer, tasks.load("addition").examples(64, split="train"))
     loss = tune(HybridPrefix(nano, 8), nano, encoded, 15, 16)["loss"]
     assert sum(loss[-8:]) < 2 / 3 * sum(loss[:8])
-
-
-def test_random_only_and_trigger_only(run, tmp_path):
-    for name, args, rows, random_rows in (
-        ("random", ["--n-random", 5, "--trigger", "none"], 5, 5),
-        ("text", ["--n-random", 0, "--trigger", "add"], None, 0),
-        ("words", ["--n-random", 0, "--trigger", "instruction"], None, 0),
-        ("example", ["--n-random", 0], None, 0),
-    ):
-        assert run("--out", tmp_path / name, "--beside", "none", *args).code == 0
-        p = without_timings(tmp_path / name)["prompt"]
-        task = tasks.load("addition")
-        if name == "example":  # the longest of those tuned on, spelled
-            question, answer = p["trigger"].split("=", 1)
-            assert answer == task.work(*map(int, question.split("+"))) + f"{eval(question)}$\n"
-            assert max(map(len, question.split("+"))) == 4
-            assert p["rows"] == len(p["trigger"])
-        elif name == "words":
-            assert p["trigger"] == task.trigger + "\n"
-        assert p["random"] == random_rows
-        assert p["rows"] == rows or p["rows"] >= 1
-        assert without_timings(tmp_path / name)["trainable"]["hybrid"] == 32 * p["rows"]
 
 
 BAD = [
