@@ -21,6 +21,7 @@ import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from itertools import product
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
@@ -47,9 +48,20 @@ def parse_args(argv=None):
     p.add_argument("studies", nargs="*", help=", ".join(STUDIES))
     p.add_argument("--list", action="store_true", help="what each study asks")
     p.add_argument("--full", action="store_true", help="more examples, questions and seeds")
-    p.add_argument("--model", default=DEFAULT_BASE, help="the base (default %(default)s)")
+    p.add_argument(
+        "--model",
+        nargs="+",
+        default=[DEFAULT_BASE],
+        help=f"the base, or several that differ by their seed, which every mean is then over (default {DEFAULT_BASE})",
+    )
     sizes = ["nano-1m", "nano", "nano-11m"]  # of one recipe
-    p.add_argument("--sizes", nargs="+", default=sizes, metavar="MODEL", help="bases of base_size (default: nano's)")
+    p.add_argument(
+        "--sizes",
+        nargs="+",
+        default=sizes,
+        metavar="MODEL",
+        help="bases of base_size, one or several of each size (default: nano's)",
+    )
     p.add_argument("--tasks", nargs="+", help="instead of the study's own")
     p.add_argument("--series", nargs="+", help="these rows of the table alone, for instance adapter 'adapter, 1 shot'")
     p.add_argument("--seeds", type=at_least(1, 100), help="(default 3; --full: 5)")
@@ -158,16 +170,16 @@ def why_failed(out, job):
 
 
 def run_all(cells, args, folder):
-    """Run what is not finished, and return each cell's results, a list over the seeds. Raises ValueError with what was
-    wrong with the first run that failed; those that did not fail are kept."""
+    """Run what is not finished, and return each cell's results, a list over its bases and seeds. Raises ValueError with
+    what was wrong with the first run that failed; those that did not fail are kept."""
     first, second = {}, {}  # folder of a run: its command line; the second take up what the first learned
     source, bases = source_hash(), {}
     for c in cells:
         c["runs"] = []
-        bases[c["model"]] = bases.get(c["model"]) or fingerprint(load_model(c["model"]))
-        for seed in range(args.seeds):
-            line = [*c["args"], "--seed", str(seed), "--device", args.device]
-            out = run_folder(folder, line, bases[c["model"]], source)
+        for base, seed in product(c["bases"], range(args.seeds)):
+            bases[base] = bases.get(base) or fingerprint(load_model(base))
+            line = [*c["args"], "--model", base, "--seed", str(seed), "--device", args.device]
+            out = run_folder(folder, line, bases[base], source)
             first[out] = line
             c["runs"].append([out])
             for other in c["then"]:
@@ -206,8 +218,8 @@ def spread(values):
 
 
 def summary(cells, results):
-    """A row for each cell: accuracy by range before and after tuning, and what tuning added, each over the seeds its
-    mean, lowest and highest in %, with what it cost."""
+    """A row for each cell: accuracy by range before and after tuning, and what tuning added, each over the bases and
+    seeds its mean, lowest and highest in %, with what it cost."""
     rows = []
     for c, runs in zip(cells, results):
         before, after, added = {}, {}, {}
@@ -270,6 +282,8 @@ def main(argv=None):
         return
     from eval import plots  # imported here, so that --help need not wait for matplotlib
 
+    if len({sum(p.numel() for p in load_model(name).parameters()) for name in args.model}) > 1:
+        raise ValueError(f"--model {' '.join(args.model)}: they are not of one size, which base_size --sizes compares")
     for name in args.studies:
         folder = Path(args.out) / (f"{name}-full" if args.full else name)
         every = STUDIES[name](args)
@@ -277,7 +291,8 @@ def main(argv=None):
         if unknown := set(args.series or ()) - set(known):
             raise ValueError(f"--series {min(unknown)}: {name} has {', '.join(known)}")
         cells = [c for c in every if c["series"] in (args.series or known)]
-        settings = {key: getattr(args, key) for key in ("model", "examples", "questions", "seeds")}
+        settings = {key: getattr(args, key) for key in ("examples", "questions", "seeds")}
+        settings["model"] = ", ".join(args.sizes if name == "base_size" else args.model)
         cells += context_cells(args, cells)
         earlier = read_earlier(folder / "study.json", settings) if args.add else []
         folder.mkdir(parents=True, exist_ok=True)
@@ -286,7 +301,7 @@ def main(argv=None):
         print(f"{name}: {' '.join(STUDIES[name].__doc__.split())}", flush=True)
         rows = merged(earlier, summary(cells, run_all(cells, args, Path(args.out) / "runs")), every)
         learned = LEARNED_FROM.get(name, "{examples:,} examples to tune on, {questions} questions a range")
-        text = report.study_table(rows, args, learned.format(**settings), AXES.get(name, ""))
+        text = report.study_table(rows, settings, args.jobs, learned.format(**settings), AXES.get(name, ""))
         print(f"\n{text}")
         minutes = (time.monotonic() - started) / 60
         write_text(folder / "table.md", text)

@@ -5,6 +5,8 @@ A study of your own is one more function here, with its name in STUDIES. Each co
 and compare.py adds the contexts that it is measured beside.
 """
 
+from itertools import product
+
 import prefix
 import tasks
 from checkpoint import TRANSLATOR, load_model, locate
@@ -17,31 +19,33 @@ THREE = [*TWO, "symbolic_sum"]
 HELPED = ["prefix-memory", "adapter", "lora", "finetune", "finetune-top2"]  # by an example, which prompts begin as
 
 
-def cell(args, task, series, x=None, *flags, model=None, then=(), how=("--load",)):
-    """One run for each seed: what it is called in the table, where it stands on the axis, and its command line;
-    `then` are tasks on which what it learned is measured as well, or whatever the flags `how` do with its file."""
-    given = ["--task", task, "--model", model or args.model, "--beside", "none", "--test-examples", args.questions]
+def cell(args, task, series, x=None, *flags, bases=None, then=(), how=("--load",)):
+    """One run for each base and seed: what it is called in the table, where it stands on the axis, and the rest of its
+    command line; `then` are tasks on which what it learned is measured as well, or whatever the flags `how` do with its
+    file."""
+    given = ["--task", task, "--beside", "none", "--test-examples", args.questions]
     given += [] if "--examples" in flags else ["--examples", args.examples]
     given += [] if "--method" in flags else ["--method", "hybrid"]
-    run = {"model": model or args.model, "args": [str(a) for a in (*given, *flags)]}
+    run = {"bases": bases or args.model, "args": [str(a) for a in (*given, *flags)]}
     return {"task": task, "series": series, "x": x, **run, "then": then, "how": [str(a) for a in how]}
 
 
-def unhelped_and_helped(args, task, method, x=None, *flags, then=()):
+def unhelped_and_helped(args, task, method, x=None, *flags, bases=None, then=()):
     """The cell of a method, and where it does not begin as an example itself, the same with one in its context."""
-    cells = [cell(args, task, method, x, "--method", method, *flags, then=then)]
+    cells = [cell(args, task, method, x, "--method", method, *flags, bases=bases, then=then)]
     if method in HELPED:
-        cells.append(cell(args, task, f"{method}, 1 shot", x, "--method", method, "--shots", 1, *flags, then=then))
+        shot = "--method", method, "--shots", 1, *flags
+        cells.append(cell(args, task, f"{method}, 1 shot", x, *shot, bases=bases, then=then))
     return cells
 
 
 def context_cells(args, cells):
     """What no tuned prompt may be shown without: the example that prompts begin as, and the best context, as text, for
-    each task and base of the cells. Where there are several bases, a context stands beside the cells of its own."""
-    several = len({c["model"] for c in cells}) > 1
+    each task of the cells. Where these do not all have the same bases, a context stands beside the cells of its own."""
+    several = len({tuple(c["bases"]) for c in cells}) > 1
     return [
-        cell(args, task, series, x, "--method", method, model=model)
-        for task, model, x in dict.fromkeys((c["task"], c["model"], c["x"] if several else None) for c in cells)
+        cell(args, task, series, x, "--method", method, bases=list(bases))
+        for task, bases, x in dict.fromkeys((c["task"], tuple(c["bases"]), c["x"] if several else None) for c in cells)
         for series, method in (("the example as text", "text"), ("best context", "few-shot"))
     ]
 
@@ -63,8 +67,8 @@ def headline(args):
 
 def methods(args):
     """Every method on every task: what it reaches in distribution and out of it, with how many parameters."""
-    cells, folder = [], locate(args.model)[0].parent
-    without = [] if (folder / TRANSLATOR).is_file() else ["translator"]
+    cells, folders = [], [locate(name)[0].parent for name in args.model]
+    without = [] if all((folder / TRANSLATOR).is_file() for folder in folders) else ["translator"]
     for task in args.tasks or TASKS:
         cells.append(cell(args, task, "zero-shot", None, "--method", "zero-shot"))
         cells.append(cell(args, task, "instruction as text", None, "--method", "text", "--trigger", "instruction"))
@@ -155,12 +159,15 @@ def steps(args):
 
 def base_size(args):
     """Whether the gap between prompts and fine-tuning closes as the base grows (Lester et al. 2021, figure 1)."""
-    parameters = {m: sum(p.numel() for p in load_model(m).parameters()) for m in args.sizes}
+    bases = {}  # number of parameters: the bases of that size
+    for name in args.sizes:
+        bases.setdefault(sum(p.numel() for p in load_model(name).parameters()), []).append(name)
     return [
-        cell(args, task, method, n, "--method", method, model=model)
+        c
         for task in args.tasks or THREE
-        for model, n in parameters.items()
+        for n in bases
         for method in ("hybrid", "ptuning2", "lora", "finetune")
+        for c in unhelped_and_helped(args, task, method, n, bases=bases[n])
     ]
 
 
@@ -256,11 +263,12 @@ def distill(args):
 
 
 def fits(args, name, k):
-    """Whether the base's context holds the first k training examples of a task and the longest question and answer."""
-    model, task = load_model(args.model), tasks.load(name)
-    tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, task.tokenize)
+    """Whether a base's context holds the first k training examples of a task and the longest question and answer."""
+    task = tasks.load(name)
     tests = [e for r in task.ranges for e in task.examples(args.questions, r)]
-    for seed in range(args.seeds):
+    for base, seed in product(args.model, range(args.seeds)):
+        model = load_model(base)
+        tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, task.tokenize)
         examples = task.examples(args.examples, split="train", seed=seed)
         longest = max(len(tokenizer.encode_task(e.question + e.answer)) for e in [*examples, *tests])
         if len(tokenizer.encode_task(as_text(examples[:k]))) + longest > model.config.block_size:

@@ -150,12 +150,15 @@ def token_table(rows, most=12):
     return "\n".join(lines)
 
 
-def study_table(rows, args, learned_from, along=""):
-    """Markdown, a table for each task; `learned_from` says from what, and `along` what the cells' x is. Raises
-    ValueError where a row that learned lacks its start, or a task the best context."""
+def study_table(rows, settings, jobs, learned_from, along=""):
+    """Markdown, a table for each task, of a study with those `settings`; `learned_from` says from what, and `along`
+    what the cells' x is. Raises ValueError where a row that learned lacks its start, or a task the best context."""
+    seeds, base = f"{settings['seeds']} seeds", f"base {settings['model']}"
+    if ", " in settings["model"]:
+        seeds, base = f"{seeds} on each base", f"bases {settings['model']}"
     lines = [
-        f"Final-answer accuracy, %: before tuning > after, mean of {args.seeds} seeds [lowest, highest]; "
-        f"{learned_from}; base {args.model}; seconds of tuning and measuring, {args.jobs} at once."
+        f"Final-answer accuracy, %: before tuning > after, mean of {seeds} [lowest, highest]; {learned_from}; {base}; "
+        f"seconds of tuning and measuring, {jobs} at once."
     ]
     for task in dict.fromkeys(r["task"] for r in rows):
         task_rows = [r for r in rows if r["task"] == task]

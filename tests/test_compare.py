@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import results_of
 
 import compare
 import studies
@@ -41,6 +42,15 @@ def test_finished_runs_are_kept_and_the_rest_is_run(study_args, tmp_path):
     many = [rows[0] | {"series": f"contender {i}"} for i in range(plots.MOST_ROWS + 1)]
     plots.plot_study(many, tmp_path)
     assert {p.name for p in tmp_path.glob("*.png")} == {"figure_word_reversal.png", "figure_word_reversal_2.png"}
+
+
+def test_a_cell_of_two_bases_is_the_mean_over_both(study_args, little_base, tmp_path):
+    study_args.model.append(str(little_base(tmp_path / "other", n_layer=1, n_embd=32)))
+    cells = [studies.cell(study_args, "word_reversal", "nothing", None, "--method", "zero-shot")]
+    (runs,) = compare.run_all(cells, study_args, tmp_path / "study")
+    each = [results_of(out) for (out,) in cells[0]["runs"]]
+    made = [(r["base"]["name"], r["args"]["seed"]) for r in each]
+    assert made == [("little", 0), ("little", 1), ("other", 0), ("other", 1)] and len(runs) == 4
 
 
 def test_mean_and_extremes_over_the_seeds_by_hand():
@@ -123,6 +133,7 @@ def test_bad_input_is_one_line(command):
         (("nonsense",), "no study 'nonsense': choose from methods"),
         (("methods", "--seeds", 0), "--seeds: 0: give at least 1"),
         (("capacity", "--tasks", "addition"), "--tasks addition: capacity has one task, memory: leave it out"),
+        (("methods", "--model", "nano", "nano-1m"), "--model nano nano-1m: they are not of one size"),
     ):
         done = command("compare.py", *words)
         assert (done.code, done.err.count("\n")) == (2, 1)
@@ -135,23 +146,25 @@ def a_row(series, **more):
     return row | {"trainable": 0, "seconds": 5.4} | more
 
 
-def test_a_study_s_table_shows_the_start_and_the_best_context(study_args):
+def test_a_study_s_table_shows_the_start_and_the_best_context():
     tuned = a_row("s", x=10, before={"in": [0.5, 0.0, 1.0]}, trainable=1234)
     context = a_row("best context")
+    settings = {"model": "little", "seeds": 2}
     assert "| s | 10 | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in report.study_table(
-        [tuned, context], study_args, "", "rows"
+        [tuned, context], settings, 2, "", "rows"
     )
-    text = report.study_table([tuned, context], study_args, "32 examples")
+    text = report.study_table([tuned, context], settings, 2, "32 examples")
     assert "| s | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in text
-    assert "mean of 2 seeds [lowest, highest]; 32 examples; base" in text
+    assert "mean of 2 seeds [lowest, highest]; 32 examples; base little; seconds" in text
+    text = report.study_table([tuned, context], settings | {"model": "one, other"}, 2, "32 examples")
+    assert "mean of 2 seeds on each base [lowest, highest]; 32 examples; bases one, other; seconds" in text
     elsewhere = tuned | {"accuracy": {"in": [1.0, 0.0, 2.0], "on u": [3.0, 3.0, 3.0]}}  # not asked of the context
-    assert "| s | 0.5 > 1.0 [0.0, 2.0] | 3.0 [3.0, 3.0] | 1,234" in report.study_table(
-        [elsewhere, context], study_args, ""
-    )
+    text = report.study_table([elsewhere, context], settings, 2, "")
+    assert "| s | 0.5 > 1.0 [0.0, 2.0] | 3.0 [3.0, 3.0] | 1,234" in text
     with pytest.raises(ValueError, match="best context was not measured"):
-        report.study_table([tuned], study_args, "")
+        report.study_table([tuned], settings, 2, "")
     with pytest.raises(ValueError, match="no accuracy before tuning"):
-        report.study_table([tuned | {"before": {}}, context], study_args, "")
+        report.study_table([tuned | {"before": {}}, context], settings, 2, "")
 
 
 def test_a_run_is_finished_for_its_arguments_its_base_and_the_source_alone(study_args, tmp_path):
@@ -167,13 +180,13 @@ def test_a_run_is_finished_for_its_arguments_its_base_and_the_source_alone(study
     compare.run_all(cells, study_args, tmp_path / "study")
     before = cells[0]["runs"][0][0]
     torch.manual_seed(1)
-    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), study_args.model)
+    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), study_args.model[0])
     compare.run_all(cells, study_args, tmp_path / "study")
     assert cells[0]["runs"][0][0] != before and (before / "results.json").exists()
 
 
 def test_a_study_from_the_command_line_holds_every_start_and_context(study_args, tmp_path, command):
-    flags = ("--model", study_args.model, "--tasks", "word_reversal", "--seeds", 1, "--examples", 32, "--questions", 5)
+    flags = ("--model", *study_args.model, "--tasks", "word_reversal", "--seeds", 1, "--examples", 32, "--questions", 5)
     done = command("compare.py", "prompt_position", *flags, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     folder = tmp_path / "out" / "prompt_position"

@@ -20,25 +20,35 @@ def test_every_study_is_a_grid_of_commands_that_exist(study_args, name):
         assert every == set(prefix.METHODS) - {"translator"}  # that base has none
 
 
-def test_sizes_stand_at_their_number_of_parameters(study_args, tmp_path):
-    study_args.sizes = [study_args.model]
-    want = sum(p.numel() for p in load_model(study_args.model).parameters())
+def test_sizes_stand_at_their_number_of_parameters(study_args, little_base, tmp_path):
+    """Two bases of one size are one point, and each size has contexts of its own."""
+    one, two, deep = study_args.model[0], str(tmp_path / "two"), str(tmp_path / "deep")
+    little_base(two, n_layer=1, n_embd=32)
+    little_base(deep, n_layer=2, n_embd=32)
+    small, large = (sum(p.numel() for p in load_model(name).parameters()) for name in (one, deep))
+    study_args.sizes = [one, deep, two]
     cells = studies.base_size(study_args)
-    assert {c["x"] for c in cells} == {want}
-    assert {c["x"] for c in studies.context_cells(study_args, cells)} == {None}  # of one base: a line along the axis
+    assert {(c["x"], *c["bases"]) for c in cells} == {(small, one, two), (large, deep)}
+    contexts = studies.context_cells(study_args, cells)
+    assert {(c["x"], *c["bases"]) for c in contexts} == {(small, one, two), (large, deep)}
+    assert {c["series"] for c in cells} == {"hybrid", "ptuning2"} | {
+        name + help for name in ("lora", "finetune") for help in ("", ", 1 shot")
+    }
+    study_args.sizes = [one, two]
+    contexts = studies.context_cells(study_args, studies.base_size(study_args))
+    assert {c["x"] for c in contexts} == {None}  # of one size: a line along the axis
 
 
 def test_the_contexts_of_several_bases_stand_beside_the_cells_of_their_own(study_args):
     """Or the row of one base would be taken for that of another, and --add would keep one of them."""
-    cells = [
-        studies.cell(study_args, "addition", "rows", x, model=m) for x, m in ((1000, "a"), (5000, "b"), (5000, "b"))
-    ]
+    bases = (1000, ["a"]), (5000, ["b", "c"]), (5000, ["b", "c"])
+    cells = [studies.cell(study_args, "addition", "rows", x, bases=names) for x, names in bases]
     contexts = studies.context_cells(study_args, cells)
-    assert [(c["series"], c["x"], c["model"]) for c in contexts] == [
-        ("the example as text", 1000, "a"),
-        ("best context", 1000, "a"),
-        ("the example as text", 5000, "b"),
-        ("best context", 5000, "b"),
+    assert [(c["series"], c["x"], c["bases"]) for c in contexts] == [
+        ("the example as text", 1000, ["a"]),
+        ("best context", 1000, ["a"]),
+        ("the example as text", 5000, ["b", "c"]),
+        ("best context", 5000, ["b", "c"]),
     ]
     assert len({compare.place(c) for c in contexts}) == 4
 
