@@ -262,11 +262,12 @@ def read_earlier(path, settings):
 
 
 def merged(earlier, rows, cells):
-    """The rows measured now and those of earlier commands that were not measured again, in the order of the study's
-    cells and then the contexts."""
+    """The rows measured now and those of earlier commands that were not measured again: the tasks as they came, and of
+    each the order of the study's cells and then the contexts."""
     now, order = {place(r) for r in rows}, {place(c): i for i, c in enumerate(cells)}
+    names = list(dict.fromkeys(r["task"] for r in [*earlier, *rows]))
     rows = [r for r in earlier if place(r) not in now] + rows
-    return sorted(rows, key=lambda r: order.get(place(r), len(order)))
+    return sorted(rows, key=lambda r: (names.index(r["task"]), order.get(place(r), len(order))))
 
 
 def place(row):

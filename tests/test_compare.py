@@ -217,8 +217,8 @@ def test_a_study_from_the_command_line_holds_every_start_and_context(study_args,
 
 
 def test_rows_of_earlier_commands_stand_in_the_order_of_the_study():
-    def row(series, x=None, seconds=1):
-        return {"task": "addition", "series": series, "x": x, "seconds": seconds}
+    def row(series, x=None, seconds=1, task="addition"):
+        return {"task": task, "series": series, "x": x, "seconds": seconds}
 
     cells = [row("a", 1), row("a", 2), row("b", 1)]
     earlier = [row("a", 2), row("b", 1), row("best context", 1), row("best context", 2)]
@@ -232,3 +232,5 @@ def test_rows_of_earlier_commands_stand_in_the_order_of_the_study():
         ("best context", 1, 2),
     ]
     assert compare.merged([], now, cells) == now
+    other = [row("a", 1, task="last_letter")]
+    assert compare.merged(now, other, other) == [*now, *other]  # a task that was added stands behind
