@@ -1,4 +1,4 @@
-"""Weights and prompts on disk: checkpoints by name, folder or file, and the files of trained prompts.
+"""Weights on disk: checkpoints by name, folder or file.
 
 Everything is safetensors and JSON. Every file is written under a temporary name and renamed when it is complete.
 """
@@ -18,9 +18,7 @@ from safetensors.torch import save_file
 from data import schemas
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
-from prefix import CPT, METHODS, HybridPrefix, LoPT, PromptTuning, PTuning, TranslatorNetwork
 
-ROWS = HybridPrefix, PromptTuning, CPT, LoPT, PTuning  # at the input, and nothing else
 BUNDLED = ("nano", "nano-1m", "nano-11m", "nano-1m-bytes", "nano-2", "nano-prose")  # in data/, each with its card
 HUB = {  # name -> repository and revision, so that the same name is the same weights tomorrow
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
@@ -77,6 +75,12 @@ def write_tensors(path, tensors, metadata, keep=None):
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata=metadata)
         temporary.chmod(mode)
         sort_header(temporary)
+
+
+def trained(module):
+    """{name: tensor} of a module's parameters but the frozen ones, and of its buffers."""
+    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+    return {name: t for name, t in module.state_dict().items() if name not in frozen}
 
 
 def sort_header(path):
@@ -441,132 +445,3 @@ def llama_config(path, c):
         heads = f"{config.n_head} heads of {config.head_dim}, {config.n_kv_head} of keys and values"
         raise ValueError(f"{path} says {heads}: these have to share the former, and their width is even")
     return config
-
-
-# ---------------------------------------------------------------- trained prompts
-
-
-def save_prefix(method, path, model, tokenizer, task="", trigger="", question_format="{}", stop="", init_from=""):
-    """Write what was trained. The header says which base, tokenizer, task and trigger it belongs to, how a question
-    is put (`question_format`, with {} for it), what ends its answer ('': the end-of-text token) and the name of the
-    file that it began as, where it did."""
-    header = {
-        "format": "nanoprompt prefix",
-        "method": method.name,
-        "init_kwargs": json.dumps(method.init_kwargs),
-        "base": model.name,
-        "base_fingerprint": fingerprint(model),
-        "tokenizer": tokenizer.name,
-        "tokenize": tokenizer.tokenize,
-        "task": task,
-        "trigger": trigger,
-        "question_format": question_format,
-        "stop": stop,
-        "init_from": Path(init_from).name,
-    }
-    write_tensors(path, trained(method), header)
-
-
-def trained(module):
-    """{name: tensor} of a module's parameters but the frozen ones, and of its buffers."""
-    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-    return {name: t for name, t in module.state_dict().items() if name not in frozen}
-
-
-def load_prefix(path, model, tokenizer, other_base=False):
-    """(method, header) from a file. Raises ValueError where it is broken or for another base or tokenizer; with
-    `other_base` rows at the input may come from another base of the same width, to begin as.
-
-    Whether the text of its task is bytes or BPE, header["tokenize"], is for the caller to follow.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"no prefix file {path}: train_task.py writes prefix.safetensors into its run's folder")
-    header, tensors = read_tensors(path)
-    header = todays_words(header)
-    if header.get("format") != "nanoprompt prefix":
-        raise ValueError(f"{path} is no prefix: name the prefix.safetensors of a run")
-    header = schemas.convert(header, schemas.PrefixHeader, path, "train it again")
-    movable = other_base and METHODS.get(header["method"]) in ROWS and "start" in tensors and tensors["start"].dim()
-    if header["base_fingerprint"] != fingerprint(model) and movable:
-        if (width := tensors["start"].shape[-1]) != model.config.n_embd:
-            raise ValueError(
-                f"{path} has rows of width {width}, {model.name} of {model.config.n_embd}: name another base"
-            )
-    elif header["base_fingerprint"] != fingerprint(model):
-        tuned_on = f"{header['base']!r} ({header['base_fingerprint']})"
-        raise ValueError(f"{path} was tuned on the base {tuned_on}, not on {model.name!r} ({fingerprint(model)})")
-    if header["tokenizer"] != tokenizer.name:
-        raise ValueError(f"{path} was tuned with the tokenizer {header['tokenizer']}, not with {tokenizer.name}")
-    if header["method"] not in METHODS:
-        raise ValueError(f"{path} is of the method {header['method']!r}: choose from {', '.join(METHODS)}")
-    cls, c = METHODS[header["method"]], model.config
-    text = tensors["text"].numel() if "text" in tensors else 0  # a cartridge's, which may be longer than any context
-    largest = max(c.block_size, text, sum(t.numel() for t in tensors.values()) // c.n_embd)
-    method = cls(model, **schemas.method_arguments(cls, header["init_kwargs"], path, c.vocab_size, largest))
-    if "shots" in tensors:
-        method.shots = torch.zeros_like(tensors["shots"], dtype=torch.long)
-    wanted = method.state_dict()
-    for name, t in tensors.items():
-        if name in wanted and t.shape != wanted[name].shape:
-            raise ValueError(
-                f"{path}: {name!r} is {tuple(t.shape)}, its header asks for {tuple(wanted[name].shape)}: train it again"
-            )
-    missing, unknown = method.load_state_dict(tensors, strict=False)
-    trained = {name for name, p in method.named_parameters() if p.requires_grad}
-    if unknown or trained & set(missing):
-        raise ValueError(f"{path} is no complete {header['method']}: train it again")
-    for name, t in method.named_buffers():  # tokens: of a text, of answers, of worked examples
-        if not t.is_floating_point() and t.numel() and not (0 <= t.min() and t.max() < c.vocab_size):
-            raise ValueError(f"{path}: {name!r} holds tokens past the vocabulary of {c.vocab_size}: train it again")
-    if method.shots is not None and (method.shots.dim() != 2 or len(method.shots) != 1):
-        raise ValueError(f"{path}: 'shots' is {tuple(method.shots.shape)}, not (1, tokens): train it again")
-    return method.to(model.wte.weight.device), header
-
-
-# ---------------------------------------------------------------- translators
-
-TRANSLATOR = "translator.safetensors"  # beside the weights of the base that it belongs to
-
-
-def save_translator(translator, path, model):
-    """Write a TranslatorNetwork, in bfloat16."""
-    header = {"format": "nanoprompt translator", "base": model.name, "base_fingerprint": fingerprint(model)}
-    header |= {name: str(size) for name, size in translator.sizes.items()}
-    write_tensors(path, {n: t.to(torch.bfloat16) for n, t in translator.state_dict().items()}, header)
-
-
-def load_translator(model, path=None):
-    """The TranslatorNetwork of a file, or the one that lies beside the base. Raises ValueError where there is none, or
-    it is broken."""
-    path = Path(path or Path(getattr(model, "folder", "")) / TRANSLATOR)
-    if not path.is_file():
-        have = [name for name in BUNDLED if (Path(__file__).parent / "data" / name / TRANSLATOR).is_file()]
-        bundled = f"{', '.join(have)} has" if have else "none of the bundled bases has"
-        raise ValueError(f"{model.name} has no {path.name}, which translator.py makes: {bundled} one")
-    header, tensors = read_tensors(path)
-    header = schemas.convert(header, schemas.TranslatorHeader, path, "train it again")
-    if header["base_fingerprint"] != fingerprint(model):
-        raise ValueError(f"{path} was trained on another base ({header['base_fingerprint']}): train it again")
-    shapes = {"n_rows": ("rows", 0), "rank": ("lora.A.0", 0), "width": ("W_o", 1)}
-    sizes = {size: tensors[name].shape[i] if name in tensors else 0 for size, (name, i) in shapes.items()}
-    if any(header[size] != str(n) for size, n in sizes.items()):
-        raise ValueError(f"{path} holds other sizes than its header says: train it again")
-    translator = TranslatorNetwork(model, **sizes)
-    try:
-        translator.load_state_dict(tensors)
-    except RuntimeError:
-        raise ValueError(f"{path} is no complete translator of {model.name}: train it again") from None
-    return translator.to(model.wte.weight.device)
-
-
-def todays_words(header):
-    """The header of a prompt's file, with what the first version called otherwise."""
-    renamed = {"made_with": "init_kwargs", "tokenise": "tokenize", "form": "question_format"}
-    header = {renamed.get(key, key): value for key, value in header.items()}
-    if header.get("tokenize") == "letters":
-        header["tokenize"] = "bytes"
-    if header.get("method") == "instruct":
-        header["method"] = "text"
-    if "init_kwargs" in header:
-        header["init_kwargs"] = header["init_kwargs"].replace('"place":', '"position":')
-    return header

@@ -8,9 +8,9 @@ import sys
 import torch
 
 import distributed
-from checkpoint import load_prefix
 from eval.baselines import as_text, best_context
 from prefix import METHODS
+from prefix_file import load_prefix
 
 
 def budget(args, method):

@@ -10,25 +10,14 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import (
-    BUNDLED,
-    HUB,
-    ROWS,
-    hub_name,
-    load_model,
-    load_prefix,
-    read_tensors,
-    save_model,
-    save_prefix,
-    write_json,
-    write_tensors,
-)
+from checkpoint import BUNDLED, HUB, hub_name, load_model, read_tensors, save_model, write_json, write_tensors
 from cli import DEFAULT_BASE, Parser, run
 from data import schemas
 from data.tokenizer import Tokenizer
 from llama import Llama
 from model import GPT
 from prefix import Cartridge, DeepPrefix, HybridPrefix, LoRA, PrefixTuning, Translator, block_linears
+from prefix_file import ROWS, load_prefix, save_prefix
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ the question. A method of your own is one more class of this file with a `name`:
 
 import copy
 import random
+from pathlib import Path
 
 import tiktoken
 import torch
@@ -15,12 +16,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import muon
+from checkpoint import BUNDLED, fingerprint, read_tensors, write_tensors
 from cli import rate, weight
+from data import schemas
 from data.batches import training_batches
 from data.tokenizer import Tokenizer
 from generate import generate
 from model import GPT, GPTConfig
 
+TRANSLATOR = "translator.safetensors"  # beside the weights of the base that it belongs to
 LAYERS = {"layers": {"type": int, "help": "in the top ones only"}}
 RANK = {"rank": {"type": int, "help": "of its matrices' product (default 8)"}}
 
@@ -548,8 +552,6 @@ class Translator(DeepPrefix):
 
     def __init__(self, model, n_random=0, trigger=(), seed=0):
         if trigger:
-            from checkpoint import load_translator  # imported here, since checkpoint.py imports this file
-
             with torch.no_grad():
                 rows = rows_of(load_translator(model)(model, [list(trigger)]))
         else:
@@ -628,6 +630,37 @@ class LookingBlock(nn.Module):
 
     def forward(self, x, *args):
         return self.block(x + self.translator[0].look(x, self.layer), *args)
+
+
+def save_translator(translator, path, model):
+    """Write a TranslatorNetwork, in bfloat16."""
+    header = {"format": "nanoprompt translator", "base": model.name, "base_fingerprint": fingerprint(model)}
+    header |= {name: str(size) for name, size in translator.sizes.items()}
+    write_tensors(path, {n: t.to(torch.bfloat16) for n, t in translator.state_dict().items()}, header)
+
+
+def load_translator(model, path=None):
+    """The TranslatorNetwork of a file, or the one that lies beside the base. Raises ValueError where there is none, or
+    it is broken."""
+    path = Path(path or Path(getattr(model, "folder", "")) / TRANSLATOR)
+    if not path.is_file():
+        have = [name for name in BUNDLED if (Path(__file__).parent / "data" / name / TRANSLATOR).is_file()]
+        bundled = f"{', '.join(have)} has" if have else "none of the bundled bases has"
+        raise ValueError(f"{model.name} has no {path.name}, which translator.py makes: {bundled} one")
+    header, tensors = read_tensors(path)
+    header = schemas.convert(header, schemas.TranslatorHeader, path, "train it again")
+    if header["base_fingerprint"] != fingerprint(model):
+        raise ValueError(f"{path} was trained on another base ({header['base_fingerprint']}): train it again")
+    shapes = {"n_rows": ("rows", 0), "rank": ("lora.A.0", 0), "width": ("W_o", 1)}
+    sizes = {size: tensors[name].shape[i] if name in tensors else 0 for size, (name, i) in shapes.items()}
+    if any(header[size] != str(n) for size, n in sizes.items()):
+        raise ValueError(f"{path} holds other sizes than its header says: train it again")
+    translator = TranslatorNetwork(model, **sizes)
+    try:
+        translator.load_state_dict(tensors)
+    except RuntimeError:
+        raise ValueError(f"{path} is no complete translator of {model.name}: train it again") from None
+    return translator.to(model.wte.weight.device)
 
 
 def zero_mlp(n_in, n_out, rng):

@@ -14,13 +14,14 @@ from typing import NamedTuple
 import torch
 
 import prefix
-from checkpoint import load_model, load_prefix
+from checkpoint import load_model
 from cli import DEFAULT_BASE, Parser, at_least, run, seed, temperature
 from data.tokenizer import Tokenizer
 from generate import empty_cache, generate, stack_caches
 from llama import Llama
 from model import GPT
 from peft_io import base_of
+from prefix_file import load_prefix
 
 MOST_PROMPTS = 256  # in one batch
 LONGEST = 100_000  # characters of a question: no base reads more

@@ -9,9 +9,10 @@ from itertools import product
 
 import prefix
 import tasks
-from checkpoint import TRANSLATOR, load_model, locate
+from checkpoint import load_model, locate
 from data.tokenizer import Tokenizer
 from eval.baselines import as_text
+from prefix import TRANSLATOR
 
 TASKS = ["addition", "multiplication", "symbolic_sum", "word_reversal", "last_letter"]
 TWO = ["addition", "word_reversal"]  # one of numbers, one of letters, for studies with a second axis

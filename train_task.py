@@ -21,7 +21,7 @@ import distributed
 import record
 import resume
 import tasks
-from checkpoint import fingerprint, load_model, save_prefix, write_json, write_text
+from checkpoint import fingerprint, load_model, write_json, write_text
 from cli import DEFAULT_BASE, Parser, at_least, rate, run, seed, weight, words
 from contenders import budget, build_prompts, contexts, draw_examples, load_prompts, rivals
 from data import schemas
@@ -34,6 +34,7 @@ from eval.baselines import majority, tfidf
 from eval.neighbors import init_words, nearest_tokens
 from eval.validation import CHECKS, Validation, hold_back
 from prefix import METHODS, divergence
+from prefix_file import save_prefix
 from tasks import IN_DISTRIBUTION, Example
 
 MOST_PROMPTS = 32  # that --load takes: each is measured, twice, and then all of them together

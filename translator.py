@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from checkpoint import TRANSLATOR, load_model, load_translator, save_translator, write_json
+from checkpoint import load_model, write_json
 from cli import Parser, at_least, rate, run, seed, weight
 from data import documents
 from data.batches import pad
 from data.tokenizer import Tokenizer
-from prefix import TranslatorNetwork
+from prefix import TRANSLATOR, TranslatorNetwork, load_translator, save_translator
 
 MOST_TOKENS = 300  # of a document's worked examples while training
 SHOTS = (1, 2, 4, 8, 16)  # at which it is measured

@@ -40,7 +40,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import tasks
-from checkpoint import load_model, load_prefix, save_model, save_prefix
+from checkpoint import load_model, save_model
 from data.batches import encode
 from data.tokenizer import Tokenizer
 from eval.accuracy import generate_answers, majority_vote, score
@@ -50,6 +50,7 @@ from lessons import checks
 from lessons.drawing import BLUE, GRAY, GREEN, RED
 from peft_io import export_peft
 from prefix import Cartridge, DeepPrefix, TextPrompt
+from prefix_file import load_prefix, save_prefix
 from train_task import evaluate, train
 
 SHARE = float(os.environ.get("LESSONS_SHARE", 1))  # the project's tests use fewer examples; the text speaks of all

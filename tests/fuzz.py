@@ -42,11 +42,13 @@ import pretrain  # noqa: E402
 import resume  # noqa: E402
 import sample  # noqa: E402
 import train_task  # noqa: E402
-from checkpoint import TRANSLATOR, load_model, save_model, save_prefix, save_translator, write_json  # noqa: E402
+from checkpoint import load_model, save_model, write_json  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from eval import page  # noqa: E402
 from llama import Llama, LlamaConfig  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
+from prefix import TRANSLATOR, save_translator  # noqa: E402
+from prefix_file import save_prefix  # noqa: E402
 
 METHODS = [name for name in prefix.METHODS if name != "scratch"]  # which train_task.py does not save
 OPTIONS = {  # of methods, where the defaults would leave something out or be too large for the base below

@@ -1,4 +1,4 @@
-"""checkpoint.py: weights that transformers wrote and reads, broken files, and the files of trained prompts."""
+"""checkpoint.py: weights that transformers wrote and reads, and broken files."""
 
 import json
 import os
@@ -11,19 +11,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-import prefix
-from checkpoint import (
-    HUB,
-    fingerprint,
-    load_model,
-    load_prefix,
-    read_tensors,
-    replacing,
-    save_model,
-    save_prefix,
-    write_json,
-    write_tensors,
-)
+from checkpoint import HUB, fingerprint, load_model, replacing, save_model, write_json, write_tensors
 from model import GPT, GPTConfig
 
 transformers = pytest.importorskip("transformers")
@@ -218,51 +206,10 @@ def test_a_checkpoint_that_means_another_network_is_refused(tmp_path, key, value
         load_model(tmp_path)
 
 
-def test_another_base_tokenizer_or_file_is_refused(tiny, tokenizer, tmp_path):
-    path = tmp_path / "p.safetensors"
-    save_prefix(prefix.HybridPrefix(tiny, 2), path, tiny, tokenizer, "addition", "")
-    other = GPT(tiny.config)
-    with pytest.raises(ValueError, match="was tuned on the base 'untrained'"):
-        load_prefix(path, other, tokenizer)
-    with pytest.raises(ValueError, match="with the tokenizer nano-1024, not with bytes"):
-        load_prefix(path, tiny, prefix.Scratch(block_size=8).tokenizer(tokenizer))
-    with pytest.raises(ValueError, match="no prefix file"):
-        load_prefix(tmp_path / "none.safetensors", tiny, tokenizer)
-    save_model(tiny, tmp_path)
-    with pytest.raises(ValueError, match="is no prefix: name"):
-        load_prefix(tmp_path / "model.safetensors", tiny, tokenizer)
-    os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_prefix(path, tiny, tokenizer)
-
-
-def test_a_prompt_s_file_of_the_first_version_still_loads(tiny, tokenizer, tmp_path):
-    """It said made_with, tokenise, letters, form and place."""
-    prompt = prefix.PTuning(tiny, 3, [5], position="after")
-    path = tmp_path / "new.safetensors"
-    save_prefix(prompt, path, tiny, tokenizer, "addition", question_format="{}?")
-    header, tensors = read_tensors(path)
-    old = {k: v for k, v in header.items() if k not in ("init_kwargs", "tokenize", "question_format")}
-    kwargs = '{"n_random": 3, "trigger": [5], "place": "after"}'
-    old |= {"made_with": kwargs, "tokenise": "letters", "form": "{}?"}
-    write_tensors(tmp_path / "old.safetensors", tensors, old)
-    again, read = load_prefix(tmp_path / "old.safetensors", tiny, tokenizer)
-    assert (again.position, read["tokenize"], read["question_format"]) == ("after", "bytes", "{}?")
-    assert torch.equal(again.embeddings(), prompt.embeddings())
-
-
 def test_weights_are_as_readable_as_any_new_file(tmp_path):
     write_tensors(tmp_path / "weights.safetensors", {"a": torch.ones(2)}, {})
     (tmp_path / "other").touch()
     assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
-
-
-def test_worked_examples_are_in_the_file(tiny, tokenizer, tmp_path):
-    prompt = prefix.HybridPrefix(tiny, 3)
-    prompt.shots = torch.tensor([[1, 2]])
-    save_prefix(prompt, tmp_path / "p.safetensors", tiny, tokenizer)
-    again, _ = load_prefix(tmp_path / "p.safetensors", tiny, tokenizer)
-    assert again.shots.tolist() == [[1, 2]]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):

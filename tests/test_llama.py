@@ -18,10 +18,10 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Remo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import checkpoint
 import llama
 import peft_io
 import prefix
+import prefix_file
 import tasks
 from checkpoint import fingerprint, load_model, save_model
 from data.tokenizer import Tokenizer
@@ -588,16 +588,16 @@ def test_the_token_before_a_text_stands_once_before_everything(bases, tmp_path, 
     assert command("train_task.py", *argv, "--out", tmp_path / "a", "--beside", "lora").code == 0
     model = load_model(bases / "llama2").freeze()
     tokenizer = Tokenizer.load(bases / "llama2", 1024)
-    words, _ = checkpoint.load_prefix(tmp_path / "a" / "prefix.safetensors", model, tokenizer)
+    words, _ = prefix_file.load_prefix(tmp_path / "a" / "prefix.safetensors", model, tokenizer)
     assert words.init_kwargs["trigger"][0] == 1 and words.init_kwargs["trigger"].count(1) == 1 and words.shots is None
     argv += ["--beside", "none", "--trigger", "none", "--out", tmp_path / "b"]
     assert command("train_task.py", *argv).code == 0
-    random, _ = checkpoint.load_prefix(tmp_path / "b" / "prefix.safetensors", model, tokenizer)
+    random, _ = prefix_file.load_prefix(tmp_path / "b" / "prefix.safetensors", model, tokenizer)
     assert random.shots.tolist() == [[1]] and random.n_positions() == 5
     peft_io.export_peft(random, model, tmp_path / "adapter")
     argv[-1] = tmp_path / "c"
     assert command("train_task.py", *argv, "--shots", 1).code == 0
-    shot, _ = checkpoint.load_prefix(tmp_path / "c" / "prefix.safetensors", model, tokenizer)
+    shot, _ = prefix_file.load_prefix(tmp_path / "c" / "prefix.safetensors", model, tokenizer)
     assert shot.shots[0, 0] == 1 and shot.shots.size(1) > 5
     with pytest.raises(ValueError, match="would lose them"):
         peft_io.export_peft(shot, model, tmp_path / "other")

@@ -9,8 +9,9 @@ import torch
 
 import peft_io
 import prefix
-from checkpoint import load_model, load_prefix, save_model, save_prefix
+from checkpoint import load_model, save_model
 from model import GPT
+from prefix_file import load_prefix, save_prefix
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import prefix
-from checkpoint import load_model, load_prefix, save_model, save_prefix
+from checkpoint import load_model, save_model
 from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig
+from prefix_file import load_prefix, save_prefix
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ import prefix
 import resume
 import tasks
 import train_task
-from checkpoint import load_model, load_prefix, read_tensors
+from checkpoint import load_model, read_tensors
 from data.batches import encode
 from data.tokenizer import Tokenizer
 from eval.accuracy import generate_answers, score
 from prefix import METHODS, HybridPrefix, Scratch
+from prefix_file import load_prefix
 from train_task import train
 
 

@@ -1,4 +1,4 @@
-"""translator.py and what prefix.py and checkpoint.py have for it: the network against a loop written out by hand, its
+"""translator.py and what prefix.py has for it: the network against a loop written out by hand, its
 files, and the method on the command line."""
 
 import json
@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 import checkpoint
 import translator
-from checkpoint import load_model, load_prefix, load_translator, save_prefix, save_translator
+from checkpoint import load_model
 from data import documents
 from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig
-from prefix import Translator, TranslatorNetwork
+from prefix import TRANSLATOR, Translator, TranslatorNetwork, load_translator, save_translator
+from prefix_file import load_prefix, save_prefix
 
 TEXTS = [[7, 8, 9, 10, 11, 12, 13], [20, 21, 22, 23]]
 
@@ -107,7 +108,7 @@ def base(tmp_path_factory, little_base):
     """A base with a translator beside it."""
     folder = little_base(tmp_path_factory.mktemp("models") / "little", 2, 16)
     model = load_model(folder).freeze()
-    save_translator(trained(model, n_rows=4, rank=2, width=8), folder / checkpoint.TRANSLATOR, model)
+    save_translator(trained(model, n_rows=4, rank=2, width=8), folder / TRANSLATOR, model)
     return folder
 
 
@@ -161,9 +162,9 @@ def test_a_base_without_one_and_a_broken_one_are_a_line(tiny, little_base, base,
     with pytest.raises(ValueError, match="untrained has no translator"):
         load_translator(tiny)
     with pytest.raises(ValueError, match="trained on another base"):
-        load_translator(tiny, base / checkpoint.TRANSLATOR)
+        load_translator(tiny, base / TRANSLATOR)
     model = load_model(base).freeze()
-    header, tensors = checkpoint.read_tensors(base / checkpoint.TRANSLATOR)
+    header, tensors = checkpoint.read_tensors(base / TRANSLATOR)
     for change, why in (({"rank": "3"}, "other sizes"), ({"format": "x"}, "format")):
         checkpoint.write_tensors(tmp_path / "t", tensors, header | change)
         with pytest.raises(ValueError, match=why):
