@@ -128,8 +128,8 @@ def plot_study(rows, folder, along=""):
 
 
 def plot_curves(rows, ranges, task, along, path):
-    """Up to three panels side by side, the legend below them."""
-    columns = min(3, len(ranges))
+    """Up to three panels side by side, of four two, the legend below them."""
+    columns = 2 if len(ranges) == 4 else min(3, len(ranges))
     lines = -(-len(ranges) // columns)
     size = 4.2 * columns + 0.6, 3.5 * lines + 1.8
     fig, panels = plt.subplots(lines, columns, figsize=size, constrained_layout=True, sharey=True, squeeze=False)
@@ -174,7 +174,8 @@ def draw_curves(panel, rows, name, series):
         line = sorted((r["x"], r["accuracy"][name], r["before"].get(name)) for r in rows if r["series"] == s and r["x"])
         if not line:
             flat = next(r["accuracy"][name][0] for r in rows if r["series"] == s)
-            panel.axhline(flat, color="#777777", ls=(0, (1 + 2 * (i % 3), 2)), lw=1.5, label=s)
+            dash = 1 + 2 * (CONTEXTS.index(s) if s in CONTEXTS else 2 + i % 4)  # a context looks alike in every figure
+            panel.axhline(flat, color="#777777", ls=(0, (dash, 2)), lw=1.5, label=s)
             continue
         x, after, before = zip(*line)
         mean, low, high = zip(*after)
