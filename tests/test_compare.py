@@ -46,11 +46,12 @@ def test_finished_runs_are_kept_and_the_rest_is_run(study_args, tmp_path):
 
 def test_a_cell_of_two_bases_is_the_mean_over_both(study_args, little_base, tmp_path):
     study_args.model.append(str(little_base(tmp_path / "other", n_layer=1, n_embd=32)))
+    study_args.seeds = 1
     cells = [studies.cell(study_args, "word_reversal", "nothing", None, "--method", "zero-shot")]
     (runs,) = compare.run_all(cells, study_args, tmp_path / "study")
     each = [results_of(out) for (out,) in cells[0]["runs"]]
     made = [(r["base"]["name"], r["args"]["seed"]) for r in each]
-    assert made == [("little", 0), ("little", 1), ("other", 0), ("other", 1)] and len(runs) == 4
+    assert made == [("little", 0), ("other", 0)] and len(runs) == 2
 
 
 def test_mean_and_extremes_over_the_seeds_by_hand():
