@@ -5,8 +5,6 @@ A study of your own is one more function here, with its name in STUDIES. Each co
 and compare.py adds the contexts that it is measured beside.
 """
 
-from itertools import product
-
 import prefix
 import tasks
 from checkpoint import load_model, locate
@@ -267,13 +265,14 @@ def fits(args, name, k):
     """Whether a base's context holds the first k training examples of a task and the longest question and answer."""
     task = tasks.load(name)
     tests = [e for r in task.ranges for e in task.examples(args.questions, r)]
-    for base, seed in product(args.model, range(args.seeds)):
+    for base in args.model:
         model = load_model(base)
         tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, task.tokenize)
-        examples = task.examples(args.examples, split="train", seed=seed)
-        longest = max(len(tokenizer.encode_task(e.question + e.answer)) for e in [*examples, *tests])
-        if len(tokenizer.encode_task(as_text(examples[:k]))) + longest > model.config.block_size:
-            return False
+        for seed in range(args.seeds):
+            examples = task.examples(args.examples, split="train", seed=seed)
+            longest = max(len(tokenizer.encode_task(e.question + e.answer)) for e in [*examples, *tests])
+            if len(tokenizer.encode_task(as_text(examples[:k]))) + longest > model.config.block_size:
+                return False
     return True
 
 
