@@ -1,29 +1,47 @@
 """bench.py: both sides have to agree before anything is timed; its times are not tested."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 pytest.importorskip("peft")
 import bench
+import peft_io
+import prefix
+from checkpoint import save_model
+from llama import Llama
+from model import GPT
 
 SMALL = ["--n-layer", "1", "--n-embd", "64", "--vocab-size", "300", "--rows", "4", "--batch-size", "2", "--repeat", "1"]
 
 
-@pytest.mark.parametrize("arch, jobs", [("gpt2", ["prompt"]), ("llama", ["prefix", "decode"])])
-def test_two_sides_of_the_same_work(tmp_path, arch, jobs):
-    args = [*SMALL, "--arch", arch, "--jobs", *jobs, "--json", tmp_path / "b.json"]
-    done = subprocess.run([sys.executable, "bench.py", *args], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert {"gpt2": "GPT-2 of 1 layers", "llama": "Llama of 1 layers"}[arch] in done.stdout
-    measurements = json.loads((tmp_path / "b.json").read_text())["measurements"]
-    assert [r["job"] for r in measurements] == jobs
-    for r in measurements:
-        assert {"ours", "PEFT", "products alone"} <= r["sides"].keys()
-        assert all([len(turns) for turns in side["runs"]] == [1] for side in r["sides"].values())
-        assert all(seconds > 0 for side in r["sides"].values() for turns in side["runs"] for seconds in turns)
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+@pytest.mark.parametrize("job", bench.JOBS)
+def test_all_sides_do_the_same_work(tmp_path, arch, job):
+    """Here in one process; each turn works on what the one before has left."""
+    args = bench.parse_args([*SMALL, "--arch", arch, "--answer", "5"])
+    model = (Llama if arch == "llama" else GPT)(bench.shape(vars(args))).freeze()
+    save_model(model, tmp_path)
+    prompt = (prefix.DeepPrefix if job == "prefix" else prefix.HybridPrefix)(model, args.rows)
+    peft_io.export_peft(prompt, model, tmp_path / "prompt")
+    w = vars(args) | {"folder": str(tmp_path), "adapter": "prompt", "job": job, "dtype": "float32"}
+    sides = ["ours", "PEFT"] + ["no cache"] * (job == "decode")
+    turns = [bench.SIDES[side](w) for side in sides]
+    for _ in range(2):
+        out = {side: turn() for side, turn in zip(sides, turns)}
+        bench.check_agreement(job, "float32", out)
+        assert job != "decode" or out["no cache"] == out["ours"]
+    assert bench.SIDES["products alone"](w)() == 0
+
+
+def test_each_side_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "best_dtype", lambda device: bench.torch.float32)
+    bench.main([*SMALL, "--jobs", "prompt", "--json", str(tmp_path / "b.json")])
+    assert "GPT-2 of 1 layers" in capsys.readouterr().out
+    (r,) = json.loads((tmp_path / "b.json").read_text())["measurements"]
+    assert r["job"] == "prompt" and r["sides"].keys() == {"ours", "PEFT", "products alone"}
+    for side in r["sides"].values():
+        assert [len(turns) for turns in side["runs"]] == [1] and side["runs"][0][0] > 0
 
 
 def test_several_runs_keep_the_turns_of_each_and_leave_out_what_memory_did_not_hold(tmp_path, monkeypatch):

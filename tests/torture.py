@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked process has no threads but one
 
 import torch
+import torch._dynamo  # noqa: F401  an optimizer imports it: once here, not in every run
 import undrawn
 
 import checkpoint
@@ -53,7 +54,7 @@ def commands(folder):
     few = ["--model", base, "--device", "cpu", "--examples", 96, "--batch-size", 4]
     tuning = ["--task", "word_reversal", "--test-examples", 3, "--n-random", 4, *few]
     size = ["--vocab-size", 257, "--block-size", 32, "--n-layer", 1, "--n-head", 1, "--n-embd", 16]
-    length = ["--batch-tokens", 128, "--tokens", 4000, "--eval-interval", 10]
+    length = ["--batch-tokens", 128, "--tokens", 4000, "--eval-interval", 16]
     alone = ["--beside", "none", "--save-minutes", 0.0005]
     found = {
         "hybrid": (train_task.main, [*tuning, "--beside", "lora", "--save-minutes", 0]),
