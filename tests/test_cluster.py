@@ -249,7 +249,8 @@ def test_a_job_that_is_killed_is_named_and_one_whose_time_is_up_is_requeued_and_
     """SIGUSR2, which SLURM sends then, ends the process after a step; submitit's executor starts it again."""
     args = compare.parse_args([*study, "--cluster", "local"])
     cell = studies.cell(args, "symbolic_sum", "hybrid", None, "--examples", 1600, "--batch-size", 16)
-    line, out = [*cell["args"], "--device", "cpu", "--save-minutes", "0"], tmp_path / "run"
+    line = [*cell["args"], "--model", *args.model, "--device", "cpu", "--save-minutes", "0"]
+    out = tmp_path / "run"
     job, process = a_job(args, line, out, tmp_path / "jobs")
     os.kill(process, signal.SIGKILL)
     (why,) = compare.why_failed(out, job)

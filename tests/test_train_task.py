@@ -22,9 +22,9 @@ from train_task import train
 
 
 @pytest.mark.parametrize("task", tasks.names())
-def test_every_task_runs_to_the_end(run, tmp_path, task):
+def test_every_task_runs_to_the_end(run, little_base, tmp_path, task):
     out = tmp_path / "run"
-    done = run("--task", task, "--out", out, "--mlp")
+    done = run("--task", task, "--out", out, "--mlp", "--model", little_base(tmp_path / "base", n_layer=1, n_embd=32))
     assert done.code == 0, done.err
     results = json.loads((out / "results.json").read_text())
     ranges = list(tasks.load(task).ranges)
