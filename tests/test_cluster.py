@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torture
+import undrawn
 
 import claim
 import cli
@@ -28,7 +29,6 @@ from eval import plots
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).parent.parent
-DRAWN = plots.write
 needs_submitit = pytest.mark.skipif(
     importlib.util.find_spec("submitit") is None, reason="submitit is not installed: requirements-cluster.txt"
 )
@@ -224,7 +224,7 @@ def test_what_a_dead_machine_was_at_is_done_by_the_other(study, tmp_path):
 @needs_submitit
 def test_a_study_of_jobs_ends_as_one_without(study, tmp_path, command, monkeypatch):
     monkeypatch.setattr(compare, "get_context", lambda method: get_context("fork"))
-    monkeypatch.setattr(plots, "write", DRAWN)  # as the jobs do
+    monkeypatch.setattr(plots, "write", undrawn.drawn)  # as the jobs do
     done = command("compare.py", *study)
     assert done.code == 0, done.err
     (tmp_path / "out").rename(tmp_path / "alone")

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import undrawn
 from filelock import FileLock
 from torch import nn
 
@@ -22,8 +23,6 @@ import resume
 import train_task
 from eval import plots
 from model import GPT, GPTConfig
-
-DRAWN = plots.write
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +255,7 @@ def test_half_files_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("size", ["16k", "64k"])
 def test_a_full_disk_ends_a_run_in_one_line(run, small_disk, size, monkeypatch):
-    monkeypatch.setattr(plots, "write", DRAWN)  # which fill the larger one
+    monkeypatch.setattr(plots, "write", undrawn.drawn)  # which fill the larger one
     disk = small_disk(size)
     done = run("--out", disk / "run", "--save-minutes", 0)
     assert done.code == 2

@@ -3,6 +3,9 @@
 import matplotlib.pyplot as plt
 
 from checkpoint import replacing
+from eval import plots
+
+drawn = plots.write  # for the few tests whose runs have to draw
 
 
 def write(fig, path):
