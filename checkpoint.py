@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from data import schemas
 from llama import Llama, LlamaConfig
@@ -227,7 +229,7 @@ def load_model(source, device="cpu", dtype=torch.float32):
     stored = len({our_name(key).split(".")[1] for key in index if our_name(key).startswith("h.")})
     if config.n_layer > stored:  # before so many are made
         raise ValueError(f"{config_file} says {config.n_layer} layers, the weights have {stored}: fetch both again")
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         model = Llama(config) if isinstance(config, LlamaConfig) else GPT(config)
     wanted = dict(model.named_parameters())
     tensors, head = {}, None
@@ -265,6 +267,16 @@ def load_model(source, device="cpu", dtype=torch.float32):
     model.folder = config_file.parent
     model.name = str(source) if on_the_hub(source) else model.folder.resolve().name
     return model
+
+
+class Undrawn(TorchFunctionMode):
+    """Lets a network be made without values: `normal_` on the meta device imports torch's compiler, which takes several
+    times as long as reading a small base."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def on_the_hub(source):

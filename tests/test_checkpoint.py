@@ -12,6 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from checkpoint import HUB, fingerprint, load_model, replacing, save_model, write_json, write_tensors
+from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
 
 transformers = pytest.importorskip("transformers")
@@ -193,6 +194,17 @@ def test_loading_holds_little_more_than_the_model(tmp_path, dtype):
     save_model(GPT(GPTConfig(vocab_size=50257, block_size=1024, n_layer=6, n_head=8, n_embd=512)), tmp_path)
     done = subprocess.run([sys.executable, "-c", PEAK, tmp_path, dtype], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.3
+
+
+@pytest.mark.parametrize("base", ["nano-1m", "llama"])
+def test_loading_leaves_torch_s_compiler_alone(tmp_path, base):
+    """Importing it takes longer than importing all else that sample.py needs."""
+    if base == "llama":
+        save_model(Llama(LlamaConfig(vocab_size=64, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8)), tmp_path)
+        base = tmp_path
+    code = "import sys, checkpoint; checkpoint.load_model(sys.argv[1]); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, base], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize(
