@@ -285,6 +285,16 @@ def measure(w, sides, repeat, bar):
     }
 
 
+def one_work(args, model, folder, job, dtype, rows, batch):
+    """What the sides of one measurement are told. A prompt for it is written into the folder, as PEFT's files."""
+    deep = job == "prefix"
+    adapter = f"{'prefix' if deep else 'prompt'}-{rows}"
+    prompt = (prefix.DeepPrefix if deep else prefix.HybridPrefix)(model, rows)
+    peft_io.export_peft(prompt, model, Path(folder) / adapter)
+    w = vars(args) | {"folder": str(folder), "adapter": adapter, "job": job, "dtype": dtype, "rows": rows}
+    return w | {"batch_size": batch, "worker": None}
+
+
 def main(argv=None):
     args = parse_args(argv)
     if args.worker is not None:
@@ -309,12 +319,7 @@ def main(argv=None):
         model = (Llama if args.arch == "llama" else GPT)(shape(vars(args))).freeze()
         save_model(model, folder)
         for job, dtype, rows, batch in points * args.runs:
-            deep = job == "prefix"
-            adapter = f"{'prefix' if deep else 'prompt'}-{rows}"
-            prompt = (prefix.DeepPrefix if deep else prefix.HybridPrefix)(model, rows)
-            peft_io.export_peft(prompt, model, Path(folder) / adapter)
-            w = vars(args) | {"folder": folder, "adapter": adapter, "job": job, "dtype": dtype, "rows": rows}
-            w |= {"batch_size": batch, "worker": None}
+            w = one_work(args, model, folder, job, dtype, rows, batch)
             sides = ["ours", "products alone"] + ["PEFT"] * peers + ["no cache"] * (job == "decode")
             measured = measure(w, sides, args.repeat, bar)
             check_agreement(job, dtype, {name: side["out"] for name, side in measured.items()})

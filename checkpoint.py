@@ -229,7 +229,7 @@ def load_model(source, device="cpu", dtype=torch.float32):
     stored = len({our_name(key).split(".")[1] for key in index if our_name(key).startswith("h.")})
     if config.n_layer > stored:  # before so many are made
         raise ValueError(f"{config_file} says {config.n_layer} layers, the weights have {stored}: fetch both again")
-    with torch.device("meta"), Undrawn():
+    with torch.device("meta"), WithoutValues():
         model = Llama(config) if isinstance(config, LlamaConfig) else GPT(config)
     wanted = dict(model.named_parameters())
     tensors, head = {}, None
@@ -269,14 +269,13 @@ def load_model(source, device="cpu", dtype=torch.float32):
     return model
 
 
-class Undrawn(TorchFunctionMode):
-    """Lets a network be made without values: `normal_` on the meta device imports torch's compiler, which takes several
-    times as long as reading a small base."""
+class WithoutValues(TorchFunctionMode):
+    """Lets a network be made on the meta device without `normal_`, which imports torch's compiler there. That takes
+    several times as long as reading a small base."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is nn.init.normal_:
-            return kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+        if func is not nn.init.normal_:  # nothing uses what that returns
+            return func(*args, **(kwargs or {}))
 
 
 def on_the_hub(source):

@@ -283,8 +283,8 @@ def main(argv=None):
         return
     from eval import plots  # imported here, so that --help need not wait for matplotlib
 
-    several = args.model if len(args.model) > 1 else []  # one base is first loaded where its runs are made
-    if len({sum(p.numel() for p in load_model(name).parameters()) for name in several}) > 1:
+    # one base is first loaded where its runs are made
+    if len(args.model) > 1 and len({sum(p.numel() for p in load_model(name).parameters()) for name in args.model}) > 1:
         raise ValueError(f"--model {' '.join(args.model)}: they are not of one size, which base_size --sizes compares")
     for name in args.studies:
         folder = Path(args.out) / (f"{name}-full" if args.full else name)

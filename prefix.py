@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import muon
-from checkpoint import BUNDLED, fingerprint, read_tensors, write_tensors
+from checkpoint import BUNDLED, WithoutValues, fingerprint, read_tensors, write_tensors
 from cli import rate, weight
 from data import schemas
 from data.batches import training_batches
@@ -773,7 +773,7 @@ def share_weights(model, change=None, prompt=None):
     kind = type(model)
     if change is not None:
         kind = type(change.__name__, (change, kind), {})  # class LabelRows(LabelRows, GPT)
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutValues():
         twin = kind(model.config)
     twin.load_state_dict(model.state_dict(), assign=True)
     twin.name, twin.prompt, twin.checkpoint_activations = model.name, [prompt], model.checkpoint_activations

@@ -3,11 +3,10 @@
 import json
 
 import pytest
+import torch
 
 pytest.importorskip("peft")
 import bench
-import peft_io
-import prefix
 from checkpoint import save_model
 from llama import Llama
 from model import GPT
@@ -20,11 +19,10 @@ SMALL = ["--n-layer", "1", "--n-embd", "64", "--vocab-size", "300", "--rows", "4
 def test_all_sides_do_the_same_work(tmp_path, arch, job):
     """Here in one process; each turn works on what the one before has left."""
     args = bench.parse_args([*SMALL, "--arch", arch, "--answer", "5"])
+    torch.manual_seed(0)
     model = (Llama if arch == "llama" else GPT)(bench.shape(vars(args))).freeze()
     save_model(model, tmp_path)
-    prompt = (prefix.DeepPrefix if job == "prefix" else prefix.HybridPrefix)(model, args.rows)
-    peft_io.export_peft(prompt, model, tmp_path / "prompt")
-    w = vars(args) | {"folder": str(tmp_path), "adapter": "prompt", "job": job, "dtype": "float32"}
+    w = bench.one_work(args, model, tmp_path, job, "float32", args.rows, args.batch_size)
     sides = ["ours", "PEFT"] + ["no cache"] * (job == "decode")
     turns = [bench.SIDES[side](w) for side in sides]
     for _ in range(2):
