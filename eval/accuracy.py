@@ -1,6 +1,7 @@
 """Final-answer accuracy and exact match by greedy decoding, with 95% Wilson intervals."""
 
 import math
+from collections import Counter
 
 import torch
 
@@ -71,9 +72,11 @@ def up_to_stop(text, stop):
 
 
 def score(task, examples, texts):
-    """Final-answer accuracy, over all and by length, and exact match (the scratchpad right as well), as counts."""
+    """Final-answer accuracy, over all and by length, exact match (the scratchpad right as well), and how often each
+    kind of error was made, a wrong step behind a right final answer included, as counts."""
     right = [task.final_answer(text) == task.final_answer(e.answer) for e, text in zip(examples, texts)]
     low, high = wilson(sum(right), len(right))
+    errors = Counter(task.kind_of_error(e.answer, text) for e, text in zip(examples, texts) if text != e.answer)
     by_length = {}
     for e, ok in zip(examples, right):
         correct, n = by_length.get(e.length, (0, 0))
@@ -84,6 +87,7 @@ def score(task, examples, texts):
         "low": low,
         "high": high,
         "exact_match": sum(text == e.answer for e, text in zip(examples, texts)),
+        "errors": dict(errors.most_common()),
         "by_length": {str(k): {"correct": c, "n": n} for k, (c, n) in sorted(by_length.items())},
     }
 

@@ -87,19 +87,26 @@ class Task:
         return text.rpartition("=")[2] if stop else ""
 
     def kind_of_error(self, answer, text):
-        """What went wrong where a text first differs from the true answer, in two or three words; '' where nothing
-        did. Tasks with steps tell more kinds apart."""
+        """What went wrong in a text, mostly where it first differs from the true answer, in two or three words; ''
+        where nothing did. Tasks with steps tell more kinds apart."""
         if text == answer:
             return ""
         i = first_difference(answer, text)
         if text[i : i + 1] in ("", self.stop):
             return "stopped early"
-        return "ran on" if answer[i : i + 1] in ("", self.stop) else "wrong character"
+        if answer[i : i + 1] in ("", self.stop):
+            return "ran on"
+        return "space added" if text[i] == " " else "wrong character"
 
 
 def first_difference(a, b):
     """The index of the first character in which two texts differ. Where one begins the other, it is where that ends."""
     return len(os.path.commonprefix([a, b]))
+
+
+def item_left_out(answer, text):
+    """Whether a text lists fewer items before its `=` than the true answer, as 3;12=12$ does beside 3;8;12=12$."""
+    return "=" in text and text.count(";") < answer.count(";")
 
 
 def in_test(question):

@@ -60,6 +60,7 @@ def test_score_counts_by_hand():
     got = score(task, e, ["1203;000=3$", "wrong=18$", "0101;1001;000=11"])  # the last never ended
     assert (got["correct"], got["n"], got["exact_match"]) == (2, 3, 1)
     assert got["by_length"] == {"1": {"correct": 2, "n": 2}, "2": {"correct": 0, "n": 1}}
+    assert got["errors"] == {"another format": 1, "sum miscopied": 1}
     assert got["low"] < 2 / 3 < got["high"]
 
 

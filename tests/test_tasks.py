@@ -355,15 +355,22 @@ CARRIED = "9908;9919;001=198$"  # of 99+99=
         ("symbolic_sum", "3;8;12=12$", "3;9;13=13$", "wrong total"),
         ("symbolic_sum", "3;8;12=12$", "3;8;12=21$", "sum miscopied"),
         ("symbolic_sum", "3;8;12=12$", "3;8$", "stopped early"),
+        ("symbolic_sum", "3;8;12=12$", "3;12=12$", "term left out"),
+        ("symbolic_sum", "3;8;12=12$", "3;8=8$", "term left out"),
+        ("symbolic_sum", "3;8;8=8$", "3;8=8$", "term left out"),
+        ("symbolic_sum", "3;8;12=12$", "3; 8; 12=12$", "space added"),
+        ("symbolic_sum", "3;8;12=12$", "3;9", "wrong total"),
         ("last_letter", "k;e;g=keg$", "k;g;g=kgg$", "wrong letter"),
         ("last_letter", "k;e;g=keg$", "k;e;g=kge$", "letters miscopied"),
+        ("last_letter", "k;e;g=keg$", "k;g=kg$", "word left out"),
+        ("last_letter", "k;e;g=keg$", "k; e; g=keg$", "space added"),
         ("word_reversal", "pmal$", "pmla$", "wrong character"),
         ("word_reversal", "pmal$", "pma", "stopped early"),
         ("word_reversal", "pmal$", "pmaal$", "wrong character"),
         ("word_reversal", "pmal$", "pmall$", "ran on"),
     ],
 )
-def test_the_kind_of_error_is_that_of_the_first_wrong_character(task, answer, text, kind):
+def test_the_kind_of_error_tells_what_went_wrong_first(task, answer, text, kind):
     assert tasks.load(task).kind_of_error(answer, text) == kind
 
 
