@@ -22,7 +22,7 @@ class LastLetter(Task):
 
     def kind_of_error(self, answer, text):
         kind = super().kind_of_error(answer, text)
-        if kind == "wrong character" and item_left_out(answer, text):
+        if kind in ("wrong character", "space added") and item_left_out(answer, text):
             return "word left out"
         in_letters = first_difference(answer, text) < answer.rindex("=")
         return kind.replace("wrong character", "wrong letter" if in_letters else "letters miscopied")

@@ -40,7 +40,7 @@ class SymbolicSum(Task):
 
     def kind_of_error(self, answer, text):
         kind = super().kind_of_error(answer, text)
-        if kind == "wrong character" and item_left_out(answer, text):
+        if kind in ("wrong character", "space added") and item_left_out(answer, text):
             return "term left out"
         in_totals = first_difference(answer, text) < answer.rindex("=")
         return kind.replace("wrong character", "wrong total" if in_totals else "sum miscopied")

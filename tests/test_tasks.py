@@ -359,6 +359,7 @@ CARRIED = "9908;9919;001=198$"  # of 99+99=
         ("symbolic_sum", "3;8;12=12$", "3;8=8$", "term left out"),
         ("symbolic_sum", "3;8;8=8$", "3;8=8$", "term left out"),
         ("symbolic_sum", "3;8;12=12$", "3; 8; 12=12$", "space added"),
+        ("symbolic_sum", "3;8;12=12$", "3; 12=12$", "term left out"),
         ("symbolic_sum", "3;8;12=12$", "3;9", "wrong total"),
         ("last_letter", "k;e;g=keg$", "k;g;g=kgg$", "wrong letter"),
         ("last_letter", "k;e;g=keg$", "k;e;g=kge$", "letters miscopied"),
