@@ -54,15 +54,19 @@ def build_method(args, name, model, tokenizer, task, examples, trigger=("", "", 
     method.init_kwargs["seed"] = args.seed
     if method.init_kwargs.get("trigger") and "init" not in cls.options:
         method.label += f" from the {kind}"
-    add_shots(args, method, shots, tokenizer, task, examples)
+    text = []
+    if args.trigger and "trigger" not in method.init_kwargs:  # no rows begin as it
+        text = tokens
+        method.label += f" behind the {kind}" if tokens else ""
+    add_shots(args, method, shots, tokenizer, task, examples, text)
     return method
 
 
-def add_shots(args, method, shots, tokenizer, task, examples):
-    """Put that many worked examples behind a method's own cache, and the token that the base expects before a text in
-    front of them, unless it is in the trigger that the rows begin as."""
+def add_shots(args, method, shots, tokenizer, task, examples, text=()):
+    """Put that many worked examples behind a method's own cache, and in front of them a text, or where there is none
+    the token that the base expects before one, unless it is in the trigger that the rows begin as."""
     begins_as_words = method.init_kwargs.get("trigger") and "init" not in method.options
-    before = [] if begins_as_words and method.n_positions() else tokenizer.bos
+    before = [] if begins_as_words and method.n_positions() else list(text or tokenizer.bos)
     before = before + tokenizer.encode_task(as_text(task.worth_showing(examples, shots)) if shots else "")
     if before:
         method.shots = torch.tensor([before], device=args.device)  # (1, S)

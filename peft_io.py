@@ -27,8 +27,8 @@ def export_peft(method, model, folder):
     """
     if type(method) not in (*ROWS, DeepPrefix, PrefixTuning, Cartridge, Translator, LoRA):
         raise ValueError(f"PEFT has no adapter for {method.name}")
-    if has_worked_examples(method, model):
-        raise ValueError("a prompt with worked examples behind it (--shots): PEFT's adapter would lose them")
+    if reads_text(method, model):
+        raise ValueError(f"{method.label} with text in front of the question (--shots, --trigger): PEFT's adapter would lose it")
     config, tensors = lora_adapter(method, model) if isinstance(method, LoRA) else prompt_adapter(method, model)
     config |= {
         "task_type": "CAUSAL_LM",
@@ -41,7 +41,7 @@ def export_peft(method, model, folder):
     write_json(folder / "adapter_config.json", config)
 
 
-def has_worked_examples(method, model):
+def reads_text(method, model):
     """Whether more stands behind a method than the token before every text, which PEFT's tokenizer puts there too."""
     return method.shots is not None and method.shots.tolist() != [[model.config.bos_token]]
 
@@ -171,8 +171,8 @@ def save_merged(lora, model, folder):
     """Write the base with the updates of LoRA in its weights, and the tokenizer's file where the base has one."""
     if not isinstance(lora, LoRA):
         raise ValueError(f"{lora.label} is not in the weights: only --method lora can be merged into them")
-    if has_worked_examples(lora, model):
-        raise ValueError("LoRA with worked examples behind it (--shots): a checkpoint would lose them")
+    if reads_text(lora, model):
+        raise ValueError("LoRA with text in front of the question (--shots, --trigger): a checkpoint would lose it")
     save_model(lora.merged(model), folder)
     for file in ("encoding.json", "tokenizer.json"):
         if (model.folder / file).is_file():

@@ -220,10 +220,12 @@ def length_generalization(args):
         ("LoRA", ["--method", "lora"]),
         ("LoRA, 1 shot", ["--method", "lora", "--shots", 1]),
         ("LoRA, 1 shot, the last state", ["--method", "lora", "--shots", 1, "--validation", 0]),
+        ("LoRA, instruction", ["--method", "lora", "--trigger", "instruction"]),
         ("LoRA, lr 1e-3, 1 shot", ["--method", "lora", "--lr", 1e-3, "--shots", 1]),
         ("fine-tuned", ["--method", "finetune"]),
         ("fine-tuned, 1 shot", ["--method", "finetune", "--shots", 1]),
         ("fine-tuned, 1 shot, the last state", ["--method", "finetune", "--shots", 1, "--validation", 0]),
+        ("fine-tuned, instruction", ["--method", "finetune", "--trigger", "instruction"]),
         ("fine-tuned, lr 1e-4, 1 shot", ["--method", "finetune", "--lr", 1e-4, "--shots", 1]),
         ("from scratch", ["--method", "scratch"]),
     ]

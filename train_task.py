@@ -83,7 +83,7 @@ def parser():
         type=words,
         metavar="TEXT",
         help="what the rows behind those begin as: example (a training example, the default), instruction (the task "
-        "in words, the default for classes), none, or any TEXT",
+        "in words, the default for classes), none, or any TEXT; lora and others without rows read it as text",
     )
     g.add_argument(
         "--trigger-examples",

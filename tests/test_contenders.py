@@ -5,6 +5,7 @@ from conftest import results_of
 
 import tasks
 from checkpoint import read_tensors
+from data.tokenizer import Tokenizer
 
 
 def test_random_only_and_trigger_only(run, tmp_path):
@@ -107,3 +108,29 @@ def test_the_best_context_is_chosen_from_training_questions(run, tmp_path):
     test = {e.question for r in task.ranges for e in task.examples(12, r)}
     assert len(context["candidates"]) > 8 and context["shots"] == len(context["text"].splitlines())
     assert not test & {line.split("=")[0] + "=" for line in context["text"].splitlines()}
+
+
+def test_what_has_no_rows_reads_an_explicit_trigger_as_text(run, tmp_path, base):
+    task, answers = tasks.load("addition"), {}
+    for name, flags in (
+        ("as text", ["--method", "text", "--trigger", "instruction"]),
+        ("behind it", ["--method", "lora", "--trigger", "instruction"]),
+        ("and a shot", ["--method", "lora", "--trigger", "instruction", "--shots", 1]),
+        ("none", ["--method", "lora", "--trigger", "none"]),
+        ("default", ["--method", "lora"]),
+    ):
+        done = run(*flags, "--beside", "none", "--out", tmp_path / name)
+        assert done.code == 0, done.err
+        answers[name] = results_of(tmp_path / name)
+    (text,), behind = answers["as text"]["accuracy"].values(), answers["behind it"]
+    assert behind["before"]["lora"] == text  # LoRA's update begins at zero; the kinds of errors are compared as well
+    assert behind["labels"]["lora"].endswith("behind the instruction")
+    shots = {name: read_tensors(tmp_path / name / "prefix.safetensors")[1].get("shots") for name in list(answers)[1:]}
+    tokenizer = Tokenizer.load(base, 1024)
+    assert shots["behind it"].tolist() == [tokenizer.encode(task.trigger + "\n")]
+    assert shots["and a shot"][0, : shots["behind it"].size(1)].equal(shots["behind it"][0])
+    assert shots["and a shot"].size(1) > shots["behind it"].size(1)
+    assert shots["none"] is None and shots["default"] is None
+    file = tmp_path / "behind it" / "prefix.safetensors"
+    assert run("--load", file, "--beside", "none", "--out", tmp_path / "again").code == 0
+    assert results_of(tmp_path / "again")["accuracy"] == behind["accuracy"]

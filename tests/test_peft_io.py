@@ -240,5 +240,5 @@ def test_merged_from_the_command_line(tiny, tokenizer, tmp_path, command):
 def test_worked_examples_behind_a_prompt_are_not_exported(tiny, tmp_path):
     prompt = prefix.HybridPrefix(tiny, 3)
     prompt.shots = torch.tensor([[1, 2]])
-    with pytest.raises(ValueError, match="would lose them"):
+    with pytest.raises(ValueError, match="would lose it"):
         peft_io.export_peft(prompt, tiny, tmp_path / "adapter")
