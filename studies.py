@@ -15,6 +15,7 @@ from prefix import TRANSLATOR
 TASKS = ["addition", "multiplication", "symbolic_sum", "word_reversal", "last_letter"]
 TWO = ["addition", "word_reversal"]  # one of numbers, one of letters, for studies with a second axis
 THREE = [*TWO, "symbolic_sum"]
+OTHER_WORDS = "The rain had stopped, and the two old men walked slowly home along the river without a word."
 HELPED = ["prefix-memory", "adapter", "lora", "finetune", "finetune-top2"]  # by an example, which prompts begin as
 
 
@@ -221,6 +222,7 @@ def length_generalization(args):
         ("LoRA, 1 shot", ["--method", "lora", "--shots", 1]),
         ("LoRA, 1 shot, the last state", ["--method", "lora", "--shots", 1, "--validation", 0]),
         ("LoRA, instruction", ["--method", "lora", "--trigger", "instruction"]),
+        ("LoRA, other words", ["--method", "lora", "--trigger", OTHER_WORDS]),
         ("LoRA, lr 1e-3, 1 shot", ["--method", "lora", "--lr", 1e-3, "--shots", 1]),
         ("fine-tuned", ["--method", "finetune"]),
         ("fine-tuned, 1 shot", ["--method", "finetune", "--shots", 1]),
