@@ -15,6 +15,7 @@ from prefix import TRANSLATOR
 TASKS = ["addition", "multiplication", "symbolic_sum", "word_reversal", "last_letter"]
 TWO = ["addition", "word_reversal"]  # one of numbers, one of letters, for studies with a second axis
 THREE = [*TWO, "symbolic_sum"]
+# as long as the tasks' instructions, and about none of them: whether it is their words that help
 OTHER_WORDS = "The rain had stopped, and the two old men walked slowly home along the river without a word."
 HELPED = ["prefix-memory", "adapter", "lora", "finetune", "finetune-top2"]  # by an example, which prompts begin as
 
