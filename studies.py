@@ -224,6 +224,7 @@ def length_generalization(args):
         ("LoRA, 1 shot, the last state", ["--method", "lora", "--shots", 1, "--validation", 0]),
         ("LoRA, instruction", ["--method", "lora", "--trigger", "instruction"]),
         ("LoRA, other words", ["--method", "lora", "--trigger", OTHER_WORDS]),
+        ("LoRA, lr 1e-3, instruction", ["--method", "lora", "--lr", 1e-3, "--trigger", "instruction"]),
         ("LoRA, lr 1e-3, 1 shot", ["--method", "lora", "--lr", 1e-3, "--shots", 1]),
         ("fine-tuned", ["--method", "finetune"]),
         ("fine-tuned, 1 shot", ["--method", "finetune", "--shots", 1]),
