@@ -28,7 +28,7 @@ def export_peft(method, model, folder):
     if type(method) not in (*ROWS, DeepPrefix, PrefixTuning, Cartridge, Translator, LoRA):
         raise ValueError(f"PEFT has no adapter for {method.name}")
     if reads_text(method, model):
-        raise ValueError(f"{method.label} with text in front of the question (--shots, --trigger): PEFT's adapter would lose it")
+        raise ValueError(f"{method.label} with text in front (--shots, --trigger): PEFT's adapter would lose it")
     config, tensors = lora_adapter(method, model) if isinstance(method, LoRA) else prompt_adapter(method, model)
     config |= {
         "task_type": "CAUSAL_LM",
@@ -172,7 +172,7 @@ def save_merged(lora, model, folder):
     if not isinstance(lora, LoRA):
         raise ValueError(f"{lora.label} is not in the weights: only --method lora can be merged into them")
     if reads_text(lora, model):
-        raise ValueError("LoRA with text in front of the question (--shots, --trigger): a checkpoint would lose it")
+        raise ValueError("LoRA with text in front (--shots, --trigger): a checkpoint would lose it")
     save_model(lora.merged(model), folder)
     for file in ("encoding.json", "tokenizer.json"):
         if (model.folder / file).is_file():

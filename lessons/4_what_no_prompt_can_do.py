@@ -268,7 +268,7 @@ for n in range(layers):
 # they can make it compute any continuous function. Which of the two describes a given model is a question for
 # measurement.
 #
-# What this project measured (`docs/results_nano.md`, "A skill that the base never saw"; measured once, two seeds): after
+# What this project measured (`docs/results_nano.md`, "A skill that the base never saw"; two seeds): after
 # one pass over 4,000 examples of `next(dog)=eph$`, all methods that start from nano are at 0%. After five passes, the
 # hybrid prefix answers 39% [37, 41], fine-tuning with a rate of 0.001 97% [95, 98]. A prompt did learn something new,
 # at far greater cost.
