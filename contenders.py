@@ -54,19 +54,19 @@ def build_method(args, name, model, tokenizer, task, examples, trigger=("", "", 
     method.init_kwargs["seed"] = args.seed
     if method.init_kwargs.get("trigger") and "init" not in cls.options:
         method.label += f" from the {kind}"
-    text = []
-    if args.trigger and "trigger" not in method.init_kwargs:  # no rows begin as it
-        text = tokens
-        method.label += f" behind the {kind}" if tokens else ""
-    add_shots(args, method, shots, tokenizer, task, examples, text)
+    add_text(args, method, tokenizer, task, examples, trigger, shots)
     return method
 
 
-def add_shots(args, method, shots, tokenizer, task, examples, text=()):
-    """Put that many worked examples behind a method's own cache, and in front of them a text, or where there is none
-    the token that the base expects before one, unless it is in the trigger that the rows begin as."""
+def add_text(args, method, tokenizer, task, examples, trigger, shots):
+    """Put text behind a method's own cache: that many worked examples, and in front of them a trigger that was asked
+    for where there are no rows, or else the token that the base expects before a text, unless rows begin as it."""
+    kind, _, tokens = trigger
     begins_as_words = method.init_kwargs.get("trigger") and "init" not in method.options
-    before = [] if begins_as_words and method.n_positions() else list(text or tokenizer.bos)
+    before = [] if begins_as_words and method.n_positions() else tokenizer.bos
+    if args.trigger and tokens and not method.n_rows():
+        before = tokens
+        method.label += f" behind the {kind}"
     before = before + tokenizer.encode_task(as_text(task.worth_showing(examples, shots)) if shots else "")
     if before:
         method.shots = torch.tensor([before], device=args.device)  # (1, S)
@@ -98,7 +98,7 @@ def build_prompts(args, model, tokenizer, task):
         return methods, trigger
     if args.init_from:
         method, header = begin_from(args, model, tokenizer)
-        add_shots(args, method, args.shots, tokenizer, task, examples)
+        add_text(args, method, tokenizer, task, examples, trigger, args.shots)
         return {args.method: method}, ("trigger", header["trigger"], method.init_kwargs.get("trigger", []))
     if args.method == "hybrid" and trigger[0] == "example" and task.trigger and args.beside != ["none"]:
         words = "instruction", task.trigger, tokenizer.bos + tokenizer.encode(task.trigger + "\n")

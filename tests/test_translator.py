@@ -131,9 +131,10 @@ def test_a_file_of_it_holds_the_prompt_and_needs_no_translator(base, tmp_path):
 
 def test_it_answers_on_the_command_line_and_p_tuning_v2_goes_on_from_it(base, tmp_path, command):
     argv = ["--model", base, "--task", "word_reversal", "--examples", 32, "--test-examples", 3, "--beside", "none"]
-    done = command("train_task.py", *argv, "--method", "translator", "--out", tmp_path / "a")
+    done = command("train_task.py", *argv, "--method", "translator", "--trigger", "example", "--out", tmp_path / "a")
     assert done.code == 0, done.err
     results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results["labels"]["translator"] == "translator"  # the examples do not stand behind it as text once more
     assert results["loss"] == results["before"] == {} and results["prompt"]["rows"] == 4
     assert results["args"]["trigger_examples"] == 8 == results["prompt"]["trigger"].count("\n")
     lengths = [len(line) for line in results["prompt"]["trigger"].split()]
