@@ -104,9 +104,13 @@ def first_difference(a, b):
     return len(os.path.commonprefix([a, b]))
 
 
-def item_left_out(answer, text):
-    """Whether a text lists fewer items before its `=` than the true answer, as 3;12=12$ does beside 3;8;12=12$."""
-    return "=" in text and text.count(";") < answer.count(";")
+def error_in_list(kind, answer, text, left_out, wrong, miscopied):
+    """What Task.kind_of_error tells of an answer that lists items before its `=`, as 3;8;12=12$, told more closely: a
+    text that lists fewer, 3;12=12$; a wrong item; a wrong final answer."""
+    if kind in ("wrong character", "space added") and "=" in text and text.count(";") < answer.count(";"):
+        return left_out
+    in_items = first_difference(answer, text) < answer.rindex("=")
+    return kind.replace("wrong character", wrong if in_items else miscopied)
 
 
 def in_test(question):

@@ -3,7 +3,7 @@
 Wei et al. (2022), "Chain-of-Thought Prompting", section 5, last letter concatenation.
 """
 
-from tasks import IN_DISTRIBUTION, Task, first_difference, item_left_out, words
+from tasks import IN_DISTRIBUTION, Task, error_in_list, words
 
 
 class LastLetter(Task):
@@ -22,10 +22,7 @@ class LastLetter(Task):
 
     def kind_of_error(self, answer, text):
         kind = super().kind_of_error(answer, text)
-        if kind in ("wrong character", "space added") and item_left_out(answer, text):
-            return "word left out"
-        in_letters = first_difference(answer, text) < answer.rindex("=")
-        return kind.replace("wrong character", "wrong letter" if in_letters else "letters miscopied")
+        return error_in_list(kind, answer, text, "word left out", "wrong letter", "letters miscopied")
 
 
 variants = {"": LastLetter()}

@@ -7,7 +7,7 @@ x1=3, x2=5, ..., x5=11 sum?3;8;15;24;35=35$
 
 from itertools import accumulate
 
-from tasks import IN_DISTRIBUTION, Task, first_difference, item_left_out
+from tasks import IN_DISTRIBUTION, Task, error_in_list
 
 
 class SymbolicSum(Task):
@@ -40,10 +40,7 @@ class SymbolicSum(Task):
 
     def kind_of_error(self, answer, text):
         kind = super().kind_of_error(answer, text)
-        if kind in ("wrong character", "space added") and item_left_out(answer, text):
-            return "term left out"
-        in_totals = first_difference(answer, text) < answer.rindex("=")
-        return kind.replace("wrong character", "wrong total" if in_totals else "sum miscopied")
+        return error_in_list(kind, answer, text, "term left out", "wrong total", "sum miscopied")
 
 
 variants = {"": SymbolicSum(), "sequence": SymbolicSum(sequence=True)}
