@@ -2,15 +2,16 @@
 
 
 def heading(results, example):
-    """What is run, in three lines."""
+    """What is run, in two or three lines."""
     base, rows, method = results["base"], results["prompt"]["rows"], results["method"]
     trainable = results["trainable"].get(method, 0)
     lines = [
         f"{results['task']} on {base['name']}: {base['parameters']:,} frozen parameters, {trainable:,} trainable "
         f"({100 * trainable / base['parameters']:.2f}%), {results['labels'].get(method, method)}, {rows} rows",
         f"an example: {example.question}{example.answer.rstrip()}",
-        f"trigger: {results['prompt']['trigger']!r}",
     ]
+    if results["prompt"]["trigger"]:
+        lines.append(f"trigger: {results['prompt']['trigger']!r}")
     return "\n".join(lines)
 
 

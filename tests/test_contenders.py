@@ -131,6 +131,8 @@ def test_what_has_no_rows_reads_an_explicit_trigger_as_text(run, tmp_path, base)
     assert shots["and a shot"][0, : shots["behind it"].size(1)].equal(shots["behind it"][0])
     assert shots["and a shot"].size(1) > shots["behind it"].size(1)
     assert shots["none"] is None and shots["default"] is None
+    named = {name: results["prompt"]["trigger"] for name, results in answers.items()}
+    assert named["behind it"] == task.trigger + "\n" and named["none"] == named["default"] == ""
     file = tmp_path / "behind it" / "prefix.safetensors"
     assert run("--load", file, "--beside", "none", "--out", tmp_path / "again").code == 0
     assert results_of(tmp_path / "again")["accuracy"] == behind["accuracy"]
