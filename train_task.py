@@ -427,7 +427,7 @@ def describe(args, task, model, contenders, name, trigger, context):
     """The part of results.json that is known before anything is measured; `name` is the contender that the run is
     about."""
     method = contenders[name]
-    reads_trigger = method.n_rows() or method.shots is not None  # LoRA alone reads none
+    reads_trigger = method.n_rows() or method.shots is not None  # LoRA with nothing in front reads none
     options = {k: v for k, v in vars(args).items() if k not in NO_SETTINGS}
     return {
         "command": args.command,
@@ -442,7 +442,7 @@ def describe(args, task, model, contenders, name, trigger, context):
             "parameters": sum(p.numel() for p in model.parameters()),
         },
         "method": name,
-        "prompt": {"rows": method.n_rows(), "random": method.n_random, "trigger": trigger[1] * bool(reads_trigger)},
+        "prompt": {"rows": method.n_rows(), "random": method.n_random, "trigger": trigger[1] if reads_trigger else ""},
         "args": options | {"dtype": str(args.dtype).removeprefix("torch.")},
         "context": context,
         "labels": {name: method.label for name, method in contenders.items()},
