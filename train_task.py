@@ -622,8 +622,8 @@ def main(argv=None):
         if name in prompts:
             results["nearest_tokens"] = nearest_tokens(model, tokenizer, prompts[name])
         if name in prompts and not args.load:
-            about, init_from = (task.name, trigger[1], task.question_format, task.stop), args.init_from or ""
-            save_prefix(prompts[name], out / "prefix.safetensors", model, tokenizer, *about, init_from=init_from)
+            about = task.name, results["prompt"]["trigger"], task.question_format, task.stop, args.init_from or ""
+            save_prefix(prompts[name], out / "prefix.safetensors", model, tokenizer, *about)
         written = results.pop("written")
         if with_page:
             words = init_words(prompts[name], tokenizer) if name in prompts else []

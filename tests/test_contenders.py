@@ -125,7 +125,8 @@ def test_what_has_no_rows_reads_an_explicit_trigger_as_text(run, tmp_path, base)
     (text,), behind = answers["as text"]["accuracy"].values(), answers["behind it"]
     assert behind["before"]["lora"] == text  # LoRA's update begins at zero; the kinds of errors are compared as well
     assert behind["labels"]["lora"].endswith("behind the instruction")
-    shots = {name: read_tensors(tmp_path / name / "prefix.safetensors")[1].get("shots") for name in list(answers)[1:]}
+    files = {name: read_tensors(tmp_path / name / "prefix.safetensors") for name in list(answers)[1:]}
+    shots = {name: tensors.get("shots") for name, (_, tensors) in files.items()}
     tokenizer = Tokenizer.load(base, 1024)
     assert shots["behind it"].tolist() == [tokenizer.encode(task.trigger + "\n")]
     assert shots["and a shot"][0, : shots["behind it"].size(1)].equal(shots["behind it"][0])
@@ -133,6 +134,7 @@ def test_what_has_no_rows_reads_an_explicit_trigger_as_text(run, tmp_path, base)
     assert shots["none"] is None and shots["default"] is None
     named = {name: results["prompt"]["trigger"] for name, results in answers.items()}
     assert named["behind it"] == task.trigger + "\n" and named["none"] == named["default"] == ""
+    assert all(header["trigger"] == named[name] for name, (header, _) in files.items())
     file = tmp_path / "behind it" / "prefix.safetensors"
     assert run("--load", file, "--beside", "none", "--out", tmp_path / "again").code == 0
     assert results_of(tmp_path / "again")["accuracy"] == behind["accuracy"]
