@@ -44,9 +44,9 @@ def a_batch(base, n=5):
 @pytest.mark.parametrize("kind, ours", [("PromptTuningConfig", "hybrid"), ("PrefixTuningConfig", "ptuning2")])
 def test_the_first_steps_are_those_of_peft_and_ours_agrees(little, tokenizer, kind, ours):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    base, trigger, lr = base_of(little, tokenizer), [300, 20, 7, 7, 500], 0.02
+    base, trigger, lr, betas = base_of(little, tokenizer), [300, 20, 7, 7, 500], 0.02, (0.7, 0.9)
     batch = a_batch(base)
-    c = speedrun.Contender("", kind, "example", (lr,), warmup=2, betas=(0.7, 0.9))
+    c = speedrun.Contender("", kind, "example", (lr,), warmup=2, betas=betas)
     theirs = speedrun.Theirs(base, c, lr, trigger, seed=0)
     same = speedrun.Ours(base, c._replace(method=ours), lr, trigger, seed=0)
     torch.testing.assert_close(theirs.tuned().rows, same.method.rows, atol=1e-5, rtol=1e-5)
@@ -66,7 +66,7 @@ def test_the_first_steps_are_those_of_peft_and_ours_agrees(little, tokenizer, ki
             model, past_key_values=[(layer.keys, layer.values) for layer in cache.layers]
         )
     weight = model.prompt_encoder.default.embedding.weight
-    optimizer = torch.optim.AdamW([weight], betas=(0.7, 0.9), weight_decay=0)
+    optimizer = torch.optim.AdamW([weight], betas=betas, weight_decay=0)
     texts, labels = [], []
     for tokens, targets, answer in zip(*batch):
         texts.append([tokens[0].item(), *targets.tolist()])
