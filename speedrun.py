@@ -30,6 +30,7 @@ from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval.baselines import as_text
 from eval.validation import answers_right
+from muon import Muon
 from peft_io import method_of_rows
 from prefix import METHODS
 from record import record
@@ -38,7 +39,7 @@ from train_task import train_step
 
 GOALS = {IN_DISTRIBUTION: 0.99, "5 digits": 0.95}  # exact match: every step of the scratchpad and the sum
 SWEEP_SEED = 1000  # its rows, examples and questions are none of those reported
-EXAMPLES, SHORTEST = 4000, 3  # drawn for a seed, of which those of so many digits are tuned on: they teach most
+EXAMPLES = 4000  # drawn for a seed
 
 
 class Contender(NamedTuple):
@@ -50,6 +51,9 @@ class Contender(NamedTuple):
     batch_size: int = 16
     warmup: int = 3  # steps, after which the rate stays
     betas: tuple = (0.8, 0.95)  # of AdamW, which forgets sooner with these: in trials that saved steps
+    momentum: float = 0.0  # of Muon, which takes AdamW's place where this is given
+    full_loss: float = 0.0  # the last batch's loss below which the rate falls in proportion to it
+    shortest: int = 3  # digits of the shortest examples: under AdamW, those of 3 and 4 digits teach most
     autocast: bool = False  # PEFT in bfloat16
 
 
@@ -59,6 +63,7 @@ CONTENDERS = {
     "ours-words": Contender("ours", "hybrid", "words", (3e-2,), batch_size=8),
     "ours-random": Contender("ours", "hybrid", "none", (3e-2,), 20, batch_size=4),
     "ours-keys": Contender("ours, keys and values", "ptuning2", "none", (3e-2,), 20, batch_size=2),
+    "ours-muon": Contender("ours, keys and values by Muon", "ptuning2", "none", (1.4,), 20, 4, 1, (), 0.6, 0.2, 1),
     "ours-example": Contender("ours", "hybrid", "example", (3e-3,)),
     "finetune": Contender("fine-tuning", "finetune", "none", (1e-4, 3e-4, 1e-3), batch_size=8),
     "finetune-example": Contender("fine-tuning", "finetune", "example", (1e-4, 3e-4, 1e-3), batch_size=8),
@@ -72,6 +77,8 @@ for name, method in ("prompt", "PromptTuningConfig"), ("prefix", "PrefixTuningCo
         best = Contender(f"{label}, float32", method, start, RATES, 20, batch_size=4)  # as ours-random
         CONTENDERS[f"peft-{name}-{start}"] = best
         CONTENDERS[f"peft-{name}-{start}-bf16"] = best._replace(label=f"{label}, bfloat16", autocast=True)
+    muon = CONTENDERS["ours-muon"]  # what that recipe does for PEFT, which users of PEFT do not have
+    CONTENDERS[f"peft-{name}-muon"] = muon._replace(label=f"{label} by Muon", method=method, rates=(0.14, 0.42, 1.4))
 QUICK = "ours-words", "ours-random", "ours-example", "peft-prompt-default"
 
 
@@ -110,22 +117,37 @@ class Base(NamedTuple):
 # ---------------------------------------------------------------- the two sides: a step, and a Method to measure
 
 
+def muon_of(rows, lr, c, base):
+    """Muon for rows (P, C), or for the keys and values of P rows in each layer, each a matrix of its own."""
+    return Muon([rows], lr, c.momentum, width=base.model.config.n_kv_head * base.model.config.head_dim)
+
+
+def share_of_rate(c, i, loss):
+    """The share of the rate at step i, after a batch with that loss. It also falls with the loss where there is a
+    full_loss: Muon's steps do not shrink with the gradient, so that at a full rate it never comes to rest."""
+    return min(1, (i + 1) / c.warmup) * (min(1, loss / c.full_loss) if c.full_loss else 1)
+
+
 class Ours:
     """A method of prefix.py and the step of train_task.py."""
 
     def __init__(self, base, c, lr, trigger, seed):
-        self.lr, self.warmup, self.dtype, self.device = lr, c.warmup, base.dtype, base.device
+        self.c, self.lr, self.dtype, self.device, self.loss = c, lr, base.dtype, base.device, math.inf
         self.method = METHODS[c.method](base.model, n_random=c.n_random, trigger=trigger, seed=seed).to(base.device)
         if trigger and not self.method.n_rows():  # fine-tuning has the example in its context
             self.method.shots = torch.tensor([trigger], device=base.device)  # (1, S)
         self.network = self.method.network(base.model)
-        self.optimizers = self.method.optimizers(lr, base.dtype)
-        self.optimizers[0].param_groups[0]["betas"] = c.betas
+        if c.momentum:
+            self.optimizers = [muon_of(self.method.rows, lr, c, base)]
+        else:
+            self.optimizers = self.method.optimizers(lr, base.dtype)
+            self.optimizers[0].param_groups[0]["betas"] = c.betas
 
     def step(self, batch, i):
-        self.optimizers[0].param_groups[0]["lr"] = self.lr * min(1, (i + 1) / self.warmup)
+        self.optimizers[0].param_groups[0]["lr"] = self.lr * share_of_rate(self.c, i, self.loss)
         batch = [t.to(self.device) for t in batch]
-        return train_step(self.method, self.network, batch, self.optimizers, self.dtype).item()
+        self.loss = train_step(self.method, self.network, batch, self.optimizers, self.dtype).item()
+        return self.loss
 
     def tuned(self):
         return self.method
@@ -135,7 +157,7 @@ class Theirs:
     """PEFT over transformers' model and the step of bench.py. Its prompt is read back for measuring."""
 
     def __init__(self, base, c, lr, trigger, seed):
-        self.lr, self.warmup, self.autocast, self.base = lr, c.warmup, c.autocast, base
+        self.c, self.lr, self.base, self.loss = c, lr, base, math.inf
         self.kind = METHODS["ptuning2" if c.method == "PrefixTuningConfig" else "hybrid"]
         torch.manual_seed(seed)
         rows = len(trigger) or c.n_random
@@ -143,12 +165,14 @@ class Theirs:
         weight = self.model.prompt_encoder.default.embedding.weight
         if trigger:  # as its TEXT and its initialize_kv_prefix_from_text do, which need a tokenizer of the hub
             weight.data.copy_(self.kind(base.model, 0, trigger).embeddings())
-        self.optimizer = torch.optim.AdamW([weight], lr, c.betas, weight_decay=0)
+        adamw = torch.optim.AdamW([weight], lr, c.betas, weight_decay=0)
+        self.optimizer = muon_of(weight, lr, c, base) if c.momentum else adamw
 
     def step(self, batch, i):
-        self.optimizer.param_groups[0]["lr"] = self.lr * min(1, (i + 1) / self.warmup)
+        self.optimizer.param_groups[0]["lr"] = self.lr * share_of_rate(self.c, i, self.loss)
         text, labels = (t.to(self.base.device) for t in text_and_labels(batch))
-        return bench.peft_step(self.model, self.optimizer, text, labels, self.autocast)
+        self.loss = bench.peft_step(self.model, self.optimizer, text, labels, self.c.autocast)
+        return self.loss
 
     def tuned(self):
         return method_of_rows(self.kind, self.model.get_prompt_embedding_to_save("default").float(), self.base.model)
@@ -207,7 +231,7 @@ def one_run(base, c, lr, seed, max_seconds, questions, bar):
     """The measurements of a contender until it holds every goal, or until max_seconds of tuning are over."""
     examples = base.task.examples(EXAMPLES, split="train", seed=seed)
     tests = {name: base.task.examples(questions, name, seed=seed) for name in GOALS}
-    encoded = encode(base.tokenizer, [e for e in examples if e.length >= SHORTEST])
+    encoded = encode(base.tokenizer, [e for e in examples if e.length >= c.shortest])
     trigger = tokens_of(c.start, base, examples)
     side = Theirs if c.method.endswith("Config") else Ours
     side(base, c, lr, trigger, seed).step(next(mixed_batches(encoded, c.batch_size, seed)), 0)  # warms up, not timed

@@ -31,6 +31,21 @@ def test_queries_keys_and_values_are_orthogonalised_apart():
         assert torch.linalg.svdvals(p.detach()[16 * i : 16 * (i + 1)]).max() < 1.3
 
 
+def test_matrices_side_by_side_are_orthogonalised_apart():
+    """One parameter of two matrices takes the steps that two parameters take."""
+    torch.manual_seed(0)
+    both = torch.nn.Parameter(torch.randn(6, 40))
+    apart = [torch.nn.Parameter(x.clone()) for x in both.detach().split(20, 1)]
+    one, two = Muon([both], lr=0.1, width=20), Muon(apart, lr=0.1)
+    for _ in range(3):
+        both.grad = torch.randn(6, 40)
+        for p, grad in zip(apart, both.grad.split(20, 1)):
+            p.grad = grad.clone()
+        one.step()
+        two.step()
+    torch.testing.assert_close(both, torch.cat(apart, 1))
+
+
 def test_muon_learns_a_linear_map():
     torch.manual_seed(0)
     want, p = torch.randn(8, 8), torch.nn.Parameter(torch.zeros(8, 8))

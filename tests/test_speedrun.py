@@ -84,6 +84,25 @@ def test_the_first_steps_are_those_of_peft_and_ours_agrees(little, tokenizer, ki
         torch.testing.assert_close(same.method.rows, weight, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind, side", [("ptuning2", speedrun.Ours), ("PrefixTuningConfig", speedrun.Theirs)])
+def test_muon_moves_keys_and_values_of_each_layer_by_a_rate_that_follows_the_loss(little, tokenizer, kind, side):
+    """The update of each (P, width) has singular values near 1, times the rate. It is full at first, and afterwards as
+    small a share of it as the last batch's loss is of `full_loss`."""
+    if side is speedrun.Theirs:
+        pytest.importorskip("peft"), pytest.importorskip("transformers")
+    base, full_loss = base_of(little, tokenizer), 100.0
+    c = speedrun.Contender("", kind, "none", (0.5,), n_random=5, warmup=1, momentum=0.8, full_loss=full_loss)
+    runner, batch, rate = side(base, c, 0.5, [], seed=0), a_batch(base), 0.5
+    for i in range(2):
+        before = runner.tuned().rows.detach().clone()
+        loss = runner.step(batch, i)
+        updates = (before - runner.tuned().rows.detach()).view(5, 4, 16).transpose(0, 1) / rate  # 2 layers, (4, P, C)
+        singular = torch.linalg.svdvals(updates)
+        assert 0.6 < singular.median() and singular.max() < 1.3, singular
+        assert 0 < loss < full_loss
+        rate = 0.5 * loss / full_loss
+
+
 def test_the_measured_network_is_the_trained_one(little, tokenizer):
     base = base_of(little, tokenizer)
     c, tests = speedrun.CONTENDERS["finetune-example"], {DIGITS: base.task.examples(4)}
