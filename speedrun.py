@@ -52,18 +52,20 @@ class Contender(NamedTuple):
     warmup: int = 3  # steps, after which the rate stays
     betas: tuple = (0.8, 0.95)  # of AdamW, which forgets sooner with these: in trials that saved steps
     momentum: float = 0.0  # of Muon, which takes AdamW's place where this is given
-    full_loss: float = 0.0  # the last batch's loss below which the rate falls in proportion to it
+    full_loss: float = 0.0  # the last batch's loss below which the rate falls with it, to a tenth at the least
     shortest: int = 3  # digits of the shortest examples: under AdamW, those of 3 and 4 digits teach most
     autocast: bool = False  # PEFT in bfloat16
 
 
 RATES = 3e-3, 3e-2, 3e-1
+MUON = {"batch_size": 4, "warmup": 1, "momentum": 0.6, "full_loss": 0.3, "shortest": 1}
 CONTENDERS = {
     # the fastest recipes known here: whoever finds a faster one changes these lines
     "ours-words": Contender("ours", "hybrid", "words", (3e-2,), batch_size=8),
     "ours-random": Contender("ours", "hybrid", "none", (3e-2,), 20, batch_size=4),
     "ours-keys": Contender("ours, keys and values", "ptuning2", "none", (3e-2,), 20, batch_size=2),
-    "ours-muon": Contender("ours, keys and values by Muon", "ptuning2", "none", (1.4,), 20, 4, 1, (), 0.6, 0.2, 1),
+    "ours-muon": Contender("ours, keys and values by Muon", "ptuning2", "none", (1.4,), 20, **MUON),
+    "ours-muon-words": Contender("ours, keys and values by Muon", "ptuning2", "words", (1.4,), **MUON),
     "ours-example": Contender("ours", "hybrid", "example", (3e-3,)),
     "finetune": Contender("fine-tuning", "finetune", "none", (1e-4, 3e-4, 1e-3), batch_size=8),
     "finetune-example": Contender("fine-tuning", "finetune", "example", (1e-4, 3e-4, 1e-3), batch_size=8),
@@ -77,8 +79,8 @@ for name, method in ("prompt", "PromptTuningConfig"), ("prefix", "PrefixTuningCo
         best = Contender(f"{label}, float32", method, start, RATES, 20, batch_size=4)  # as ours-random
         CONTENDERS[f"peft-{name}-{start}"] = best
         CONTENDERS[f"peft-{name}-{start}-bf16"] = best._replace(label=f"{label}, bfloat16", autocast=True)
-    muon = CONTENDERS["ours-muon"]  # what that recipe does for PEFT, which users of PEFT do not have
-    CONTENDERS[f"peft-{name}-muon"] = muon._replace(label=f"{label} by Muon", method=method, rates=(0.14, 0.42, 1.4))
+    # what our fastest recipe does for PEFT
+    CONTENDERS[f"peft-{name}-muon"] = Contender(f"{label} by Muon", method, "none", (0.14, 0.42, 1.4), 20, **MUON)
 QUICK = "ours-words", "ours-random", "ours-example", "peft-prompt-default"
 
 
@@ -125,7 +127,7 @@ def muon_of(rows, lr, c, base):
 def share_of_rate(c, i, loss):
     """The share of the rate at step i, after a batch with that loss. It also falls with the loss where there is a
     full_loss: Muon's steps do not shrink with the gradient, so that at a full rate it never comes to rest."""
-    return min(1, (i + 1) / c.warmup) * (min(1, loss / c.full_loss) if c.full_loss else 1)
+    return min(1, (i + 1) / c.warmup) * (max(0.1, min(1, loss / c.full_loss)) if c.full_loss else 1)
 
 
 class Ours:
