@@ -134,7 +134,7 @@ class Ours:
     """A method of prefix.py and the step of train_task.py."""
 
     def __init__(self, base, c, lr, trigger, seed):
-        self.c, self.lr, self.dtype, self.device, self.loss = c, lr, base.dtype, base.device, math.inf
+        self.c, self.lr, self.dtype, self.device = c, lr, base.dtype, base.device
         self.method = METHODS[c.method](base.model, n_random=c.n_random, trigger=trigger, seed=seed).to(base.device)
         if trigger and not self.method.n_rows():  # fine-tuning has the example in its context
             self.method.shots = torch.tensor([trigger], device=base.device)  # (1, S)
@@ -145,11 +145,10 @@ class Ours:
             self.optimizers = self.method.optimizers(lr, base.dtype)
             self.optimizers[0].param_groups[0]["betas"] = c.betas
 
-    def step(self, batch, i):
-        self.optimizers[0].param_groups[0]["lr"] = self.lr * share_of_rate(self.c, i, self.loss)
+    def step(self, batch, i, last_loss=math.inf):
+        self.optimizers[0].param_groups[0]["lr"] = self.lr * share_of_rate(self.c, i, last_loss)
         batch = [t.to(self.device) for t in batch]
-        self.loss = train_step(self.method, self.network, batch, self.optimizers, self.dtype).item()
-        return self.loss
+        return train_step(self.method, self.network, batch, self.optimizers, self.dtype).item()
 
     def tuned(self):
         return self.method
@@ -159,7 +158,7 @@ class Theirs:
     """PEFT over transformers' model and the step of bench.py. Its prompt is read back for measuring."""
 
     def __init__(self, base, c, lr, trigger, seed):
-        self.c, self.lr, self.base, self.loss = c, lr, base, math.inf
+        self.c, self.lr, self.base = c, lr, base
         self.kind = METHODS["ptuning2" if c.method == "PrefixTuningConfig" else "hybrid"]
         torch.manual_seed(seed)
         rows = len(trigger) or c.n_random
@@ -167,14 +166,15 @@ class Theirs:
         weight = self.model.prompt_encoder.default.embedding.weight
         if trigger:  # as its TEXT and its initialize_kv_prefix_from_text do, which need a tokenizer of the hub
             weight.data.copy_(self.kind(base.model, 0, trigger).embeddings())
-        adamw = torch.optim.AdamW([weight], lr, c.betas, weight_decay=0)
-        self.optimizer = muon_of(weight, lr, c, base) if c.momentum else adamw
+        if c.momentum:
+            self.optimizer = muon_of(weight, lr, c, base)
+        else:
+            self.optimizer = torch.optim.AdamW([weight], lr, c.betas, weight_decay=0)
 
-    def step(self, batch, i):
-        self.optimizer.param_groups[0]["lr"] = self.lr * share_of_rate(self.c, i, self.loss)
+    def step(self, batch, i, last_loss=math.inf):
+        self.optimizer.param_groups[0]["lr"] = self.lr * share_of_rate(self.c, i, last_loss)
         text, labels = (t.to(self.base.device) for t in text_and_labels(batch))
-        self.loss = bench.peft_step(self.model, self.optimizer, text, labels, self.c.autocast)
-        return self.loss
+        return bench.peft_step(self.model, self.optimizer, text, labels, self.c.autocast)
 
     def tuned(self):
         return method_of_rows(self.kind, self.model.get_prompt_embedding_to_save("default").float(), self.base.model)
@@ -248,7 +248,7 @@ def one_run(base, c, lr, seed, max_seconds, questions, bar):
             if seconds >= max_seconds or all(records(checks).values()):
                 return checks
             due = next(steps)
-        spent, loss = bench.timed(functools.partial(runner.step, batch, step), base.device)
+        spent, loss = bench.timed(functools.partial(runner.step, batch, step, loss), base.device)
         seconds += spent
 
 

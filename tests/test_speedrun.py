@@ -92,10 +92,10 @@ def test_muon_moves_keys_and_values_of_each_layer_by_a_rate_that_follows_the_los
         pytest.importorskip("peft"), pytest.importorskip("transformers")
     base, full_loss = base_of(little, tokenizer), 50.0
     c = speedrun.Contender("", kind, "none", (0.5,), n_random=5, warmup=1, momentum=0.8, full_loss=full_loss)
-    runner, batch, rate = side(base, c, 0.5, [], seed=0), a_batch(base), 0.5
+    runner, batch, rate, loss = side(base, c, 0.5, [], seed=0), a_batch(base), 0.5, math.inf
     for i in range(2):
         before = runner.tuned().rows.detach().clone()
-        loss = runner.step(batch, i)
+        loss = runner.step(batch, i, loss)
         updates = (before - runner.tuned().rows.detach()).view(5, 4, 16).transpose(0, 1) / rate  # 2 layers, (4, P, C)
         singular = torch.linalg.svdvals(updates)
         assert 0.6 < singular.median() and singular.max() < 1.3, singular
