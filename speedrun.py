@@ -1,13 +1,14 @@
-"""How soon does a prompt add? Seconds of tuning and examples until new addition questions are answered exactly: by this
+"""How soon does a prompt add? Seconds of tuning and examples until new questions are answered exactly: by this
 project, by PEFT and by fine-tuning, on the same base, questions and evaluator.
 
     python speedrun.py                                         every contender, five seeds: hours on an idle machine
     python speedrun.py --quick                                 one seed of four contenders
     python speedrun.py --contenders ours-words ours-random     some of them
+    python speedrun.py --task last_letter                      a task that no recipe was chosen on
 
 A run is measured after 0, 1, 2, 3, 5, 8, 12, ... steps. Its record is the first measurement at which the goal holds;
-only steps are timed. A contender with several learning rates first chooses among them, on a seed of its own.
-The rows on stdout are Markdown. docs/speed.md has the rules and the records.
+only steps are timed. With its last goal it ends, and is measured beyond. A contender with several learning rates first
+chooses among them, on a seed of its own. The rows on stdout are Markdown. docs/speed.md has the rules and the records.
 """
 
 import datetime
@@ -34,10 +35,9 @@ from muon import Muon
 from peft_io import method_of_rows
 from prefix import METHODS
 from record import record
-from tasks import IN_DISTRIBUTION
 from train_task import train_step
 
-GOALS = {IN_DISTRIBUTION: 0.99, "5 digits": 0.95}  # exact match: every step of the scratchpad and the sum
+GOALS = 0.99, 0.95  # exact match, in distribution and in the range beyond it: every step and the final answer
 SWEEP_SEED = 1000  # its rows, examples and questions are none of those reported
 EXAMPLES = 4000  # drawn for a seed
 
@@ -53,7 +53,7 @@ class Contender(NamedTuple):
     betas: tuple = (0.8, 0.95)  # of AdamW, which forgets sooner with these: in trials that saved steps
     momentum: float = 0.0  # of Muon, which takes AdamW's place where this is given
     full_loss: float = 0.0  # the last batch's loss below which the rate falls with it, to a tenth at the least
-    shortest: int = 3  # digits of the shortest examples: under AdamW, those of 3 and 4 digits teach most
+    shortest: int = 3  # length of the shortest examples: of sums, under AdamW, those of 3 and 4 digits teach most
     autocast: bool = False  # PEFT in bfloat16
 
 
@@ -87,6 +87,13 @@ QUICK = "ours-words", "ours-random", "ours-example", "peft-prompt-default"
 def parse_args(argv=None):
     p = Parser(__doc__)
     p.add_base()
+    p.add_argument(
+        "--task",
+        default="addition",
+        choices=[name for name in tasks.names() if len(tasks.load(name).ranges) > len(GOALS)],
+        metavar="TASK",
+        help="a synthetic task (default %(default)s, on which the recipes were chosen)",
+    )
     p.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of {', '.join(CONTENDERS)}")
     p.add_argument("--seeds", type=at_least(1, 100), default=5, help="runs of each contender (default %(default)s)")
     p.add_argument("--max-seconds", type=weight, default=120.0, help="of tuning, a run (default %(default)g)")
@@ -200,7 +207,13 @@ def schedule():
 
 def records(checks):
     """{range: the first measurement at which its goal holds, or None}."""
-    return {name: next((c for c in checks if c["exact"][name] >= goal), None) for name, goal in GOALS.items()}
+    goals = zip(checks[0]["exact"], GOALS)
+    return {name: next((c for c in checks if c["exact"][name] >= goal), None) for name, goal in goals}
+
+
+def ranges_of(task):
+    """The names of the two ranges that have a goal, and of those that have none."""
+    return list(task.ranges)[: len(GOALS)], list(task.ranges)[len(GOALS) :]
 
 
 def exact_match(base, method, tests):
@@ -230,9 +243,12 @@ def mixed_batches(encoded, batch_size, seed):
 
 
 def one_run(base, c, lr, seed, max_seconds, questions, bar):
-    """The measurements of a contender until it holds every goal, or until max_seconds of tuning are over."""
+    """The measurements of a contender until it holds every goal, or until max_seconds of tuning are over. The last one
+    has the ranges beyond too."""
     examples = base.task.examples(EXAMPLES, split="train", seed=seed)
-    tests = {name: base.task.examples(questions, name, seed=seed) for name in GOALS}
+    tests, beyond = (
+        {name: base.task.examples(questions, name, seed=seed) for name in names} for names in ranges_of(base.task)
+    )
     encoded = encode(base.tokenizer, [e for e in examples if e.length >= c.shortest])
     trigger = tokens_of(c.start, base, examples)
     side = Theirs if c.method.endswith("Config") else Ours
@@ -246,6 +262,7 @@ def one_run(base, c, lr, seed, max_seconds, questions, bar):
             checks.append(done | {"exact": exact, "loss": loss if math.isfinite(loss) else None})
             bar.set_postfix_str(f"step {step}, {seconds:.1f} s, {', '.join(f'{e:.0%}' for e in exact.values())}")
             if seconds >= max_seconds or all(records(checks).values()):
+                checks[-1]["beyond"] = exact_match(base, runner.tuned(), beyond)
                 return checks
             due = next(steps)
         spent, loss = bench.timed(functools.partial(runner.step, batch, step, loss), base.device)
@@ -277,9 +294,13 @@ def cell(runs, name, max_seconds):
 
 def row(c, lr, runs, max_seconds):
     """A line of the table, and of the table of records."""
-    before = [bench.spread([100 * checks[0]["exact"][name] for checks in runs], "{:.1f}") for name in GOALS]
-    cells = [str(datetime.date.today()), c.label, f"{c.start}, {lr:g}, {c.batch_size}", "; ".join(before)]
-    return f"| {' | '.join(cells + [cell(runs, name, max_seconds) for name in GOALS])} |"
+    before, beyond = (
+        "; ".join(bench.spread([100 * checks[at][key][name] for checks in runs], "{:.1f}") for name in runs[0][at][key])
+        for at, key in ((0, "exact"), (-1, "beyond"))
+    )
+    cells = [str(datetime.date.today()), c.label, f"{c.start}, {lr:g}, {c.batch_size}", before]
+    cells += [cell(runs, name, max_seconds) for name in runs[0][0]["exact"]]
+    return f"| {' | '.join([*cells, beyond])} |"
 
 
 def main(argv=None):
@@ -287,16 +308,19 @@ def main(argv=None):
     if (Path(args.out) / "results.json").exists() and not args.overwrite:
         raise ValueError(f"{args.out} is already in use: give another --out, or --overwrite it")
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    model, task = load_model(args.model, args.device, args.dtype).freeze(), tasks.load("addition")
+    model, task = load_model(args.model, args.device, args.dtype).freeze(), tasks.load(args.task)
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, task.tokenize)
     base = Base(model, tokenizer, task, args.dtype, args.device)
     results = {"args": vars(args) | {"dtype": str(args.dtype).removeprefix("torch.")}, "contenders": {}}
     results |= {"record": record(args.device, args.dtype, []), "load": os.getloadavg()[0]}
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    print(f"{model.name}, {results['args']['dtype']}, {torch.get_num_threads()} threads, load {results['load']:.1f}\n")
-    goals = [f"{goal:.0%} at {name}: seconds, examples" for name, goal in GOALS.items()]
-    print(f"| date | contender | start, rate, batch | exact at step 0, % | {' | '.join(goals)} |")
-    print("| --- " * 6 + "|", flush=True)
+    settings = task.name, model.name, results["args"]["dtype"], f"{torch.get_num_threads()} threads"
+    print(f"{', '.join(settings)}, load {results['load']:.1f}\n")
+    names, beyond = ranges_of(task)
+    columns = ["date", "contender", "start, rate, batch", "exact at step 0, %"]
+    columns += [f"{goal:.0%} at {name}: seconds, examples" for name, goal in zip(names, GOALS)]
+    columns += [f"exact at the end, %: {'; '.join(beyond)}"]
+    print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|", flush=True)
     for name in args.contenders:
         c, trials, runs = CONTENDERS[name], [], []
         rates = c.rates if len(c.rates) > 1 else ()

@@ -16,7 +16,7 @@ from checkpoint import load_model, save_model
 from data.batches import encode, training_batches
 from model import GPT, GPTConfig
 
-DIGITS, FIVE = speedrun.GOALS  # the two ranges
+DIGITS, FIVE = "in-distribution", "5 digits"  # the two ranges of addition
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +175,21 @@ def test_a_run_of_both_sides(command, little, tmp_path):
         assert all(0 < checks[1]["seconds"] < math.inf for checks in c["runs"])
     again = command("speedrun.py", *args)
     assert (again.code, again.err.count("\n")) == (2, 1) and "already in use" in again.err
+
+
+def test_another_task_has_goals_in_its_own_first_two_ranges(command, little, tmp_path):
+    args = ["--model", little, "--dtype", "float32", "--seeds", 1, "--questions", 3, "--out", tmp_path]
+    args += ["--task", "last_letter", "--contenders", "ours-muon-words", "finetune-example", "--max-seconds", 0.001]
+    done = command("speedrun.py", *args, "--sweep-seconds", 0)
+    assert done.code == 0, done.err
+    assert "99% at in-distribution" in done.out and "95% at 5 words" in done.out
+    assert "at the end, %: 6 words; new words |" in done.out
+    for c in json.loads((tmp_path / "results.json").read_text())["contenders"].values():
+        first, last = c["runs"][0]
+        assert list(first["exact"]) == list(last["exact"]) == ["in-distribution", "5 words"]
+        assert list(last["beyond"]) == ["6 words", "new words"] and "beyond" not in first
+    wrong = command("speedrun.py", "--task", "last_leter", "--out", tmp_path / "b")
+    assert (wrong.code, wrong.err.count("\n")) == (2, 1) and "last_leter" in wrong.err and "last_letter" in wrong.err
 
 
 def test_without_peft_its_contenders_are_refused(command, monkeypatch):
