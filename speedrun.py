@@ -292,12 +292,15 @@ def cell(runs, name, max_seconds):
     return f"{seconds.replace('inf', late)} s, {examples.replace('inf', 'more')}"
 
 
+def shares(measured):
+    """The exact matches of several runs, each {range: share}, in %: "100.0 [99.5, 100.0]; 97.0", range by range."""
+    return "; ".join(bench.spread([100 * exact[name] for exact in measured], "{:.1f}") for name in measured[0])
+
+
 def row(c, lr, runs, max_seconds):
     """A line of the table, and of the table of records."""
-    before, beyond = (
-        "; ".join(bench.spread([100 * checks[at][key][name] for checks in runs], "{:.1f}") for name in runs[0][at][key])
-        for at, key in ((0, "exact"), (-1, "beyond"))
-    )
+    before = shares([checks[0]["exact"] for checks in runs])
+    beyond = shares([checks[-1]["beyond"] for checks in runs])
     cells = [str(datetime.date.today()), c.label, f"{c.start}, {lr:g}, {c.batch_size}", before]
     cells += [cell(runs, name, max_seconds) for name in runs[0][0]["exact"]]
     return f"| {' | '.join([*cells, beyond])} |"
