@@ -15,14 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import muon
-from checkpoint import BUNDLED, WithoutValues, fingerprint, read_tensors, write_tensors
-from cli import rate, weight
-from data import schemas
 from data.batches import training_batches
 from data.tokenizer import Tokenizer
+from files import schemas
+from files.errors import UserError
+from files.safe import read_tensors, write_tensors
+from files.weights import BUNDLED, WithoutValues, fingerprint
 from generate import generate
+from methods import muon
 from model import GPT, GPTConfig
+from run.flags import rate, weight
 
 TRANSLATOR = "translator.safetensors"  # beside the weights of the base that it belongs to
 LAYERS = {"layers": {"type": int, "help": "in the top ones only"}}
@@ -50,7 +52,7 @@ class Method(nn.Module):
         self.init_kwargs, self.n_random = init_kwargs, init_kwargs.get("n_random", 0)
         self.register_buffer("shots", None)  # worked examples that stand behind the prompt, token numbers (1, S)
         if "trigger" in init_kwargs and self.n_random + len(init_kwargs["trigger"]) == 0:
-            raise ValueError("a prompt of no rows: raise --n-random or give a --trigger")
+            raise UserError("a prompt of no rows: raise --n-random or give a --trigger")
 
     def network(self, model):
         """The network that reads the question: the frozen model itself, or one that shares its weights."""
@@ -179,7 +181,7 @@ class PromptTuning(HybridPrefix):
 
     def __init__(self, model, n_random, trigger=(), seed=0, init="vocabulary", labels=()):
         if init == "trigger" and not trigger or init == "labels" and not labels:
-            raise ValueError(f"--init {init}: there is no {init} to begin as")
+            raise UserError(f"--init {init}: there is no {init} to begin as")
         super().__init__(model, n_random or len(trigger), seed=seed)
         self.init_kwargs = {"n_random": len(self.rows), "trigger": list(trigger), "init": init, "labels": list(labels)}
         rng, P = torch.Generator().manual_seed(seed), len(self.rows)
@@ -211,7 +213,7 @@ class CPT(HybridPrefix):
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, epsilon=1.0):
         if not trigger:
-            raise ValueError("CPT of no example: give a --trigger")
+            raise UserError("CPT of no example: give a --trigger")
         super().__init__(model, 0, trigger)
         self.init_kwargs = {"trigger": list(trigger), "epsilon": epsilon}
         self.radius = epsilon * (self.rows.size(1) / 2048) ** 0.5
@@ -237,7 +239,7 @@ class LoPT(HybridPrefix):
         super().__init__(model, n_random, trigger, seed=seed)
         self.init_kwargs = {"n_random": n_random, "trigger": list(trigger), "rank": rank}
         if not 1 <= rank <= model.config.n_embd:
-            raise ValueError(f"--rank {rank}: give at least 1 and at most {model.config.n_embd}")
+            raise UserError(f"--rank {rank}: give at least 1 and at most {model.config.n_embd}")
         u, s, vh = torch.linalg.svd(self.start, full_matrices=False)
         del self.rows
         self.U = nn.Parameter(u[:, :rank] * s[:rank].sqrt())
@@ -267,7 +269,7 @@ class DePT(HybridPrefix):
         super().__init__(model, n_random, trigger, seed=seed)
         self.init_kwargs = {"n_random": n_random, "trigger": list(trigger), "rank": rank}
         if not 1 <= rank <= model.config.n_embd:
-            raise ValueError(f"--rank {rank}: give at least 1 and at most {model.config.n_embd}")
+            raise UserError(f"--rank {rank}: give at least 1 and at most {model.config.n_embd}")
         c, rng = model.config, torch.Generator().manual_seed(seed)
         self.A = nn.Parameter(torch.zeros(c.block_size, rank))
         self.B = nn.Parameter(torch.randn(rank, c.n_embd, generator=rng) * rank**-0.5)
@@ -408,7 +410,7 @@ class DeepPrefix(Method):
         super().__init__(n_random=n_random, trigger=list(trigger), layers=layers, **with_head)
         c = model.config
         if layers is not None and not 1 <= layers <= c.n_layer:
-            raise ValueError(f"--layers {layers}: {model.name} has 1 to {c.n_layer}")
+            raise UserError(f"--layers {layers}: {model.name} has 1 to {c.n_layer}")
         self.layers = layers or c.n_layer
         rng = torch.Generator().manual_seed(seed)
         device = model.wte.weight.device
@@ -491,9 +493,9 @@ class Cartridge(DeepPrefix):
 
     def __init__(self, model, n_random, trigger=(), seed=0, window=None):
         if not trigger:
-            raise ValueError("a cartridge of no text: give a --trigger or a --text")
+            raise UserError("a cartridge of no text: give a --trigger or a --text")
         if window is not None and window < 1:
-            raise ValueError(f"--window {window}: give at least 1")
+            raise UserError(f"--window {window}: give at least 1")
         super().__init__(model, 0, trigger[: n_random or None])
         self.window = min(window or model.config.block_size, model.config.block_size)
         self.init_kwargs = {"n_random": len(self.rows), "trigger": list(trigger), "window": self.window}
@@ -599,7 +601,7 @@ class TranslatorNetwork(nn.Module):
         """D lists of tokens -> a cache of batch D and P positions."""
         P, weight, longest = len(self.rows), model.wte.weight, max(map(len, texts))
         if min(map(len, texts)) < P:
-            raise ValueError(f"examples of {min(map(len, texts))} tokens: the translator reads at least {P}")
+            raise UserError(f"examples of {min(map(len, texts))} tokens: the translator reads at least {P}")
         tokens = torch.zeros(len(texts), longest, dtype=torch.long, device=weight.device)  # (D, S)
         mask = torch.zeros(len(texts), 1, 1, longest, dtype=weight.dtype, device=weight.device)
         for i, text in enumerate(texts):  # padding stands behind the text, where it changes nothing before it
@@ -640,26 +642,26 @@ def save_translator(translator, path, model):
 
 
 def load_translator(model, path=None):
-    """The TranslatorNetwork of a file, or the one that lies beside the base. Raises ValueError where there is none, or
+    """The TranslatorNetwork of a file, or the one that lies beside the base. Raises UserError where there is none, or
     it is broken."""
     path = Path(path or Path(getattr(model, "folder", "")) / TRANSLATOR)
     if not path.is_file():
         have = [name for name in BUNDLED if (Path(__file__).parent / "data" / name / TRANSLATOR).is_file()]
         bundled = f"{', '.join(have)} has" if have else "none of the bundled bases has"
-        raise ValueError(f"{model.name} has no {path.name}, which translator.py makes: {bundled} one")
+        raise UserError(f"{model.name} has no {path.name}, which translator.py makes: {bundled} one")
     header, tensors = read_tensors(path)
     header = schemas.convert(header, schemas.TranslatorHeader, path, "train it again")
     if header["base_fingerprint"] != fingerprint(model):
-        raise ValueError(f"{path} was trained on another base ({header['base_fingerprint']}): train it again")
+        raise UserError(f"{path} was trained on another base ({header['base_fingerprint']}): train it again")
     shapes = {"n_rows": ("rows", 0), "rank": ("lora.A.0", 0), "width": ("W_o", 1)}
     sizes = {size: tensors[name].shape[i] if name in tensors else 0 for size, (name, i) in shapes.items()}
     if any(header[size] != str(n) for size, n in sizes.items()):
-        raise ValueError(f"{path} holds other sizes than its header says: train it again")
+        raise UserError(f"{path} holds other sizes than its header says: train it again")
     translator = TranslatorNetwork(model, **sizes)
     try:
         translator.load_state_dict(tensors)
     except RuntimeError:
-        raise ValueError(f"{path} is no complete translator of {model.name}: train it again") from None
+        raise UserError(f"{path} is no complete translator of {model.name}: train it again") from None
     return translator.to(model.wte.weight.device)
 
 
@@ -840,7 +842,7 @@ class AdapterPrefix(Method):
         c = model.config
         layers = layers or c.n_layer // 2 or 1
         if not 1 <= layers <= c.n_layer:
-            raise ValueError(f"--layers {layers}: {model.name} has 1 to {c.n_layer}")
+            raise UserError(f"--layers {layers}: {model.name} has 1 to {c.n_layer}")
         rows = HybridPrefix(model, n_random, trigger, seed=seed).start  # (P, C)
         self.rows = nn.Parameter(rows.repeat(layers, 1, 1))  # (layers, P, C)
         self.gate = nn.Parameter(torch.zeros(layers, c.n_head))
@@ -923,7 +925,7 @@ class Adapter(Method):
     def __init__(self, model, n_random=0, trigger=(), seed=0, bottleneck=16):
         super().__init__(bottleneck=bottleneck)
         if not 1 <= bottleneck <= 4 * model.config.n_embd:
-            raise ValueError(f"--bottleneck {bottleneck}: give at least 1 and at most {4 * model.config.n_embd}")
+            raise UserError(f"--bottleneck {bottleneck}: give at least 1 and at most {4 * model.config.n_embd}")
         c, rng = model.config, torch.Generator().manual_seed(seed)
         self.down = nn.Parameter(torch.randn(c.n_layer, bottleneck, c.n_embd, generator=rng) * c.n_embd**-0.5)
         self.up = nn.Parameter(torch.zeros(c.n_layer, c.n_embd, bottleneck))
@@ -964,7 +966,7 @@ class LoRA(Method):
     def __init__(self, model, n_random=0, trigger=(), seed=0, rank=8, alpha=16.0, rslora=False):
         super().__init__(rank=rank, alpha=alpha, rslora=rslora)
         if not 1 <= rank <= model.config.n_embd:
-            raise ValueError(f"--rank {rank}: give at least 1 and at most {model.config.n_embd}")
+            raise UserError(f"--rank {rank}: give at least 1 and at most {model.config.n_embd}")
         self.scale = alpha / (rank**0.5 if rslora else rank)
         rng = torch.Generator().manual_seed(seed)
         self.A, self.B = nn.ParameterList(), nn.ParameterList()  # of each matrix: (rank, n_in), (n_out, rank)

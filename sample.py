@@ -14,14 +14,15 @@ from typing import NamedTuple
 import torch
 
 import prefix
-from checkpoint import load_model
-from cli import DEFAULT_BASE, Parser, at_least, run, seed, temperature
 from data.tokenizer import Tokenizer
+from files.errors import UserError, run_main
+from files.peft import base_of
+from files.prompts import load_prefix
+from files.weights import load_model
 from generate import empty_cache, generate, stack_caches
 from llama import Llama
 from model import GPT
-from peft_io import base_of
-from prefix_file import load_prefix
+from run.flags import DEFAULT_BASE, Parser, at_least, seed, temperature
 
 MOST_PROMPTS = 256  # in one batch
 LONGEST = 100_000  # characters of a question: no base reads more
@@ -40,7 +41,7 @@ def parse_args(argv=None):
     p.add_argument("--tokenize", choices=["bytes", "bpe"], default="bpe", help="of the text when no prompt is loaded")
     args = p.parse_args(argv)
     if len(args.prefix) > MOST_PROMPTS:
-        raise ValueError(f"--prefix of {len(args.prefix)} files: at most {MOST_PROMPTS} stand in one batch")
+        raise UserError(f"--prefix of {len(args.prefix)} files: at most {MOST_PROMPTS} stand in one batch")
     return args
 
 
@@ -57,7 +58,7 @@ def lines(file):
     """The lines of a file, each a question."""
     while line := file.readline(LONGEST + 1):
         if len(line) > LONGEST:
-            raise ValueError(f"a question of more than {LONGEST:,} characters: shorten it")
+            raise UserError(f"a question of more than {LONGEST:,} characters: shorten it")
         yield line.rstrip("\n")
 
 
@@ -110,10 +111,10 @@ def answer(bases, question, args):
         past, past_pad = stack_caches([one.past or empty_cache(network) for one in batch])
         for one, tokens in zip(batch, asked):
             if not tokens:
-                raise ValueError(f"{one.name}: the question has no token for its tokenizer: ask another")
+                raise UserError(f"{one.name}: the question has no token for its tokenizer: ask another")
             used = (one.past[-1][0].size(2) if one.past else 0) + len(tokens)
             if used + args.max_new_tokens > network.config.block_size:
-                raise ValueError(
+                raise UserError(
                     f"{one.name}: {used} tokens of prompt and question and --max-new-tokens {args.max_new_tokens} "
                     f"exceed block_size {network.config.block_size}: shorten one"
                 )
@@ -133,15 +134,15 @@ def main(argv=None):
     if args.prompt is not None:
         questions = [args.prompt]
     elif sys.stdin is None:
-        raise ValueError("stdin is closed: give --prompt")
+        raise UserError("stdin is closed: give --prompt")
     else:
         questions = ask() if sys.stdin.isatty() else lines(sys.stdin)
     for question in questions:
         if not question:
-            raise ValueError("the prompt is empty: give batch text")
+            raise UserError("the prompt is empty: give batch text")
         for one, text in zip(bases, answer(bases, question, args)):
             print(f"{one.name}: {text}" if len(bases) > 1 else text, flush=True)
 
 
 if __name__ == "__main__":
-    run(main, "sample.py")
+    run_main(main, "sample.py")

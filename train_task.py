@@ -17,14 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import distributed
-import record
-import resume
 import tasks
-from checkpoint import fingerprint, load_model, write_json, write_text
-from cli import DEFAULT_BASE, Parser, at_least, rate, run, seed, weight, words
-from contenders import budget, build_prompts, contexts, draw_examples, load_prompts, rivals
-from data import schemas
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval import report
@@ -33,8 +26,16 @@ from eval.attention import attention_to_rows
 from eval.baselines import majority, tfidf
 from eval.neighbors import init_words, nearest_tokens
 from eval.validation import CHECKS, Validation, hold_back
+from files import schemas
+from files.errors import UserError, run_main
+from files.prompts import save_prefix
+from files.safe import write_json, write_text
+from files.weights import fingerprint, load_model
 from prefix import METHODS, divergence
-from prefix_file import save_prefix
+from run import processes as distributed
+from run import record, resume
+from run.contenders import budget, build_prompts, contexts, draw_examples, load_prompts, rivals
+from run.flags import DEFAULT_BASE, Parser, at_least, rate, seed, weight, words
 from tasks import IN_DISTRIBUTION, Example
 
 MOST_PROMPTS = 32  # that --load takes: each is measured, twice, and then all of them together
@@ -171,25 +172,25 @@ def parse_args(argv=None):
     args.model = args.model or ("nano-prose" if args.own_data or args.text else DEFAULT_BASE)
     if not args.own_data and (len(args.task) > 1 or args.columns or args.answer_after):
         flags = "a second file, --columns and --answer-after"
-        raise ValueError(f"{flags} are for your own data: {args.task[0]} makes its own")
+        raise UserError(f"{flags} are for your own data: {args.task[0]} makes its own")
     if len(args.task) > 2:
-        raise ValueError(f"--task {' '.join(args.task)}: give one file to tune on and one to test on")
+        raise UserError(f"--task {' '.join(args.task)}: give one file to tune on and one to test on")
     for name in OPTIONS:
         if getattr(args, name) is not None and name not in METHODS[args.method].options:
             takes = ", ".join(cls.name for cls in METHODS.values() if name in cls.options)
-            raise ValueError(f"--{name} is not for --method {args.method}: {takes} take it")
+            raise UserError(f"--{name} is not for --method {args.method}: {takes} take it")
     if args.text and (args.method != "cartridge" or args.load or args.window):
-        raise ValueError(f"--text {args.text} is for --method cartridge, without --load and --window")
+        raise UserError(f"--text {args.text} is for --method cartridge, without --load and --window")
     if args.init_from and (args.load or args.text or args.method in ("zero-shot", "few-shot", "scratch")):
-        raise ValueError(f"--init-from {args.init_from} is for what learns on the base, without --load and --text")
+        raise UserError(f"--init-from {args.init_from} is for what learns on the base, without --load and --text")
     if METHODS[args.method].needs_examples and (args.trigger or "example") != "example":
-        raise ValueError(f"--trigger {args.trigger} is not for --method {args.method}: it reads worked examples")
+        raise UserError(f"--trigger {args.trigger} is not for --method {args.method}: it reads worked examples")
     if args.l2_sp and not hasattr(METHODS[args.method], "embeddings"):
-        raise ValueError(f"--l2-sp is not for --method {args.method}: it has no rows that began as something")
+        raise UserError(f"--l2-sp is not for --method {args.method}: it has no rows that began as something")
     if len(args.load or []) > MOST_PROMPTS:
-        raise ValueError(f"--load of {len(args.load)} files: at most {MOST_PROMPTS} vote")
+        raise UserError(f"--load of {len(args.load)} files: at most {MOST_PROMPTS} vote")
     if "none" in (args.beside or []) and len(args.beside) > 1:
-        raise ValueError(f"--beside {' '.join(args.beside)}: none stands alone")
+        raise UserError(f"--beside {' '.join(args.beside)}: none stands alone")
     args.beside = args.beside or (["finetune", "scratch"] if args.own_data else ["scratch"])
     args.trigger_examples = args.trigger_examples or METHODS[args.method].trigger_examples
     args.test_examples = args.test_examples or (None if args.own_data else 500)
@@ -199,17 +200,17 @@ def parse_args(argv=None):
 
 
 def check_processes(args):
-    """Raise ValueError where the processes, one or several, cannot do what the command line says."""
+    """Raise UserError where the processes, one or several, cannot do what the command line says."""
     if distributed.n_processes() > 1 and (args.text or args.reproduce or args.method in ("hard", "cartridge")):
         what = "--text" if args.text else "--reproduce" if args.reproduce else f"--method {args.method}"
-        raise ValueError(f"{what} draws at random what its step does: run it in one process, without torchrun")
+        raise UserError(f"{what} draws at random what its step does: run it in one process, without torchrun")
     if not args.shard_base:
         return
     if distributed.n_processes() == 1:
-        raise ValueError("--shard-base splits the base among several processes: start them with torchrun")
+        raise UserError("--shard-base splits the base among several processes: start them with torchrun")
     if args.method not in ON_SHARDS or args.head or args.load or set(args.beside) - {"scratch", "none"}:
         names = ", ".join(ON_SHARDS)
-        raise ValueError(f"--shard-base is for --method {names}, no --head or --load, and --beside scratch or none")
+        raise UserError(f"--shard-base is for --method {names}, no --head or --load, and --beside scratch or none")
 
 
 def load_task(args):
@@ -249,7 +250,7 @@ def train(
     then fall as a cosine. With a checkpoint it can be stopped and goes on behind the last step of the curve. With a
     validation it ends as the best state.
 
-    Returns the loss of each step, in nats per answer token, beside the examples seen by then. Raises ValueError where
+    Returns the loss of each step, in nats per answer token, beside the examples seen by then. Raises UserError where
     the loss is no longer finite.
     """
     network, device = method.network(model), model.wte.weight.device
@@ -282,7 +283,7 @@ def train(
                 curve["loss"].append(loss)
                 if not math.isfinite(loss):
                     lower = f"lower --lr ({', '.join(f'{peak:g}' for peak in peaks)})"
-                    raise ValueError(f"{method.label}: the loss became {loss} after {seen} examples: {lower}")
+                    raise UserError(f"{method.label}: the loss became {loss} after {seen} examples: {lower}")
                 if validation and (step % math.ceil(steps / CHECKS) == 0 or step == steps):
                     validation.check(method, network, step, dtype, batch_size)
                 if checkpoint:
@@ -356,14 +357,14 @@ def distill_text(args):
     try:
         text = schemas.read_bytes(args.text).decode()
     except UnicodeDecodeError:
-        raise ValueError(f"{args.text} is not UTF-8 text: convert it, or give another") from None
+        raise UserError(f"{args.text} is not UTF-8 text: convert it, or give another") from None
     model = load_model(args.model, args.device, args.dtype).freeze()
     model.checkpoint_activations = args.checkpoint_activations
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize or "bpe")
     tokens = tokenizer.encode_task(text)
     room = model.config.block_size - len(tokenizer.bos) - 8 - 64  # a snippet and its continuation
     if not 8 < len(tokens) <= room:
-        raise ValueError(
+        raise UserError(
             f"{args.text} has {len(tokens)} tokens: give 9 to {room}, so that {model.name} reads it whole and continues"
         )
     method = METHODS["cartridge"](model, args.n_random, tokenizer.bos + tokens, args.seed).to(args.device)
@@ -415,11 +416,11 @@ def distill_text(args):
 
 
 def output_folder(args, name, model):
-    """The run's folder. Raises ValueError where something else is in it."""
+    """The run's folder. Raises UserError where something else is in it."""
     out = Path(args.out or f"out/{name.replace(':', '-')}-{model.name.rpartition('/')[2]}")
     known = args.overwrite or args.resume and (resume.is_stopped(out) or (out / "results.json").exists())
     if out.exists() and not (out.is_dir() and (known or all(resume.is_leftover(p) for p in out.iterdir()))):
-        raise ValueError(f"{out} is already in use: give another --out, --resume to go on, or --overwrite it")
+        raise UserError(f"{out} is already in use: give another --out, --resume to go on, or --overwrite it")
     return out
 
 
@@ -533,10 +534,10 @@ def reproduce(args):
         before = schemas.read_json(path, dict)
         command = shlex.split(schemas.convert(before, schemas.RecordedRun, path, "")["command"])[2:]
     except ValueError:
-        raise ValueError(f"{args.reproduce} holds no results.json with a command: name the folder of a run") from None
+        raise UserError(f"{args.reproduce} holds no results.json with a command: name the folder of a run") from None
     out = Path(args.out or f"{args.reproduce.rstrip('/')}-again")
     if out.exists() and not args.overwrite:
-        raise ValueError(f"{out} is already in use: give another --out, or --overwrite to replace it")
+        raise UserError(f"{out} is already in use: give another --out, or --overwrite to replace it")
     main([*command, "--out", str(out), "--overwrite"])
     lines = record.differences(before, json.loads((out / "results.json").read_text()))
     print("\n".join(["", f"{args.reproduce} and {out} differ:", *lines] if lines else ["", f"{out}: the same results"]))
@@ -638,4 +639,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main, "train_task.py")
+    run_main(main, "train_task.py")

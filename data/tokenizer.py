@@ -6,7 +6,8 @@ from pathlib import Path
 import regex  # tiktoken needs it as well
 import tiktoken
 
-from data import schemas
+from files import schemas
+from files.errors import UserError
 
 
 class Tokenizer:
@@ -36,11 +37,11 @@ class Tokenizer:
             try:
                 ranks = {token.encode("latin-1"): rank for rank, token in enumerate(e["tokens"])}  # a character a byte
             except UnicodeEncodeError as error:
-                raise ValueError(f"{path}: token {error.object!r} is not made of bytes: fetch it again") from None
+                raise UserError(f"{path}: token {error.object!r} is not made of bytes: fetch it again") from None
             if len(ranks) + 1 != vocab_size or len(e["tokens"]) != len(ranks):
-                raise ValueError(f"{path} has {len(ranks) + 1} tokens, the weights have {vocab_size}: fetch both again")
+                raise UserError(f"{path} has {len(ranks) + 1} tokens, the weights have {vocab_size}: fetch both again")
             if lacking := [b for b in range(256) if bytes([b]) not in ranks]:
-                raise ValueError(f"{path} has no token for the byte {lacking[0]}: fetch the checkpoint again")
+                raise UserError(f"{path} has no token for the byte {lacking[0]}: fetch the checkpoint again")
             check_pattern(e["pattern"], path)
             special = {"<|endoftext|>": len(ranks)}
             return cls(
@@ -55,11 +56,11 @@ class Tokenizer:
             try:
                 return cls(tiktoken.get_encoding("gpt2"), tokenize)
             except OSError as error:  # tiktoken downloads it once
-                raise ValueError(
+                raise UserError(
                     f"cannot fetch GPT-2's vocabulary ({type(error).__name__}): go online once, "
                     "or set TIKTOKEN_CACHE_DIR to a folder in which tiktoken has put it"
                 ) from None
-        raise ValueError(
+        raise UserError(
             f"{folder} has {vocab_size} tokens and no encoding.json: only GPT-2's 50257 are known without one"
         )
 
@@ -70,7 +71,7 @@ class Tokenizer:
         tokens = [self.bytes[b] for b in text.encode()]
         if None in tokens:
             missing = text.encode()[tokens.index(None)]
-            raise ValueError(f"{self.name} has no token for the byte {missing}: give --tokenize bpe")
+            raise UserError(f"{self.name} has no token for the byte {missing}: give --tokenize bpe")
         return tokens
 
     def encode_task(self, text):
@@ -85,23 +86,23 @@ class TokenizerFile:
     """A tokenizer.json, as the hub has it for the Llama family, with those methods of a tiktoken.Encoding that are used
     above. A model may have more output rows than tokens: nothing is written for those.
 
-    Raises ValueError where there is none, it cannot be read, or it has more tokens than the weights have rows.
+    Raises UserError where there is none, it cannot be read, or it has more tokens than the weights have rows.
     """
 
     def __init__(self, path, vocab_size, eos_token):
         if not path.is_file():
-            raise ValueError(f"no tokenizer.json in {path.parent}: fetch it from where the weights came from")
+            raise UserError(f"no tokenizer.json in {path.parent}: fetch it from where the weights came from")
         try:
             from tokenizers import Tokenizer as FromFile  # imported here, since GPT-2 does without
         except ImportError:
-            raise ValueError(f"{path} needs the tokenizers library: pip install -r requirements-llama.txt") from None
+            raise UserError(f"{path} needs the tokenizers library: pip install -r requirements-llama.txt") from None
         try:
             self.file = FromFile.from_buffer(schemas.read_bytes(path, schemas.TOKENIZER_LIMIT))
         except Exception as error:  # the library raises nothing more exact
-            raise ValueError(f"{path} cannot be read ({error}): fetch it again") from None
+            raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
         self.n_vocab = 1 + max(self.file.get_vocab().values(), default=-1)
         if self.n_vocab > vocab_size:
-            raise ValueError(f"{path} has {self.n_vocab} tokens, the weights have {vocab_size}: fetch both again")
+            raise UserError(f"{path} has {self.n_vocab} tokens, the weights have {vocab_size}: fetch both again")
         self.file.no_padding()
         self.file.no_truncation()
         self.file.encode_special_tokens = True  # as text, where a text spells them
@@ -139,10 +140,10 @@ SAMPLE = "".join(map(chr, range(32, 127))) + "aaaa" * 8 + "!\n\t 1234  it's \u00
 
 
 def check_pattern(pattern, path):
-    """Raise ValueError for a pattern that does not cut a text into pieces: tiktoken would lose text or break off."""
+    """Raise UserError for a pattern that does not cut a text into pieces: tiktoken would lose text or break off."""
     try:
         pieces = [match.group() for match in regex.finditer(pattern, SAMPLE, timeout=1)]
     except (regex.error, TimeoutError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: its pattern is none ({error}): fetch the checkpoint again") from None
+        raise UserError(f"{path}: its pattern is none ({error}): fetch the checkpoint again") from None
     if not all(pieces) or "".join(pieces) != SAMPLE:
-        raise ValueError(f"{path}: its pattern loses text or matches nothing: fetch the checkpoint again")
+        raise UserError(f"{path}: its pattern loses text or matches nothing: fetch the checkpoint again")

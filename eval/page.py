@@ -13,10 +13,11 @@ from pathlib import Path
 import jinja2
 from matplotlib.colors import to_hex
 
-import cli
-from checkpoint import write_text
-from data import schemas
 from eval import plots, report
+from files import errors
+from files import schemas
+from files.errors import UserError
+from files.safe import write_text
 
 
 def details(task, tests, written, words, before, tuned):
@@ -156,7 +157,7 @@ def log_ticks(low, high):
 
 
 def write_page(path, results, details):
-    """Write report.html. Raises ValueError where a result would stand without its start or the best context."""
+    """Write report.html. Raises UserError where a result would stand without its start or the best context."""
     report.check_complete(results)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -189,8 +190,8 @@ def main(argv=None):
     try:
         write_page(out / "report.html", *read)
     except (LookupError, TypeError, AttributeError, ArithmeticError, jinja2.TemplateError) as error:
-        raise ValueError(f"{out} holds no results of this version ({error!r}): run it again") from None
+        raise UserError(f"{out} holds no results of this version ({error!r}): run it again") from None
 
 
 if __name__ == "__main__":
-    cli.run(main, "python -m eval.page")
+    errors.run_main(main, "python -m eval.page")

@@ -7,8 +7,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from checkpoint import replacing
 from eval.accuracy import wilson
+from files.safe import replacing
 
 RED = "#c1272d"  # of whatever was tuned
 COLORS = {

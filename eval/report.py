@@ -1,5 +1,7 @@
 """The tables that a person reads, all from the content of results.json or of a study."""
 
+from files.errors import UserError
+
 
 def heading(results, example):
     """What is run, in two or three lines."""
@@ -32,19 +34,19 @@ def line(label, cells, width):
 
 
 def check_complete(results):
-    """Raises ValueError where a result would stand without its own start, or without the best that a context can do:
+    """Raises UserError where a result would stand without its own start, or without the best that a context can do:
     most of what a tuned prompt answers, its start or a few worked examples may answer as well."""
     for name, curve in results["loss"].items():
         if curve and name not in results["before"]:
-            raise ValueError(f"{results['labels'][name]}: no accuracy before tuning, and no table without that")
+            raise UserError(f"{results['labels'][name]}: no accuracy before tuning, and no table without that")
     if "few-shot" not in results["accuracy"]:
-        raise ValueError("the best context was not measured: there is no table without it")
+        raise UserError("the best context was not measured: there is no table without it")
 
 
 def table(results):
     """Final-answer accuracy of each contender on each range: what learned before and after, and what tuning added.
 
-    Raises ValueError where a start or the best context is missing.
+    Raises UserError where a start or the best context is missing.
     """
     check_complete(results)
     ranges = list(results["accuracy"]["few-shot"])
@@ -153,7 +155,7 @@ def token_table(rows, most=12):
 
 def study_table(rows, settings, jobs, learned_from, along=""):
     """Markdown, a table for each task, of a study with those `settings`; `learned_from` says from what, and `along`
-    what the cells' x is. Raises ValueError where a row that learned lacks its start, or a task the best context."""
+    what the cells' x is. Raises UserError where a row that learned lacks its start, or a task the best context."""
     seeds, base = f"{settings['seeds']} seeds", f"base {settings['model']}"
     if ", " in settings["model"]:
         seeds, base = f"{seeds} on each base", f"bases {settings['model']}"
@@ -164,13 +166,13 @@ def study_table(rows, settings, jobs, learned_from, along=""):
     for task in dict.fromkeys(r["task"] for r in rows):
         task_rows = [r for r in rows if r["task"] == task]
         if not any(r["series"] == "best context" for r in task_rows):
-            raise ValueError(f"{task}: the best context was not measured: there is no table without it")
+            raise UserError(f"{task}: the best context was not measured: there is no table without it")
         ranges = list(dict.fromkeys(name for r in task_rows for name in r["accuracy"]))
         head = ["", *([along] if along else []), *ranges, "trainable", "seconds"]
         lines += ["", f"**{task}**", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
         for r in task_rows:
             if r["trainable"] and not r["before"]:
-                raise ValueError(f"{task}, {r['series']}: no accuracy before tuning, and no table without that")
+                raise UserError(f"{task}, {r['series']}: no accuracy before tuning, and no table without that")
             cells = [r["series"], *([f"{r['x']:,}" if r["x"] else ""] if along else [])]
             for name in ranges:
                 start = f"{r['before'][name][0]:.1f} > " if name in r["before"] else ""

@@ -5,9 +5,9 @@ import random
 import torch
 import torch.nn.functional as F
 
-import distributed
-from checkpoint import trained
 from data.batches import training_batches
+from files.safe import trained
+from run import processes as distributed
 
 CHECKS = 4  # in the course of tuning, evenly spaced, besides that of the start
 

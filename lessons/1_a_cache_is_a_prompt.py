@@ -36,9 +36,9 @@ sys.path.insert(0, str(next(folder for folder in folders if (folder / "prefix.py
 import matplotlib.pyplot as plt
 import torch
 
-from checkpoint import fingerprint, load_model
 from data.tokenizer import Tokenizer
 from eval.attention import attention_weights
+from files.weights import fingerprint, load_model
 from lessons import checks
 from lessons.drawing import attention_map, letters
 

@@ -40,12 +40,12 @@ import matplotlib.pyplot as plt
 import torch
 
 import tasks
-from checkpoint import load_model
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval.attention import attention_to_rows
 from eval.baselines import as_text, best_context
 from eval.neighbors import nearest_tokens
+from files.weights import load_model
 from lessons import checks
 from lessons.drawing import GRAY, ORANGE, RED, letters, redraw
 from prefix import FewShot, HybridPrefix, Method, TextPrompt, ZeroShot

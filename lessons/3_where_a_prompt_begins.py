@@ -43,11 +43,11 @@ import matplotlib.pyplot as plt
 import torch
 
 import tasks
-from checkpoint import load_model
 from data.batches import encode
 from data.tokenizer import Tokenizer
 from eval.accuracy import wilson
 from eval.baselines import as_text, best_context
+from files.weights import load_model
 from lessons import checks
 from lessons.drawing import BLUE, GRAY, GREEN, ORANGE, RED
 from prefix import FewShot, HybridPrefix

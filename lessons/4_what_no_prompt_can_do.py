@@ -37,11 +37,11 @@ import matplotlib.pyplot as plt
 import torch
 
 import tasks
-from checkpoint import load_model
 from data.batches import encode
 from data.tokenizer import Tokenizer
 from eval.attention import attention_weights
 from eval.baselines import as_text
+from files.weights import load_model
 from lessons import checks
 from lessons.drawing import BLUE, GRAY, GREEN, RED
 from prefix import METHODS, TextPrompt

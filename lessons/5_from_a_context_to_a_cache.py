@@ -40,17 +40,17 @@ import matplotlib.pyplot as plt
 import torch
 
 import tasks
-from checkpoint import load_model, save_model
 from data.batches import encode
 from data.tokenizer import Tokenizer
 from eval.accuracy import generate_answers, majority_vote, score
 from eval.baselines import as_text
+from files.peft import export_peft
+from files.prompts import load_prefix, save_prefix
+from files.weights import load_model, save_model
 from generate import generate, stack_caches
 from lessons import checks
 from lessons.drawing import BLUE, GRAY, GREEN, RED
-from peft_io import export_peft
 from prefix import Cartridge, DeepPrefix, TextPrompt
-from prefix_file import load_prefix, save_prefix
 from train_task import evaluate, train
 
 SHARE = float(os.environ.get("LESSONS_SHARE", 1))  # the project's tests use fewer examples; the text speaks of all

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from files.errors import UserError
+
 FOLDER = Path(__file__).parent
 IN_DISTRIBUTION = "in-distribution"
 FILES = (".jsonl", ".csv", ".tsv")  # endings of your own data
@@ -52,13 +54,13 @@ class Task:
 
         In distribution, questions of split "test" and "train" never meet: a hash of the question
         decides. The other ranges are all test. Test examples are distinct, so short ones may run
-        out: the list is then shorter than n. Raises ValueError for a range that is not the task's.
+        out: the list is then shorter than n. Raises UserError for a range that is not the task's.
         """
         if range_name not in self.ranges:
-            raise ValueError(f"task {self.name} has no range {range_name!r}: choose from {', '.join(self.ranges)}")
+            raise UserError(f"task {self.name} has no range {range_name!r}: choose from {', '.join(self.ranges)}")
         in_distribution = range_name == next(iter(self.ranges))
         if split == "train" and not in_distribution:
-            raise ValueError(f"range {range_name!r} is out of distribution: there is nothing to train on")
+            raise UserError(f"range {range_name!r} is out of distribution: there is nothing to train on")
         low, high = self.ranges[range_name]
         rng = random.Random(f"{self.name} {range_name} {split} {seed}")
         examples, seen, misses = [], set(), 0
@@ -144,11 +146,11 @@ def names():
 
 def load(name, **files):
     """The task of that name, or of that .jsonl, .csv or .tsv file, with `files` the rest of what YourData
-    (your_data.py) takes. Raises ValueError that lists the names."""
+    (your_data.py) takes. Raises UserError that lists the names."""
     if Path(name).suffix in FILES:
         return importlib.import_module("tasks.your_data").YourData(name, **files)
     if name not in names():
-        raise ValueError(f"no task {name!r}: choose from {', '.join(names())}, or name a .jsonl, .csv or .tsv file")
+        raise UserError(f"no task {name!r}: choose from {', '.join(names())}, or name a .jsonl, .csv or .tsv file")
     file, _, variant = name.partition(":")
     task = importlib.import_module(f"tasks.{file}").variants[variant]
     task.name = name

@@ -5,7 +5,8 @@
 """
 
 import tasks
-from cli import Parser, at_least, run, seed
+from files.errors import UserError, run_main
+from run.flags import Parser, at_least, seed
 
 
 def main(argv=None):
@@ -22,7 +23,7 @@ def main(argv=None):
             lengths = {r: f" ({low}-{high} {task.unit})" * (low < high) for r, (low, high) in task.ranges.items()}
             print(name + "\t" + ", ".join(r + length for r, length in lengths.items()))
     elif args.task is None:
-        raise ValueError("name a task, or --list them")
+        raise UserError("name a task, or --list them")
     else:
         task = tasks.load(args.task)
         for e in task.examples(args.n, args.range or next(iter(task.ranges)), seed=args.seed):
@@ -30,4 +31,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main, "python -m tasks")
+    run_main(main, "python -m tasks")

@@ -17,7 +17,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data import schemas
+from files import schemas
+from files.errors import UserError
 from tasks import IN_DISTRIBUTION, Example, Task, in_test
 
 MOST_CHARACTERS = 100_000  # of a row: no base reads more at once
@@ -51,10 +52,10 @@ class YourData(Task):
             self.rows = {s: [r for r in rows if in_test(r[1].question) == (s == "test")] for s in ("train", "test")}
         for split, some in self.rows.items():
             if not some:
-                raise ValueError(f"{path}: no row is left to {split} on: give more rows, or another --test file")
+                raise UserError(f"{path}: no row is left to {split} on: give more rows, or another --test file")
         counts = Counter(self.final_answer(e.answer) for _, e in self.rows["train"])
         if len(counts) == 1:
-            raise ValueError(f"{path}: every answer is {next(iter(counts))!r}: there is nothing to tell apart")
+            raise UserError(f"{path}: every answer is {next(iter(counts))!r}: there is nothing to tell apart")
         if not answer_after and len(counts) <= MOST_CLASSES and counts.total() >= ROWS_A_CLASS * len(counts):
             self.classes = sorted(counts | Counter(self.final_answer(e.answer) for _, e in self.rows["test"]))
             self.majority = counts.most_common(1)[0][0]
@@ -97,16 +98,16 @@ class YourData(Task):
                     f"{len(lines)} rows to {split} on are too long for the base: left out, {named(lines)}"
                 )
             if not self.rows[split]:
-                raise ValueError(f"every row to {split} on is too long for the base: use one with a longer block_size")
+                raise UserError(f"every row to {split} on is too long for the base: use one with a longer block_size")
 
     def read(self, path, prompt, answer):
         """[(line number, Example)] of the rows that can be used; notes about the others."""
         try:
             text = schemas.read_bytes(path, schemas.DATA_LIMIT).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it as that") from None
+            raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as that") from None
         if not text.strip():
-            raise ValueError(f"{path} is empty")
+            raise UserError(f"{path} is empty")
         found, broken, columns = [], {}, set()
         for line, row in self.parse(path, text):
             if not isinstance(row, dict):
@@ -128,11 +129,11 @@ class YourData(Task):
         for column in (prompt, answer):
             if columns and column not in columns:
                 has = ", ".join(map(repr, sorted(map(str, columns))))
-                raise ValueError(f"{path} has no column {column!r} but {has}: name both with --columns")
+                raise UserError(f"{path} has no column {column!r} but {has}: name both with --columns")
         if broken:
             first = next(iter(broken))
             if not found:
-                raise ValueError(f"{path}: not one row can be used; line {first}: {broken[first]}")
+                raise UserError(f"{path}: not one row can be used; line {first}: {broken[first]}")
             self.notes.append(
                 f"{path}: {len(broken)} broken rows left out, {named(broken)}; line {first}: {broken[first]}"
             )

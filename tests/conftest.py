@@ -17,10 +17,10 @@ os.chdir(ROOT)
 
 import undrawn  # noqa: E402
 
-import cli  # noqa: E402
-from checkpoint import save_model  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from eval import plots  # noqa: E402
+from files import errors as cli  # noqa: E402
+from files.weights import save_model  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 VOCAB = 1024  # nano's encoding, so that every byte is in it
@@ -62,7 +62,7 @@ def command(capsys, monkeypatch):
     def command(program, *args):
         main, code = importlib.import_module(program.removesuffix(".py")).main, 0
         try:
-            cli.run(main, program, [str(arg) for arg in args])
+            cli.run_main(main, program, [str(arg) for arg in args])
         except SystemExit as end:
             code = end.code
         text = capsys.readouterr()

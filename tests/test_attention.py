@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import tasks
-from checkpoint import load_model
 from data.batches import encode
 from eval.attention import attention_to_rows, attention_weights
+from files.weights import load_model
 from prefix import METHODS, DeepPrefix, HybridPrefix
 
 transformers = pytest.importorskip("transformers")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 pytest.importorskip("peft")
-import bench
-from checkpoint import save_model
+from files.weights import save_model
 from llama import Llama
 from model import GPT
+from research import bench
 
 SMALL = ["--n-layer", "1", "--n-embd", "64", "--vocab-size", "300", "--rows", "4", "--batch-size", "2", "--repeat", "1"]
 

@@ -17,16 +17,13 @@ import torch
 import torture
 import undrawn
 
-import claim
-import cli
-import cluster
-import compare
-import resume
-import studies
 import train_task
-from checkpoint import save_model
 from eval import plots
+from files import errors as cli
+from files.weights import save_model
 from model import GPT, GPTConfig
+from research import claim, cluster, compare, studies
+from run import resume
 
 ROOT = Path(__file__).parent.parent
 needs_submitit = pytest.mark.skipif(
@@ -194,7 +191,7 @@ def a_machine(study, machine, log):
 
     train_task.main = noted
     sys.stdout = sys.stderr = open(f"{log} of {machine}", "w")
-    cli.run(compare.main, "compare.py", study)
+    cli.run_main(compare.main, "compare.py", study)
 
 
 def test_two_machines_that_start_one_study_do_each_run_once_and_both_have_the_table(study, tmp_path):

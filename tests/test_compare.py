@@ -6,11 +6,10 @@ import pytest
 import torch
 from conftest import results_of
 
-import compare
-import studies
-from checkpoint import save_model
 from eval import plots, report
+from files.weights import save_model
 from model import GPT, GPTConfig
+from research import compare, studies
 
 
 def test_finished_runs_are_kept_and_the_rest_is_run(study_args, tmp_path):

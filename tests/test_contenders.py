@@ -4,8 +4,8 @@ import torch
 from conftest import results_of
 
 import tasks
-from checkpoint import read_tensors
 from data.tokenizer import Tokenizer
+from files.safe import read_tensors
 
 
 def test_random_only_and_trigger_only(run, tmp_path):

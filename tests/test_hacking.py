@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint import save_model
+from files.weights import save_model
 from model import GPT, GPTConfig
 
 pytestmark = pytest.mark.xdist_group("hacking")  # one process makes the runs

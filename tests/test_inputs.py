@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-import cli
-from checkpoint import write_json
+from files import errors as cli
+from files.safe import write_json
 from generate import next_token
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -374,7 +374,7 @@ def test_questions_from_a_closed_or_endless_stdin(command, box, monkeypatch):
 def test_bars_do_without_stderr(monkeypatch):
     monkeypatch.setattr("sys.stderr", None)
     seen = []
-    cli.run(lambda argv: seen.extend(tqdm(range(3))), "program")
+    cli.run_main(lambda argv: seen.extend(tqdm(range(3))), "program")
     assert seen == [0, 1, 2]
 
 
@@ -383,11 +383,11 @@ def test_a_lack_of_memory_is_one_line_and_an_error_of_ours_is_not(capsys):
         torch.empty(2**50)
 
     with pytest.raises(SystemExit):
-        cli.run(allocate, "program")
+        cli.run_main(allocate, "program")
     err = capsys.readouterr().err
     assert err.startswith("program: the machine's memory does not hold this") and err.count("\n") == 1
     with pytest.raises(RuntimeError, match="ours"):
-        cli.run(lambda argv: (_ for _ in ()).throw(RuntimeError("ours")), "program")
+        cli.run_main(lambda argv: (_ for _ in ()).throw(RuntimeError("ours")), "program")
 
 
 def test_a_message_stands_on_a_line_of_its_own_behind_a_bar(capsys):
@@ -397,5 +397,5 @@ def test_a_message_stands_on_a_line_of_its_own_behind_a_bar(capsys):
                 raise ValueError("broken")
 
     with pytest.raises(SystemExit):
-        cli.run(broken, "program")
+        cli.run_main(broken, "program")
     assert capsys.readouterr().err.splitlines()[-1] == "program: broken"

@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import llama
-import peft_io
 import prefix
-import prefix_file
 import tasks
-from checkpoint import fingerprint, load_model, save_model
 from data.tokenizer import Tokenizer
+from files import peft as peft_io
+from files import prompts as prefix_file
+from files.weights import fingerprint, load_model, save_model
 from llama import Llama, LlamaConfig
 
 transformers = pytest.importorskip("transformers")

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from checkpoint import load_model
+from files.weights import load_model
 from model import GPT, CrossEntropy, GPTConfig, SplitAttention
 
 transformers = pytest.importorskip("transformers")

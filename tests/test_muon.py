@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from methods.muon import Muon, optimizers
 from model import GPT, GPTConfig
-from muon import Muon, optimizers
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (16, 64), (64, 16)])

@@ -12,8 +12,8 @@ import torch
 
 import tasks
 import train_task
-from checkpoint import save_model
 from eval import page
+from files.weights import save_model
 from model import GPT, GPTConfig
 
 pytestmark = pytest.mark.xdist_group("page")  # one process makes the runs and starts the browser

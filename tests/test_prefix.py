@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 import prefix
-from checkpoint import fingerprint, save_model
+from files.prompts import load_prefix, save_prefix
+from files.weights import fingerprint, save_model
 from generate import generate
 from model import GPT
-from prefix_file import load_prefix, save_prefix
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

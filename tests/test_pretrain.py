@@ -12,14 +12,14 @@ import pytest
 import torch
 from tqdm import tqdm
 
-import muon
-import pretrain
-import resume
-from checkpoint import load_model, write_json
-from data import documents
 from data.tokenizer import Tokenizer
+from files.safe import write_json
+from files.weights import load_model
+from methods import muon
 from model import GPT
 from prefix import Scratch
+from research import documents, pretrain
+from run import resume
 
 
 def test_kshot_accuracy_counts_what_greedy_decoding_would_write(tokenizer):

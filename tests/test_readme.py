@@ -9,13 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import bench
-import compare
-import peft_io
-import pretrain
 import sample
-import speedrun
 import train_task
+from files import peft as peft_io
+from research import bench, compare, pretrain, speedrun
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -17,12 +17,11 @@ import undrawn
 from filelock import FileLock
 from torch import nn
 
-import checkpoint
-import record
-import resume
 import train_task
 from eval import plots
+from files import weights as checkpoint
 from model import GPT, GPTConfig
+from run import record, resume
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import prefix
-from checkpoint import load_model, save_model
 from data.tokenizer import Tokenizer
+from files.prompts import load_prefix, save_prefix
+from files.weights import load_model, save_model
 from model import GPT, GPTConfig
-from prefix_file import load_prefix, save_prefix
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import warnings
 import pytest
 import torch
 
-import speedrun
 import tasks
-from checkpoint import load_model, save_model
 from data.batches import encode, training_batches
+from files.weights import load_model, save_model
 from model import GPT, GPTConfig
+from research import speedrun
 
 DIGITS, FIVE = "in-distribution", "5 digits"  # the two ranges of addition
 

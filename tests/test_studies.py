@@ -2,11 +2,10 @@
 
 import pytest
 
-import compare
 import prefix
-import studies
 import train_task
-from checkpoint import load_model
+from files.weights import load_model
+from research import compare, studies
 
 
 @pytest.mark.parametrize("name", [n for n in studies.STUDIES if n != "base_size"])

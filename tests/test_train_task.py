@@ -9,15 +9,16 @@ from conftest import results_of
 from tqdm import tqdm
 
 import prefix
-import resume
 import tasks
 import train_task
-from checkpoint import load_model, read_tensors
 from data.batches import encode
 from data.tokenizer import Tokenizer
 from eval.accuracy import generate_answers, score
+from files.prompts import load_prefix
+from files.safe import read_tensors
+from files.weights import load_model
 from prefix import METHODS, HybridPrefix, Scratch
-from prefix_file import load_prefix
+from run import resume
 from train_task import train
 
 

@@ -10,10 +10,11 @@ import torch
 
 import tasks
 import train_task
-from checkpoint import load_model, read_tensors
 from data.batches import encode, training_batches
 from eval.baselines import as_text
 from eval.validation import Validation, answers_right, hold_back
+from files.safe import read_tensors
+from files.weights import load_model
 from generate import generate
 from prefix import HybridPrefix
 from tasks import Example

@@ -2,8 +2,8 @@
 
 import matplotlib.pyplot as plt
 
-from checkpoint import replacing
 from eval import plots
+from files.safe import replacing
 
 drawn = plots.write  # for the few tests whose runs have to draw
 

@@ -7,9 +7,10 @@ and compare.py adds the contexts that it is measured beside.
 
 import prefix
 import tasks
-from checkpoint import load_model, locate
 from data.tokenizer import Tokenizer
 from eval.baselines import as_text
+from files.errors import UserError
+from files.weights import load_model, locate
 from prefix import TRANSLATOR
 
 TASKS = ["addition", "multiplication", "symbolic_sum", "word_reversal", "last_letter"]
@@ -93,7 +94,7 @@ def length(args):
 def capacity(args):
     """How many of 256 random letters a prompt holds, by its rows: at most linearly many (Meyer et al. 2025)."""
     if args.tasks:
-        raise ValueError(f"--tasks {' '.join(args.tasks)}: capacity has one task, memory: leave it out")
+        raise UserError(f"--tasks {' '.join(args.tasks)}: capacity has one task, memory: leave it out")
     how = "--method", "prompt", "--trigger", "none", "--lr", 0.1, "--epochs", 150, "--validation", 0
     pairs = "--examples", 256, "--test-examples", 256
     return [cell(args, "memory", "prompt", n, "--n-random", n, *how, *pairs) for n in (1, 2, 4, 8, 16, 32)]

@@ -28,14 +28,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import peft_io
 import prefix
-from checkpoint import load_model, read_tensors, save_model, write_json
-from cli import Parser, at_least, best_dtype, check_memory, run
-from data import schemas
+from files import peft as peft_io
+from files import schemas
+from files.errors import UserError, run_main
+from files.safe import read_tensors, write_json
+from files.weights import load_model, save_model
 from generate import generate
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
+from run.flags import Parser, at_least, best_dtype, check_memory
 from train_task import train_step
 
 JOBS = {
@@ -72,7 +74,7 @@ def parse_args(argv=None):
     check_memory(8 * n, f"a model of {n:,} parameters on each side")
     for file in filter(None, (args.plot, args.json)):
         if not Path(file).absolute().parent.is_dir():
-            raise ValueError(f"no folder for {file}: make it first")
+            raise UserError(f"no folder for {file}: make it first")
     return args
 
 
@@ -250,10 +252,10 @@ def measure(w, sides, repeat, bar):
     workers = {}
     try:
         for side in sides:
-            command = [sys.executable, __file__, "--worker", json.dumps(w | {"side": side})]
+            command = [sys.executable, "-m", "research.bench", "--worker", json.dumps(w | {"side": side})]
             workers[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             if workers[side].stdout.readline() != "ready\n":
-                raise ValueError(f"{side} could not start: its own message is above")
+                raise UserError(f"{side} could not start: its own message is above")
         turns = {side: [] for side in sides}
         for _ in range(repeat + 1):  # the first is to warm up
             for side, worker in workers.items():
@@ -266,7 +268,7 @@ def measure(w, sides, repeat, bar):
                     pass  # it has ended: the next line is empty
                 line = worker.stdout.readline()
                 if not line:
-                    raise ValueError(f"{side} broke off: its own message is above")
+                    raise UserError(f"{side} broke off: its own message is above")
                 if (turn := json.loads(line)) is None:
                     turns[side] = None
                     worker.kill()
@@ -338,12 +340,12 @@ def main(argv=None):
 
 
 def check_agreement(job, dtype, out):
-    """Raises ValueError where our side and PEFT give another loss or another text: they would not do the same work."""
+    """Raises UserError where our side and PEFT give another loss or another text: they would not do the same work."""
     if dtype != "float32" or not {"ours", "PEFT"} <= out.keys():
         return
     ours, peft = out["ours"], out["PEFT"]
     if ours != peft if job == "decode" else abs(ours / peft - 1) >= 1e-3:
-        raise ValueError(f"{job}: ours gives {ours}, PEFT {peft}: they do not do the same work")
+        raise UserError(f"{job}: ours gives {ours}, PEFT {peft}: they do not do the same work")
 
 
 def seconds(r, name):
@@ -419,4 +421,4 @@ def plot(results, args):
 
 
 if __name__ == "__main__":
-    run(main, "bench.py")
+    run_main(main, "bench.py")

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torture
 
-from checkpoint import save_model
+from files.weights import save_model
 from model import GPT, GPTConfig
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")

@@ -11,7 +11,8 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from checkpoint import HUB, fingerprint, load_model, replacing, save_model, write_json, write_tensors
+from files.safe import replacing, write_json, write_tensors
+from files.weights import HUB, fingerprint, load_model, save_model
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
 
@@ -178,7 +179,7 @@ def test_offline_and_not_cached_one_line_says_what_to_fetch(monkeypatch):
 
 PEAK = """
 import resource, sys
-from checkpoint import load_model
+from files.weights import load_model
 import torch
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 model = load_model(sys.argv[1], dtype=getattr(torch, sys.argv[2]))

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import checkpoint
-import translator
-from checkpoint import load_model
-from data import documents
 from data.tokenizer import Tokenizer
+from files import weights as checkpoint
+from files.prompts import load_prefix, save_prefix
+from files.weights import load_model
 from model import GPT, GPTConfig
 from prefix import TRANSLATOR, Translator, TranslatorNetwork, load_translator, save_translator
-from prefix_file import load_prefix, save_prefix
+from research import documents
+from research import translate as translator
 
 TEXTS = [[7, 8, 9, 10, 11, 12, 13], [20, 21, 22, 23]]
 

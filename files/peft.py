@@ -10,14 +10,16 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import BUNDLED, HUB, hub_name, load_model, read_tensors, save_model, write_json, write_tensors
-from cli import DEFAULT_BASE, Parser, run
-from data import schemas
 from data.tokenizer import Tokenizer
+from files import schemas
+from files.errors import UserError, run_main
+from files.prompts import ROWS, load_prefix, save_prefix
+from files.safe import read_tensors, write_json, write_tensors
+from files.weights import BUNDLED, HUB, hub_name, load_model, save_model
 from llama import Llama
 from model import GPT
 from prefix import Cartridge, DeepPrefix, HybridPrefix, LoRA, PrefixTuning, Translator, block_linears
-from prefix_file import ROWS, load_prefix, save_prefix
+from run.flags import DEFAULT_BASE, Parser
 
 
 @torch.no_grad()
@@ -26,9 +28,9 @@ def export_peft(method, model, folder):
     PROMPT_TUNING for rows at the input, PREFIX_TUNING for keys and values, an MLP folded into either; CARTRIDGE; LORA.
     """
     if type(method) not in (*ROWS, DeepPrefix, PrefixTuning, Cartridge, Translator, LoRA):
-        raise ValueError(f"PEFT has no adapter for {method.name}")
+        raise UserError(f"PEFT has no adapter for {method.name}")
     if reads_text(method, model):
-        raise ValueError(f"{method.label} with text in front (--shots, --trigger): PEFT's adapter would lose it")
+        raise UserError(f"{method.label} with text in front (--shots, --trigger): PEFT's adapter would lose it")
     config, tensors = lora_adapter(method, model) if isinstance(method, LoRA) else prompt_adapter(method, model)
     config |= {
         "task_type": "CAUSAL_LM",
@@ -51,11 +53,11 @@ def prompt_adapter(prefix, model):
     c, rows = model.config, prefix.embeddings()
     deep = isinstance(prefix, DeepPrefix)
     if getattr(prefix, "position", "before") != "before":
-        raise ValueError(f"rows {prefix.position} the question: PEFT puts them before it")
+        raise UserError(f"rows {prefix.position} the question: PEFT puts them before it")
     if deep and prefix.layers < c.n_layer:
-        raise ValueError(f"a prefix in the top {prefix.layers} of {c.n_layer} layers: PEFT knows none but in all")
+        raise UserError(f"a prefix in the top {prefix.layers} of {c.n_layer} layers: PEFT knows none but in all")
     if "head" in prefix.init_kwargs:
-        raise ValueError("a prefix with a classification head: PEFT's adapter would lose it")
+        raise UserError("a prefix with a classification head: PEFT's adapter would lose it")
     config = {
         "peft_type": "PREFIX_TUNING" if deep else "PROMPT_TUNING",
         "num_virtual_tokens": len(rows),
@@ -97,11 +99,11 @@ def lora_adapter(lora, model):
 
 def import_peft(folder, model):
     """The method in a PEFT adapter of type PROMPT_TUNING, P_TUNING, CPT, PREFIX_TUNING, CARTRIDGE or LORA. Of prompts
-    PEFT writes an encoder's output, not the encoder, so that all of them are rows. Raises ValueError."""
+    PEFT writes an encoder's output, not the encoder, so that all of them are rows. Raises UserError."""
     file, weights = Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors"
     for one in (file, weights):
         if not one.is_file():
-            raise ValueError(f"no {one.name} in {folder}: name a folder that PEFT's save_pretrained wrote")
+            raise UserError(f"no {one.name} in {folder}: name a folder that PEFT's save_pretrained wrote")
     config = schemas.read_json(file, schemas.AdapterConfig, "name a folder that PEFT's save_pretrained wrote")
     kind = config["peft_type"]
     _, tensors = read_tensors(weights)
@@ -115,16 +117,16 @@ def import_peft(folder, model):
         "CARTRIDGE": DeepPrefix,
     }
     if kind not in kinds:
-        raise ValueError(f"{folder} is a {kind} adapter: only {', '.join(kinds)} and LORA can be imported")
+        raise UserError(f"{folder} is a {kind} adapter: only {', '.join(kinds)} and LORA can be imported")
     if list(tensors) != ["prompt_embeddings"]:
         extra = next((name for name in tensors if name != "prompt_embeddings"), "nothing")
-        raise ValueError(
+        raise UserError(
             f"{weights} holds {extra!r}, not prompt_embeddings alone: only causal language models' prompts"
         )
     rows, c = tensors["prompt_embeddings"].float(), model.config
     width = 2 * c.n_layer * c.n_kv_head * c.head_dim if kinds[kind] is DeepPrefix else c.n_embd
     if rows.dim() != 2 or rows.size(1) != width:
-        raise ValueError(
+        raise UserError(
             f"{weights}: prompt_embeddings is {tuple(rows.shape)}, a {kind} prompt for {model.name} is {width} wide: "
             "give the --model it was tuned on"
         )
@@ -140,39 +142,39 @@ def method_of_rows(cls, rows, model):
 
 @torch.no_grad()
 def import_lora(config, tensors, model, folder):
-    """LoRA from a PEFT adapter. What the adapter leaves alone gets an update of zero. Raises ValueError."""
+    """LoRA from a PEFT adapter. What the adapter leaves alone gets an update of zero. Raises UserError."""
     plain = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian")}  # the others change the base, or y
     switches = ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "layer_replication", "modules_to_save")
     for key in (*plain, *switches):
         if config.get(key) and config[key] not in plain.get(key, ()):
-            raise ValueError(f"{folder} says {key} = {config[key]!r}: only plain LoRA can be imported")
+            raise UserError(f"{folder} says {key} = {config[key]!r}: only plain LoRA can be imported")
     config = schemas.convert(config, schemas.LoRAConfig, Path(folder) / "adapter_config.json", "export it again")
     rank = config["r"]
     if not any(t.dim() == 2 and rank in t.shape for t in tensors.values()):
-        raise ValueError(f"{folder} says r = {rank}, and none of its tensors has that rank: export it again")
+        raise UserError(f"{folder} says r = {rank}, and none of its tensors has that rank: export it again")
     lora = LoRA(model, rank=rank, alpha=config["lora_alpha"], rslora=config.get("use_rslora", False))
     left = dict(tensors)
     for (name, _), A, B in zip(block_linears(model), lora.A, lora.B):
         for part, ours in (("A", A), ("B", B)):
             theirs = left.pop(f"{lora_name(name, model)}.lora_{part}.weight", None)
             if theirs is not None and theirs.shape != ours.shape:
-                raise ValueError(
+                raise UserError(
                     f"{folder}: lora_{part} of {name} is {tuple(theirs.shape)}, {model.name} asks for "
                     f"{tuple(ours.shape)}: give the --model it was tuned on"
                 )
             if theirs is not None:
                 ours.copy_(theirs)
     if left or not tensors:
-        raise ValueError(f"{folder} holds {next(iter(left), 'nothing')!r}: only updates of the blocks can be imported")
+        raise UserError(f"{folder} holds {next(iter(left), 'nothing')!r}: only updates of the blocks can be imported")
     return lora.to(model.wte.weight.device)
 
 
 def save_merged(lora, model, folder):
     """Write the base with the updates of LoRA in its weights, and the tokenizer's file where the base has one."""
     if not isinstance(lora, LoRA):
-        raise ValueError(f"{lora.label} is not in the weights: only --method lora can be merged into them")
+        raise UserError(f"{lora.label} is not in the weights: only --method lora can be merged into them")
     if reads_text(lora, model):
-        raise ValueError("LoRA with text in front (--shots, --trigger): a checkpoint would lose it")
+        raise UserError("LoRA with text in front (--shots, --trigger): a checkpoint would lose it")
     save_model(lora.merged(model), folder)
     for file in ("encoding.json", "tokenizer.json"):
         if (model.folder / file).is_file():
@@ -187,7 +189,7 @@ def base_of(source):
     header, _ = read_tensors(file)
     name = header.get("base", "")
     if name not in (*BUNDLED, *HUB) and "/" not in name:  # a name with a slash is the hub's
-        raise ValueError(f"{source} was tuned on the base {name!r}: name its folder with --model")
+        raise UserError(f"{source} was tuned on the base {name!r}: name its folder with --model")
     return name
 
 
@@ -207,7 +209,7 @@ def main(argv=None):
     p.add_argument("--model", help=f"the base (default: what the run was tuned on; import: {DEFAULT_BASE})")
     args = p.parse_args(argv)
     if Path(args.target).exists():
-        raise ValueError(f"{args.target} exists already: name another, or remove it")
+        raise UserError(f"{args.target} exists already: name another, or remove it")
     source = Path(args.source)
     model = load_model(args.model or (DEFAULT_BASE if args.what == "import" else base_of(source))).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
@@ -222,4 +224,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main, "peft_io.py")
+    run_main(main, "peft_io.py")

@@ -14,12 +14,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-import distributed
-from checkpoint import read_tensors, save_model
-from data import documents
 from data.batches import training_batches
+from files.safe import read_tensors
+from files.weights import save_model
 from model import GPT, GPTConfig
 from prefix import HybridPrefix
+from research import documents
+from run import processes as distributed
 from train_task import train_step
 
 
@@ -103,7 +104,7 @@ def test_each_process_holds_a_half_of_a_split_block(tmp_path):
         f"""import sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-import distributed
+from run import processes as distributed
 from model import GPT, GPTConfig
 from prefix import HybridPrefix
 distributed.start("cpu")

@@ -33,22 +33,27 @@ ROOT = Path(__file__).parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-import cli  # noqa: E402
-import compare  # noqa: E402
-import contenders  # noqa: E402
-import peft_io  # noqa: E402
 import prefix  # noqa: E402
-import pretrain  # noqa: E402
-import resume  # noqa: E402
 import sample  # noqa: E402
 import train_task  # noqa: E402
-from checkpoint import load_model, save_model, write_json  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from eval import page  # noqa: E402
+from files import errors as cli  # noqa: E402
+from files import peft as peft_io  # noqa: E402
+from files.prompts import save_prefix  # noqa: E402
+from files.safe import write_json  # noqa: E402
+from files.weights import load_model, save_model
 from llama import Llama, LlamaConfig  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 from prefix import TRANSLATOR, save_translator  # noqa: E402
-from prefix_file import save_prefix  # noqa: E402
+from research import (
+    compare,  # noqa: E402
+    pretrain,  # noqa: E402
+)
+from run import (
+    contenders,  # noqa: E402
+    resume,  # noqa: E402
+)
 
 METHODS = [name for name in prefix.METHODS if name != "scratch"]  # which train_task.py does not save
 OPTIONS = {  # of methods, where the defaults would leave something out or be too large for the base below
@@ -477,7 +482,7 @@ def judge(read, box, size=0, seconds=SECONDS):
     watching = True
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.run(lambda argv: read(box), "program")
+            cli.run_main(lambda argv: read(box), "program")
     except SystemExit as end:
         code = end.code
         if code == 130:  # interrupted: so is the judge

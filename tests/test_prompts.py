@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import prefix
-from checkpoint import read_tensors, save_model, write_tensors
+from files.prompts import load_prefix, save_prefix
+from files.safe import read_tensors, write_tensors
+from files.weights import save_model
 from model import GPT
-from prefix_file import load_prefix, save_prefix
 
 
 def test_another_base_tokenizer_or_file_is_refused(tiny, tokenizer, tmp_path):

@@ -19,15 +19,18 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import distributed
-import muon
-import resume
 import tasks
-from checkpoint import replacing, save_model, write_json, write_text
-from cli import Parser, at_least, check_memory, fraction, rate, run, seed, weight
-from data import documents, schemas
 from data.tokenizer import Tokenizer, byte_alphabet
+from files import schemas
+from files.errors import UserError, run_main
+from files.safe import replacing, write_json, write_text
+from files.weights import save_model
+from methods import muon
 from model import GPT, GPTConfig
+from research import documents
+from run import processes as distributed
+from run import resume
+from run.flags import Parser, at_least, check_memory, fraction, rate, seed, weight
 
 # words with their leading space, each digit alone, runs of marks, white space
 PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
@@ -76,18 +79,18 @@ def parse_args(argv=None):
     args = p.parse_args(argv)
     args.n_head = args.n_head or max(1, args.n_embd // 64)
     if args.text is None and args.show_documents is None:
-        raise ValueError("name a folder of .txt files with --text")
+        raise UserError("name a folder of .txt files with --text")
     if args.batch_tokens < args.block_size:
-        raise ValueError(f"--batch-tokens {args.batch_tokens}: give at least --block-size {args.block_size}")
+        raise UserError(f"--batch-tokens {args.batch_tokens}: give at least --block-size {args.block_size}")
     if args.tokens < args.batch_tokens:
-        raise ValueError(f"--tokens {args.tokens:.0f}: give at least --batch-tokens {args.batch_tokens}")
+        raise UserError(f"--tokens {args.tokens:.0f}: give at least --batch-tokens {args.batch_tokens}")
     if args.n_embd % args.n_head:
-        raise ValueError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
+        raise UserError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
     check_memory(4 * args.tokens, f"--tokens {args.tokens:g}")  # a token, and whether it is asked
     n = (args.vocab_size + args.block_size + 12 * args.n_layer * args.n_embd) * args.n_embd  # parameters
     check_memory(16 * n, f"a model of {n:,} parameters, its gradients and AdamW's averages")
     if args.decay_frac > 1:
-        raise ValueError(f"--decay-frac {args.decay_frac}: give a number above 0 and up to 1")
+        raise UserError(f"--decay-frac {args.decay_frac}: give a number above 0 and up to 1")
     return args
 
 
@@ -102,7 +105,7 @@ def train_tokenizer(books, vocab_size, rng):
     try:  # imported here, since nothing but pretraining needs it
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     except ImportError:
-        raise ValueError("pretraining needs the tokenizers library: pip install -r requirements-pretrain.txt") from None
+        raise UserError("pretraining needs the tokenizers library: pip install -r requirements-pretrain.txt") from None
     sample, length = "", 3 * vocab_size  # characters of each book: more tokens take more text to find
     for book in books:
         start = rng.randrange(max(1, len(book) - length))
@@ -144,7 +147,7 @@ def prepare(args, out):
     """The tokenizer, and arrays (2, tokens) of tokens and asked for training and validation, memory-mapped."""
     files = sorted(f for f in Path(args.text).glob("**/*.txt") if f.is_file())  # a pipe would never end
     if not files:
-        raise ValueError(f"no .txt file in {args.text}: name a folder of prose with --text")
+        raise UserError(f"no .txt file in {args.text}: name a folder of prose with --text")
     books = [f.read_text(encoding="utf-8-sig", errors="replace") for f in files]
     if not (out / "encoding.json").exists():
         print("training the tokenizer ...", flush=True)
@@ -178,12 +181,12 @@ def load_tokens(path):
     """What `first_tokens` made, from its file, (2, N); it stays on the disk until it is read."""
     try:
         if not path.is_file():  # a pipe might never end
-            raise ValueError("no regular file")
+            raise UserError("no regular file")
         data = np.load(path, mmap_mode="r")
         if data.dtype != np.uint16 or data.ndim != 2 or len(data) != 2:
-            raise ValueError(f"{data.dtype} of shape {data.shape}")
+            raise UserError(f"{data.dtype} of shape {data.shape}")
     except Exception as error:  # numpy reads the header as Python, which has many ways to be wrong
-        raise ValueError(f"{path} is not as it was written ({error}): remove it, and it is made again") from None
+        raise UserError(f"{path} is not as it was written ({error}): remove it, and it is made again") from None
     return data
 
 
@@ -339,18 +342,18 @@ def plot_learning_curves(log, path):
 
 
 def check_arguments(args, out):
-    """This run's arguments, {name: value}. Raises ValueError where the folder holds a run of others."""
+    """This run's arguments, {name: value}. Raises UserError where the folder holds a run of others."""
     free = ("text", "out", "tokens", "show_documents", "compile", "device", "dtype", "eval_interval", "decay_frac")
     init_kwargs = {k: v for k, v in vars(args).items() if k not in (*free, "resume", "save_minutes")}
     if out.exists() and not out.is_dir() or resume.is_stopped(out) and not args.resume:
-        raise ValueError(f"{out} is already in use: give another --out, or --resume to go on")
+        raise UserError(f"{out} is already in use: give another --out, or --resume to go on")
     if os.path.lexists(out / "args.json"):
         before = schemas.read_json(out / "args.json", dict, "give another --out")
         if before.keys() != init_kwargs.keys():
-            raise ValueError(f"{out} holds a run of an earlier version of pretrain.py: give another --out")
+            raise UserError(f"{out} holds a run of an earlier version of pretrain.py: give another --out")
         changed = [k for k in init_kwargs if init_kwargs[k] != before.get(k)]
         if changed:
-            raise ValueError(f"{out} holds a run with another --{changed[0].replace('_', '-')}: give another --out")
+            raise UserError(f"{out} holds a run with another --{changed[0].replace('_', '-')}: give another --out")
     return init_kwargs
 
 
@@ -422,7 +425,7 @@ def train(args, out, model, tokenizer, data, checkpoint):
                 optimizer.zero_grad()
             upcoming = draw_batch(args, data, step + 1)  # here, where a GPU is still at work on this step
             if not loss.isfinite():
-                raise ValueError(
+                raise UserError(
                     f"the loss is {loss.item()} at step {step}: lower --lr or --adam-lr; the last checkpoint is kept"
                 )
             step = state["step"] = step + 1
@@ -586,4 +589,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main, "pretrain.py")
+    run_main(main, "pretrain.py")

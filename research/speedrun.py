@@ -23,18 +23,20 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-import bench
 import tasks
-from checkpoint import load_model, write_json
-from cli import Parser, at_least, run, weight
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval.baselines import as_text
 from eval.validation import answers_right
-from muon import Muon
-from peft_io import method_of_rows
+from files.errors import UserError, run_main
+from files.peft import method_of_rows
+from files.safe import write_json
+from files.weights import load_model
+from methods.muon import Muon
 from prefix import METHODS
-from record import record
+from research import bench
+from run.flags import Parser, at_least, weight
+from run.record import record
 from train_task import train_step
 
 GOALS = 0.99, 0.95  # exact match, in distribution and in the range beyond it: every step and the final answer
@@ -109,7 +111,7 @@ def parse_args(argv=None):
     args.contenders = list(dict.fromkeys(args.contenders or (QUICK if args.quick else CONTENDERS)))
     missing = [name for name in ("peft", "transformers") if importlib.util.find_spec(name) is None]
     if missing and any(name.startswith("peft") for name in args.contenders):
-        raise ValueError(
+        raise UserError(
             f"no {' and '.join(missing)} here: pip install -r requirements-dev.txt, or name other --contenders"
         )
     return args
@@ -309,7 +311,7 @@ def row(c, lr, runs, max_seconds):
 def main(argv=None):
     args = parse_args(argv)
     if (Path(args.out) / "results.json").exists() and not args.overwrite:
-        raise ValueError(f"{args.out} is already in use: give another --out, or --overwrite it")
+        raise UserError(f"{args.out} is already in use: give another --out, or --overwrite it")
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     model, task = load_model(args.model, args.device, args.dtype).freeze(), tasks.load(args.task)
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, task.tokenize)
@@ -343,4 +345,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main, "speedrun.py")
+    run_main(main, "speedrun.py")

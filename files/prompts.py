@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import fingerprint, read_tensors, trained, write_tensors
-from data import schemas
+from files import schemas
+from files.errors import UserError
+from files.safe import read_tensors, trained, write_tensors
+from files.weights import fingerprint
 from prefix import CPT, METHODS, HybridPrefix, LoPT, PromptTuning, PTuning
 
 ROWS = HybridPrefix, PromptTuning, CPT, LoPT, PTuning  # at the input, and nothing else
@@ -34,31 +36,31 @@ def save_prefix(method, path, model, tokenizer, task="", trigger="", question_fo
 
 
 def load_prefix(path, model, tokenizer, other_base=False):
-    """(method, header) from a file. Raises ValueError where it is broken or for another base or tokenizer; with
+    """(method, header) from a file. Raises UserError where it is broken or for another base or tokenizer; with
     `other_base` rows at the input may come from another base of the same width, to begin as.
 
     Whether the text of its task is bytes or BPE, header["tokenize"], is for the caller to follow.
     """
     if not Path(path).is_file():
-        raise ValueError(f"no prefix file {path}: train_task.py writes prefix.safetensors into its run's folder")
+        raise UserError(f"no prefix file {path}: train_task.py writes prefix.safetensors into its run's folder")
     header, tensors = read_tensors(path)
     header = todays_words(header)
     if header.get("format") != "nanoprompt prefix":
-        raise ValueError(f"{path} is no prefix: name the prefix.safetensors of a run")
+        raise UserError(f"{path} is no prefix: name the prefix.safetensors of a run")
     header = schemas.convert(header, schemas.PrefixHeader, path, "train it again")
     movable = other_base and METHODS.get(header["method"]) in ROWS and "start" in tensors and tensors["start"].dim()
     if header["base_fingerprint"] != fingerprint(model) and movable:
         if (width := tensors["start"].shape[-1]) != model.config.n_embd:
-            raise ValueError(
+            raise UserError(
                 f"{path} has rows of width {width}, {model.name} of {model.config.n_embd}: name another base"
             )
     elif header["base_fingerprint"] != fingerprint(model):
         tuned_on = f"{header['base']!r} ({header['base_fingerprint']})"
-        raise ValueError(f"{path} was tuned on the base {tuned_on}, not on {model.name!r} ({fingerprint(model)})")
+        raise UserError(f"{path} was tuned on the base {tuned_on}, not on {model.name!r} ({fingerprint(model)})")
     if header["tokenizer"] != tokenizer.name:
-        raise ValueError(f"{path} was tuned with the tokenizer {header['tokenizer']}, not with {tokenizer.name}")
+        raise UserError(f"{path} was tuned with the tokenizer {header['tokenizer']}, not with {tokenizer.name}")
     if header["method"] not in METHODS:
-        raise ValueError(f"{path} is of the method {header['method']!r}: choose from {', '.join(METHODS)}")
+        raise UserError(f"{path} is of the method {header['method']!r}: choose from {', '.join(METHODS)}")
     cls, c = METHODS[header["method"]], model.config
     text = tensors["text"].numel() if "text" in tensors else 0  # a cartridge's, which may be longer than any context
     largest = max(c.block_size, text, sum(t.numel() for t in tensors.values()) // c.n_embd)
@@ -68,18 +70,18 @@ def load_prefix(path, model, tokenizer, other_base=False):
     wanted = method.state_dict()
     for name, t in tensors.items():
         if name in wanted and t.shape != wanted[name].shape:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {name!r} is {tuple(t.shape)}, its header asks for {tuple(wanted[name].shape)}: train it again"
             )
     missing, unknown = method.load_state_dict(tensors, strict=False)
     trained = {name for name, p in method.named_parameters() if p.requires_grad}
     if unknown or trained & set(missing):
-        raise ValueError(f"{path} is no complete {header['method']}: train it again")
+        raise UserError(f"{path} is no complete {header['method']}: train it again")
     for name, t in method.named_buffers():  # tokens: of a text, of answers, of worked examples
         if not t.is_floating_point() and t.numel() and not (0 <= t.min() and t.max() < c.vocab_size):
-            raise ValueError(f"{path}: {name!r} holds tokens past the vocabulary of {c.vocab_size}: train it again")
+            raise UserError(f"{path}: {name!r} holds tokens past the vocabulary of {c.vocab_size}: train it again")
     if method.shots is not None and (method.shots.dim() != 2 or len(method.shots) != 1):
-        raise ValueError(f"{path}: 'shots' is {tuple(method.shots.shape)}, not (1, tokens): train it again")
+        raise UserError(f"{path}: 'shots' is {tuple(method.shots.shape)}, not (1, tokens): train it again")
     return method.to(model.wte.weight.device), header
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from files.errors import UserError
+
 PACKAGES = ("torch", "numpy", "tiktoken", "safetensors")
 
 
@@ -36,22 +38,22 @@ def record(device, dtype, data):
 
 
 def check_same(folder, before, now):
-    """Raise ValueError where a folder's run was begun with other arguments, weights or data than this one."""
+    """Raise UserError where a folder's run was begun with other arguments, weights or data than this one."""
     try:
         known, args = before["args"], now["args"]
         pairs = {f"its --{key.replace('_', '-')}": (known.get(key), args[key]) for key in args}
         pairs["the base's weights"] = before["base"]["fingerprint"], now["base"]["fingerprint"]
         pairs["the examples"] = before["record"]["data"], now["record"]["data"]
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{folder} holds no results of this version: give another --out") from None
+        raise UserError(f"{folder} holds no results of this version: give another --out") from None
     for what, (a, b) in pairs.items():
         if json.dumps(a) != json.dumps(b):
-            raise ValueError(f"{folder} holds another run, {what} differs: give another --out")
+            raise UserError(f"{folder} holds another run, {what} differs: give another --out")
 
 
 def check_installed(library):
     if importlib.util.find_spec(library) is None:
-        raise ValueError(f"--log {library} needs that library: pip install {library}")
+        raise UserError(f"--log {library} needs that library: pip install {library}")
 
 
 def tracker(library, folder, config):
@@ -68,7 +70,7 @@ def installed(package):
 
 def source():
     """(commit, whether a Python file differs from it) of this source, or (None, None) outside of a git repository."""
-    root = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parent.parent
     try:
         top, commit = git(root, "rev-parse", "--show-toplevel", "HEAD").splitlines()
         if Path(top).resolve() != root:  # a repository that only holds a copy of this one

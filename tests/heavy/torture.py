@@ -27,15 +27,13 @@ import torch
 import torch._dynamo  # noqa: F401  an optimizer imports it: once here, not in every run
 import undrawn
 
-import checkpoint
-import cli
-import compare
-import pretrain
-import resume
 import train_task
-from data import documents
 from eval import plots
+from files import errors as cli
+from files import weights as checkpoint
 from model import GPT, GPTConfig
+from research import compare, documents, pretrain
+from run import resume
 
 torch.set_num_threads(1)
 TIMINGS = ("seconds", "record", "command")
@@ -89,7 +87,7 @@ def begin(main, arguments, log, die_at=None):
         plots.write = undrawn.write
         if die_at:
             kill_in_write(*die_at)
-        cli.run(main, "program", arguments)
+        cli.run_main(main, "program", arguments)
         code = 0
     except SystemExit as end:
         code = end.code

@@ -4,20 +4,18 @@ Everything is safetensors and JSON. Every file is written under a temporary name
 """
 
 import hashlib
-import json
 import math
-import os
 import re
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from data import schemas
+from files import schemas
+from files.errors import UserError
+from files.safe import check_finite, write_json, write_tensors
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
 
@@ -30,106 +28,6 @@ HUB = {  # name -> repository and revision, so that the same name is the same we
     "distilgpt2": ("distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa"),
 }
 
-
-# ---------------------------------------------------------------- writing
-
-
-@contextmanager
-def replacing(path, keep=None):
-    """`with replacing(path) as temporary:` write to the temporary path; it then takes the place of `path`, which is
-    kept as `keep` where that is given.
-
-    No reader sees half a file, not even after a loss of power. If the block raises, the file that was there stays and
-    the temporary one is removed. Raises ValueError where the disk is full, read-only or gone.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_file():  # a device, whose place a file would take
-        raise ValueError(f"{path} is no regular file: name another")
-    temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        flush(temporary)
-        if keep and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot write {path} ({why}): make room, or choose another folder") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def flush(path):
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_tensors(path, tensors, metadata, keep=None):
-    """Write safetensors: {name: tensor} and {name: text}."""
-    with replacing(path, keep) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # that of any new file; the library's files are readable by their owner alone
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata=metadata)
-        temporary.chmod(mode)
-        sort_header(temporary)
-
-
-def trained(module):
-    """{name: tensor} of a module's parameters but the frozen ones, and of its buffers."""
-    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-    return {name: t for name, t in module.state_dict().items() if name not in frozen}
-
-
-def sort_header(path):
-    """Let the same tensors and metadata give the same bytes: the library writes metadata in an order of chance."""
-    with open(path, "r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-        file.seek(8)
-        file.write(text.ljust(size))
-
-
-def write_json(path, value):
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path, text):
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-
-
-def read_tensors(path):
-    """(header, {name: tensor}) of a safetensors file. Raises ValueError where it is none, or holds NaN or infinity."""
-    if not Path(path).is_file():  # a pipe might never end
-        raise ValueError(f"{path} is no regular file: name a safetensors file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header, tensors = file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read ({error}): it is no safetensors file, or it was cut off") from None
-    for name, t in tensors.items():
-        check_finite(t, name, path)
-    return header, tensors
-
-
-def check_finite(t, name, path):
-    """Raise ValueError where a tensor holds NaN or infinity, which its smallest and largest number tell at once."""
-    if t.is_complex():
-        raise ValueError(f"{path}: {name!r} is complex: weights are real numbers")
-    if t.is_floating_point() and t.numel():
-        low, high = (t.float() if t.itemsize == 1 else t).aminmax()  # of float8 there is none
-        if low.isfinite() and high.isfinite():
-            return
-        raise ValueError(f"{path}: {name!r} holds NaN or infinite numbers: make or fetch the file again")
-
-
-# ---------------------------------------------------------------- checkpoints
 
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # the model_type of config.json that llama.py can run
 SHARDS = "model.safetensors.index.json"
@@ -222,13 +120,13 @@ def load_model(source, device="cpu", dtype=torch.float32):
     GPT or a Llama. `model.folder` is where its tokenizer would lie.
 
     Tensors are read one by one, the largest first, and cast at once, so that memory never holds more than the loaded
-    model and one small tensor. Raises ValueError that names what is missing, broken, wrong-shaped or left over.
+    model and one small tensor. Raises UserError that names what is missing, broken, wrong-shaped or left over.
     """
     config_file, index = locate(source)
     config = read_config(config_file, index)
     stored = len({our_name(key).split(".")[1] for key in index if our_name(key).startswith("h.")})
     if config.n_layer > stored:  # before so many are made
-        raise ValueError(f"{config_file} says {config.n_layer} layers, the weights have {stored}: fetch both again")
+        raise UserError(f"{config_file} says {config.n_layer} layers, the weights have {stored}: fetch both again")
     with torch.device("meta"), WithoutValues():
         model = Llama(config) if isinstance(config, LlamaConfig) else GPT(config)
     wanted = dict(model.named_parameters())
@@ -239,15 +137,15 @@ def load_model(source, device="cpu", dtype=torch.float32):
             continue  # the causal mask and the angles of rotary positions, which old checkpoints store
         if name not in wanted and name != "lm_head.weight":
             kind = "a model of the Llama family" if isinstance(model, Llama) else "GPT-2"
-            raise ValueError(f"{file} holds {key!r}, which {kind} does not have: it is another model")
+            raise UserError(f"{file} holds {key!r}, which {kind} does not have: it is another model")
         like = wanted[name if name in wanted else "wte.weight"]
         asked = tuple(like.shape[:: -1 if transposed(name) else 1])
         if shape != asked:
-            raise ValueError(f"{file}: {key!r} is {shape}, {config_file.name} asks for {asked}")
+            raise UserError(f"{file}: {key!r} is {shape}, {config_file.name} asks for {asked}")
         with safe_open(file, framework="pt") as opened:  # memory-mapped, and unmapped again before the next
             t = opened.get_tensor(key)
         if not t.is_floating_point():
-            raise ValueError(f"{file}: {key!r} is of type {t.dtype}: weights are floating-point numbers")
+            raise UserError(f"{file}: {key!r} is of type {t.dtype}: weights are floating-point numbers")
         if name not in wanted:
             head = t[:: max(1, len(t) // 512)].clone(), file
             continue
@@ -255,12 +153,12 @@ def load_model(source, device="cpu", dtype=torch.float32):
         check_finite(tensors[name], key, file)
     if missing := sorted(wanted.keys() - tensors.keys()):
         lacks = f"{source} lacks {len(missing)} tensors, first {hub_name(missing[0], model)!r}"
-        raise ValueError(f"{lacks}: fetch it again")
+        raise UserError(f"{lacks}: fetch it again")
     model.load_state_dict(tensors, assign=True)
     if head is not None:  # some store the head beside the embedding table: it has to be the same
         rows = model.wte.weight[:: max(1, config.vocab_size // 512)]
         if not torch.equal(rows, head[0].to(rows)):
-            raise ValueError(
+            raise UserError(
                 f"{head[1]} has a head that is not its embedding table: only tied heads are supported where "
                 f"{config_file.name} does not say tie_word_embeddings = false"
             )
@@ -288,14 +186,14 @@ def locate(source):
     """The config.json of a checkpoint, and {stored name: (file, shape)} over its weight files."""
     folder, name = Path(source), "model.safetensors"
     if source in BUNDLED:
-        folder = Path(__file__).parent / "data" / source
+        folder = Path(__file__).parent.parent / "data" / source
     elif on_the_hub(source):
         folder = fetch(source, name)
     elif folder.suffix == ".safetensors":
         folder, name = folder.parent, folder.name
     elif not folder.is_dir():
         names = ", ".join([*BUNDLED, *HUB])
-        raise ValueError(
+        raise UserError(
             f"no model {str(source)!r}: give {names}, the hub's OWNER/NAME, a checkpoint's folder or its .safetensors "
             "file"
         )
@@ -305,21 +203,21 @@ def locate(source):
     index = {}
     for part in parts:
         if not part.is_file():
-            raise ValueError(f"no {part.name} in {folder}: a model is a folder with config.json and {name}")
+            raise UserError(f"no {part.name} in {folder}: a model is a folder with config.json and {name}")
         try:
             with safe_open(part, framework="pt") as file:
                 index |= {key: (part, tuple(file.get_slice(key).get_shape())) for key in file.keys()}
         except SafetensorError as error:
-            raise ValueError(f"{part} cannot be read ({error}): fetch it again") from None
+            raise UserError(f"{part} cannot be read ({error}): fetch it again") from None
     return folder / "config.json", index
 
 
 def shards(path):
-    """The file names of a checkpoint in shards, from its index. Raises ValueError."""
+    """The file names of a checkpoint in shards, from its index. Raises UserError."""
     names = sorted(set(schemas.read_json(path, schemas.ShardIndex)["weight_map"].values()))
     for name in names:
         if Path(name).name != name:
-            raise ValueError(f"{path} names {name!r}, but a shard lies beside its index: fetch it again")
+            raise UserError(f"{path} names {name!r}, but a shard lies beside its index: fetch it again")
     return names
 
 
@@ -346,15 +244,15 @@ def fetch(source, name):
             for file in shards(index):
                 hf_hub_download(repository, file, revision=revision)
     except GatedRepoError:
-        raise ValueError(
+        raise UserError(
             f"{repository} is gated: accept its terms on https://huggingface.co/{repository}, then log in with "
             "`hf auth login`"
         ) from None
     except RemoteEntryNotFoundError:
-        raise ValueError(f"the hub's {repository} has no {file}: name another base") from None
+        raise UserError(f"the hub's {repository} has no {file}: name another base") from None
     except (OSError, HfHubHTTPError) as error:
         files = f"config.json and {name}" if source in HUB else f"config.json, tokenizer.json and {name} or its shards"
-        raise ValueError(
+        raise UserError(
             f"cannot fetch {source} ({type(error).__name__}), and it is no folder: go online once, or put {files} of "
             f"the hub's {repository} into a folder and name that with --model"
         ) from None
@@ -368,7 +266,7 @@ def read_config(path, index):
     kind = schemas.read_json(path, schemas.ModelType).get("model_type", "gpt2")
     if kind not in ("gpt2", *LLAMA_FAMILY):
         known = ", ".join(("gpt2", *LLAMA_FAMILY))
-        raise ValueError(f"{path} says model_type = {kind!r}: only {known} can be loaded")
+        raise UserError(f"{path} says model_type = {kind!r}: only {known} can be loaded")
     remedy = "only GPT-2 and Llama checkpoints can be loaded"
     if kind == "gpt2":
         return gpt2_config(path, schemas.read_json(path, schemas.GPT2Json, remedy))
@@ -380,9 +278,9 @@ def gpt2_config_of_shapes(folder, index):
     try:
         (vocab_size, n_embd), block_size = shapes["wte.weight"], shapes["wpe.weight"][0]
     except (KeyError, ValueError):
-        raise ValueError(f"no config.json in {folder}, and its weights are not GPT-2's: name another") from None
+        raise UserError(f"no config.json in {folder}, and its weights are not GPT-2's: name another") from None
     if n_embd % 64:
-        raise ValueError(f"no config.json in {folder}: it says how many heads share {n_embd} columns")
+        raise UserError(f"no config.json in {folder}: it says how many heads share {n_embd} columns")
     n_layer = len({key.split(".")[1] for key in shapes if key.startswith("h.")})
     return GPTConfig(vocab_size, block_size, n_layer, n_embd // 64, n_embd)  # a head of GPT-2 is 64 wide
 
@@ -390,7 +288,7 @@ def gpt2_config_of_shapes(folder, index):
 def gpt2_config(path, c):
     config = GPTConfig(c["vocab_size"], c["n_positions"], c["n_layer"], c["n_head"], c["n_embd"])
     if config.n_embd % config.n_head:
-        raise ValueError(f"{path}: n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
+        raise UserError(f"{path}: n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
     same = {  # settings under which the same weights would mean another network
         "activation_function": ("gelu_new",),
         "layer_norm_epsilon": (1e-5,),
@@ -401,7 +299,7 @@ def gpt2_config(path, c):
     }
     for key, allowed in same.items():
         if c.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{path} says {key} = {c[key]!r}: only GPT-2's own {allowed[0]!r} is supported")
+            raise UserError(f"{path} says {key} = {c[key]!r}: only GPT-2's own {allowed[0]!r} is supported")
     return config
 
 
@@ -422,12 +320,12 @@ def llama_config(path, c):
     for key, allowed in same.items():
         if stated.get(key, allowed[0]) not in allowed:
             only = " and ".join(map(repr, allowed))
-            raise ValueError(f"{path} says {key} = {stated[key]!r}: only {only} is supported in the Llama family")
+            raise UserError(f"{path} says {key} = {stated[key]!r}: only {only} is supported in the Llama family")
     scaling = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
     if missing := {"rope_theta", *(scaling if positions == "llama3" else ())} - rope.keys():
-        raise ValueError(f"{path} has no {min(missing)}, which says how positions turn: fetch it again")
+        raise UserError(f"{path} has no {min(missing)}, which says how positions turn: fetch it again")
     if positions == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
-        raise ValueError(f"{path} says high_freq_factor <= low_freq_factor: fetch it again")
+        raise UserError(f"{path} says high_freq_factor <= low_freq_factor: fetch it again")
     # within its window a position sees everything before it, so that no text may be longer
     windowed = kind == "mistral" or c.get("use_sliding_window")
     window = c.get("sliding_window", 4096) if windowed else None
@@ -454,5 +352,5 @@ def llama_config(path, c):
     )
     if config.n_head % config.n_kv_head or config.head_dim % 2 or config.head_dim == 0:
         heads = f"{config.n_head} heads of {config.head_dim}, {config.n_kv_head} of keys and values"
-        raise ValueError(f"{path} says {heads}: these have to share the former, and their width is even")
+        raise UserError(f"{path} says {heads}: these have to share the former, and their width is even")
     return config

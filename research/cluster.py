@@ -19,10 +19,11 @@ from pathlib import Path
 
 import torch
 
-import resume
 import train_task
-from claim import BEAT, DEAD, claim, is_free
-from cli import at_least
+from files.errors import UserError
+from research.claim import BEAT, DEAD, claim, is_free
+from run import resume
+from run.flags import at_least
 
 MOST_STARTS = 1000  # of one job whose time was up
 
@@ -45,10 +46,10 @@ def open_executor(args, folder):
     try:
         import submitit
     except ImportError:
-        raise ValueError("--cluster needs submitit: pip install -r requirements-cluster.txt") from None
+        raise UserError("--cluster needs submitit: pip install -r requirements-cluster.txt") from None
     if args.cluster == "slurm" and not shutil.which("sbatch"):
-        raise ValueError("--cluster slurm: sbatch is not found: start the study where SLURM's jobs are submitted")
-    root = str(Path(__file__).resolve().parent)  # a job imports this file by its name
+        raise UserError("--cluster slurm: sbatch is not found: start the study where SLURM's jobs are submitted")
+    root = str(Path(__file__).resolve().parent.parent)  # a job imports this file by its name
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     executor = submitit.AutoExecutor(folder, args.cluster, slurm_max_num_timeout=MOST_STARTS)
     executor.update_parameters(
@@ -67,7 +68,7 @@ def submit(executor, threads, out, line):
     try:
         return executor.submit(run_job, out, line, threads)
     except RuntimeError as error:
-        raise ValueError(f"the job was not accepted: {error}") from None
+        raise UserError(f"the job was not accepted: {error}") from None
 
 
 def run_job(out, line, threads):

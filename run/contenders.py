@@ -7,10 +7,11 @@ import sys
 
 import torch
 
-import distributed
 from eval.baselines import as_text, best_context
+from files.errors import UserError
+from files.prompts import load_prefix
 from prefix import METHODS
-from prefix_file import load_prefix
+from run import processes as distributed
 
 
 def budget(args, method):
@@ -43,7 +44,7 @@ def build_method(args, name, model, tokenizer, task, examples, trigger=("", "", 
     """A method of prefix.py with the options of the command line, and its worked examples."""
     cls = METHODS[name]
     if args.n_random > model.config.block_size:
-        raise ValueError(f"--n-random {args.n_random}: {model.name} has block_size {model.config.block_size}")
+        raise UserError(f"--n-random {args.n_random}: {model.name} has block_size {model.config.block_size}")
     options = {o: getattr(args, o) for o in cls.options if getattr(args, o) is not None}
     if cls.needs_labels and task.classes:
         options["labels"] = [tokenizer.encode_task(task.answer_line(c)) for c in task.classes]
@@ -80,7 +81,7 @@ def begin_from(args, model, tokenizer):
     method, header = load_prefix(args.init_from, model, tokenizer, other_base=True)
     method = method.tunable(model)
     if method.name != args.method:
-        raise ValueError(f"{args.init_from} is of --method {method.name}, not {args.method}: give that")
+        raise UserError(f"{args.init_from} is of --method {method.name}, not {args.method}: give that")
     if hasattr(method, "start"):
         method.start.copy_(method.embeddings().detach())
     method.shots, method.init_kwargs["seed"] = None, args.seed
@@ -116,7 +117,7 @@ def load_prompts(args, model, tokenizer):
     for path, (method, other) in zip(args.load, loaded):
         same = other["tokenize"] == header["tokenize"]
         if len(loaded) > 1 and (not same or method.network(model) is not model or method.insert_rows([])):
-            raise ValueError(f"{path} cannot vote: it is {method.label}, or was tuned with other tokens than the first")
+            raise UserError(f"{path} cannot vote: it is {method.label}, or was tuned with other tokens than the first")
         name = f"{method.name} {len(methods) + 1}" if methods else method.name
         method.label += f", file {len(methods) + 1}" * (len(loaded) > 1)
         methods[name] = method
@@ -131,7 +132,7 @@ def draw_examples(args, task, model, tokenizer, n_positions):
     """Training examples, as many as the contender with the most wants; {range: test examples}; and how many positions
     the longest of them leaves free.
 
-    Rows of your own data that are too long for the base behind n_positions of prompt are left out. Raises ValueError
+    Rows of your own data that are too long for the base behind n_positions of prompt are left out. Raises UserError
     where another task's examples are.
     """
     limit = model.config.block_size - n_positions
@@ -144,7 +145,7 @@ def draw_examples(args, task, model, tokenizer, n_positions):
     tests = {name: task.examples(args.test_examples, name) for name in task.ranges}
     longest = max(len(tokenizer.encode_task(e.question + e.answer)) for e in [*examples, *sum(tests.values(), [])])
     if longest > limit:
-        raise ValueError(
+        raise UserError(
             f"{n_positions} prompt rows and {longest} tokens of text exceed block_size {model.config.block_size}: "
             "use fewer rows or shots"
         )
@@ -168,7 +169,7 @@ def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=
     else:
         tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed)
     if not tokens:
-        raise ValueError(
+        raise UserError(
             f"not one worked example fits into the {max_tokens} tokens that the base leaves: shorten the texts, or "
             "take a --model with a longer block_size"
         )

@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from checkpoint import load_model, write_json
-from cli import Parser, at_least, rate, run, seed, weight
-from data import documents
 from data.batches import pad
 from data.tokenizer import Tokenizer
+from files.errors import UserError, run_main
+from files.safe import write_json
+from files.weights import load_model
 from prefix import TRANSLATOR, TranslatorNetwork, load_translator, save_translator
+from research import documents
+from run.flags import Parser, at_least, rate, seed, weight
 
 MOST_TOKENS = 300  # of a document's worked examples while training
 SHOTS = (1, 2, 4, 8, 16)  # at which it is measured
@@ -42,7 +44,7 @@ def parse_args(argv=None):
     p.add_argument("--seed", type=seed, default=0, help="of weights and documents (default %(default)s)")
     args = p.parse_args(argv)
     if args.width % TranslatorNetwork.heads:
-        raise ValueError(f"--width {args.width} is not a multiple of {TranslatorNetwork.heads} heads")
+        raise UserError(f"--width {args.width} is not a multiple of {TranslatorNetwork.heads} heads")
     return args
 
 
@@ -197,7 +199,7 @@ def main(argv=None):
     args = parse_args(argv)
     model = load_model(args.model, args.device, args.dtype).freeze()
     if model.config.block_size < 512:
-        raise ValueError(f"{model.name} has {model.config.block_size} positions, and documents up to 512 tokens")
+        raise UserError(f"{model.name} has {model.config.block_size} positions, and documents up to 512 tokens")
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
     if args.init_from or args.measure:
         translator = load_translator(model, args.init_from)
@@ -209,7 +211,7 @@ def main(argv=None):
         return
     args.out = Path(args.out)
     if args.out.exists():
-        raise ValueError(f"{args.out} is there already: give another --out")
+        raise UserError(f"{args.out} is there already: give another --out")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     losses = train(translator, model, tokenizer, args)
     save_translator(translator, args.out, model)
@@ -220,4 +222,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main, "translator.py")
+    run_main(main, "translator.py")

@@ -24,10 +24,11 @@ from typing import NamedTuple
 import torch
 from filelock import FileLock, Timeout
 
-import distributed
-import record
-from checkpoint import flush, read_tensors, trained, write_tensors
-from data import schemas
+from files import schemas
+from files.errors import UserError
+from files.safe import flush, read_tensors, trained, write_tensors
+from run import processes as distributed
+from run import record
 
 NEWEST, BEFORE, LOCK, LOG = "checkpoint.safetensors", "checkpoint-before.safetensors", ".lock", "log.jsonl"
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -49,7 +50,7 @@ class Checkpoint:
     best: {name: tensor} of the best state so far of what is being tuned, which is saved as well.
     saved: what `load` returned, of the run that goes on; None begins a new one.
     log: "wandb" or "trackio", which get the lines of log.jsonl as well.
-    Raises ValueError where the folder cannot be written to, or another run is in it.
+    Raises UserError where the folder cannot be written to, or another run is in it.
     """
 
     def __init__(self, folder, state, minutes, saved=None, log=None):
@@ -80,9 +81,9 @@ class Checkpoint:
                 (self.folder / NEWEST).unlink(missing_ok=True)
                 self.save()  # from now on the folder holds an unfinished run, whatever else is in it
         except Timeout:
-            raise ValueError(f"another run is at work in {self.folder}: let it end, or give another --out") from None
+            raise UserError(f"another run is at work in {self.folder}: let it end, or give another --out") from None
         except OSError as error:
-            raise ValueError(f"cannot write to {self.folder} ({error.strerror}): give another --out") from None
+            raise UserError(f"cannot write to {self.folder} ({error.strerror}): give another --out") from None
         if self.log:
             self.tracker = record.tracker(self.log, self.folder, self.state["args"])
         self.handlers = {}
@@ -222,7 +223,7 @@ def write(folder, state, tensors, log_size):
 
 def load(folder):
     """What is Saved of the run in a folder: its newest checkpoint that is whole, or its results where it is finished,
-    or None. Raises ValueError where all checkpoints are broken.
+    or None. Raises UserError where all checkpoints are broken.
     """
     broken = []
     for path in (Path(folder) / NEWEST, Path(folder) / BEFORE):
@@ -231,9 +232,9 @@ def load(folder):
         try:
             header, tensors = read_tensors(path)
             if "sha256" not in header:
-                raise ValueError(f"{path} is no checkpoint of this version")
+                raise UserError(f"{path} is no checkpoint of this version")
             if header.pop("sha256") != checksum(header, tensors):
-                raise ValueError(f"{path} is not as it was written")
+                raise UserError(f"{path} is not as it was written")
         except ValueError as error:
             broken.append(str(error))
             continue
@@ -241,7 +242,7 @@ def load(folder):
             print(f"{broken[0]}; going on from {path.name}", file=sys.stderr)
         return Saved(json.loads(header["state"]), tensors, int(header["log_size"]), False, path.name == BEFORE)
     if broken:
-        raise ValueError(f"{broken[0]}; no other checkpoint is left: begin again in another --out")
+        raise UserError(f"{broken[0]}; no other checkpoint is left: begin again in another --out")
     results = Path(folder) / "results.json"
     if not results.exists():
         return None

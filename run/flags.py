@@ -3,10 +3,8 @@
 import argparse
 import math
 import os
-import sys
-import time
 
-from tqdm import tqdm
+from files.errors import UserError
 
 DEFAULT_BASE = "nano-2"
 MOST = 1_000_000  # of whatever is counted, where nothing narrower holds: examples, steps, tokens
@@ -21,12 +19,12 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
 
     def error(self, message):
-        raise ValueError(f"{message}; --help shows what there is")
+        raise UserError(f"{message}; --help shows what there is")
 
     def add_base(self, default=DEFAULT_BASE):
         """--model and --dtype. Where the program chooses the base itself, `default` says in words how, and --model is
         None."""
-        from checkpoint import BUNDLED, HUB  # imported here, since prefix.py imports this file, and checkpoint.py that
+        from files.weights import BUNDLED, HUB  # imported here, since it imports torch
 
         names = ", ".join([*BUNDLED, *HUB])
         self.add_argument(
@@ -46,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         import torch  # imported here, so that what needs none of it starts at once
 
         if args.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda: this machine has none, leave it out")
+            raise UserError("--device cuda: this machine has none, leave it out")
         args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if "dtype" in args:
             args.dtype = getattr(torch, args.dtype) if args.dtype else best_dtype(args.device)
@@ -128,64 +126,7 @@ def words(text):
 
 
 def check_memory(n_bytes, what):
-    """Raise ValueError where this machine's memory does not hold n_bytes."""
+    """Raise UserError where this machine's memory does not hold n_bytes."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if n_bytes > memory:
-        raise ValueError(f"{what} would take {n_bytes / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB")
-
-
-def run(main, program, argv=None):
-    """Call main(argv); what it refuses goes to stderr as one line, with exit code 2. The program ends quietly where
-    the reader of stdout has seen enough, as `head` has at some point."""
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # where it is closed, bars would break off
-    try:
-        main(argv)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where an error can still be told
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # one of the processes that torchrun started
-            from distributed import leave
-
-            leave()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        message = explain(error)
-        try:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        except OSError:  # Python would try again at its end, and complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return
-        for bar in list(tqdm._instances):  # so that the message has a line of its own
-            bar.close()
-        if os.environ.get("RANK", "0") != "0":  # of torchrun's processes: the first says what all of them would say
-            time.sleep(5)  # torchrun ends this one by then
-            program = f"{program}, process {os.environ['RANK']}"
-        print(f"{program}: {message}", file=sys.stderr)
-        sys.exit(2)
-
-
-def explain(error):
-    """One line about an error that is the input's or the machine's. Raises it again where it is the program's."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename or 'cannot write'}: {error.strerror}"
-    elif isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
-        text = f"the machine's memory does not hold this: give smaller sizes ({text})"
-    elif isinstance(error, RuntimeError):
-        if not is_of_another_process(error):
-            raise error
-        text = f"another process has ended, see what it says ({text[:200]})"
-    text = " ".join(text.split())
-    return text if len(text) < 1000 else text[:1000] + " ..."
-
-
-def is_of_another_process(error):
-    """Whether one of torchrun's processes has waited for one that is gone: in an exchange of distributed.py, or in the
-    middle of a block of --shard-base."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return False
-    from torch.distributed import DistError
-
-    return isinstance(error, DistError) or "gloo" in str(error) or "NCCL" in str(error)
+        raise UserError(f"{what} would take {n_bytes / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB")

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import msgspec
 from msgspec import Meta
 
+from files.errors import UserError
+
 JSON_LIMIT = 2**25  # bytes of a JSON file: four times the largest that is written here or by the hub's small models
 TOKENIZER_LIMIT = 2**27  # bytes of a tokenizer.json: the hub's larger vocabularies take 30 MB
 DATA_LIMIT = 2**28  # bytes of a data set, which is held in memory
@@ -241,11 +243,11 @@ def read_bytes(path, limit=JSON_LIMIT):
     """The content of a regular file of at most `limit` bytes: a pipe or a device might never end."""
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"no file {path}")
+        raise UserError(f"no file {path}")
     if not path.is_file():
-        raise ValueError(f"{path} is no regular file: name one")
+        raise UserError(f"{path} is no regular file: name one")
     if path.stat().st_size > limit:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes: at most {limit:,} are read")
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes: at most {limit:,} are read")
     return path.read_bytes()
 
 
@@ -259,9 +261,9 @@ def decode(text, schema, name, remedy):
     try:
         return msgspec.json.decode(text, type=schema)
     except msgspec.ValidationError as error:
-        raise ValueError(f"{name}: {error}: {remedy}") from None
+        raise UserError(f"{name}: {error}: {remedy}") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not JSON ({error}): {remedy}") from None
+        raise UserError(f"{name} is not JSON ({error}): {remedy}") from None
 
 
 def convert(value, schema, name, remedy):
@@ -269,7 +271,7 @@ def convert(value, schema, name, remedy):
     try:
         return msgspec.convert(value, schema)
     except msgspec.ValidationError as error:
-        raise ValueError(f"{name}: {error}: {remedy}") from None
+        raise UserError(f"{name}: {error}: {remedy}") from None
 
 
 def method_arguments(cls, text, path, vocab_size, largest):
@@ -306,14 +308,14 @@ def method_arguments(cls, text, path, vocab_size, largest):
             try:
                 given[name] = option["type"](str(given[name]))
             except Exception as error:  # whatever an argparse type raises
-                raise ValueError(f"{where}: {name} is {given[name]!r} ({error}): {remedy}") from None
+                raise UserError(f"{where}: {name} is {given[name]!r} ({error}): {remedy}") from None
     trigger, labels = given.get("trigger", []), given.get("labels", [])
     for token in (*trigger, *(t for label in labels for t in label)):
         if token >= vocab_size:
-            raise ValueError(f"{where}: token {token} is past the vocabulary of {vocab_size}: {remedy}")
+            raise UserError(f"{where}: token {token} is past the vocabulary of {vocab_size}: {remedy}")
     sizes = {k: v for k, v in given.items() if isinstance(v, int) and k != "seed"}
     sizes["the length of trigger"] = len(trigger)
     for name, size in sizes.items():
         if not 0 <= size <= largest:
-            raise ValueError(f"{where}: {name} is {size}, more than the file's tensors hold: {remedy}")
+            raise UserError(f"{where}: {name} is {size}, more than the file's tensors hold: {remedy}")
     return given

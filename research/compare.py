@@ -28,14 +28,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import cluster
-import resume
-from checkpoint import fingerprint, load_model, write_json, write_text
-from claim import is_free
-from cli import DEFAULT_BASE, Parser, at_least, run
-from data import schemas
 from eval import report
-from studies import AXES, LEARNED_FROM, STUDIES, context_cells
+from files import schemas
+from files.errors import UserError, run_main
+from files.safe import write_json, write_text
+from files.weights import fingerprint, load_model
+from research import cluster
+from research.claim import is_free
+from research.studies import AXES, LEARNED_FROM, STUDIES, context_cells
+from run import resume
+from run.flags import DEFAULT_BASE, Parser, at_least
 
 BUDGET = {  # of each run: what it learns from, what it is tested on, with how many seeds
     False: {"examples": 4000, "questions": 200, "seeds": 3},
@@ -76,9 +78,9 @@ def parse_args(argv=None):
     args = p.parse_args(argv)
     for name in args.studies:
         if name not in STUDIES:
-            raise ValueError(f"no study {name!r}: choose from {', '.join(STUDIES)}")
+            raise UserError(f"no study {name!r}: choose from {', '.join(STUDIES)}")
     if not args.studies and not args.list:
-        raise ValueError(f"name a study: {', '.join(STUDIES)}")
+        raise UserError(f"name a study: {', '.join(STUDIES)}")
     for name, value in BUDGET[args.full].items():
         setattr(args, name, getattr(args, name) or value)
     if args.cluster:  # what it runs on need not be in this machine
@@ -93,7 +95,7 @@ def parse_args(argv=None):
 
 def source_hash():
     """Eight hex digits of every source file that a run's numbers depend on."""
-    digest, root = hashlib.sha256(), Path(__file__).parent
+    digest, root = hashlib.sha256(), Path(__file__).parent.parent
     others = ("compare.py", "studies.py", "bench.py", "speedrun.py", "sample.py", "pretrain.py", "peft_io.py")
     others += ("claim.py", "cluster.py", "report.py", "plots.py", "page.py", "attention.py")
     for folder in (root, root / "data", root / "tasks", root / "eval"):
@@ -164,13 +166,13 @@ def why_failed(out, job):
     try:
         return job.result()
     except BrokenExecutor:
-        raise ValueError(f"{out.name}: its process was killed: the same command goes on; try a lower --jobs") from None
+        raise UserError(f"{out.name}: its process was killed: the same command goes on; try a lower --jobs") from None
     except RuntimeError as error:  # of submitit, which names the job's log
         return [f"{out.name}: {' '.join(str(error).split())[:500]}"]
 
 
 def run_all(cells, args, folder):
-    """Run what is not finished, and return each cell's results, a list over its bases and seeds. Raises ValueError with
+    """Run what is not finished, and return each cell's results, a list over its bases and seeds. Raises UserError with
     what was wrong with the first run that failed; those that did not fail are kept."""
     first, second = {}, {}  # folder of a run: its command line; the second take up what the first learned
     source, bases = source_hash(), {}
@@ -204,7 +206,7 @@ def run_all(cells, args, folder):
             pool.shutdown(wait=False, cancel_futures=True)
         bar.close()
     if failed:
-        raise ValueError(f"{len(failed)} of {len(every)} runs failed; {failed[0]}")
+        raise UserError(f"{len(failed)} of {len(every)} runs failed; {failed[0]}")
     return [[[read_results(out) for out in outs] for outs in c["runs"]] for c in cells]
 
 
@@ -252,12 +254,12 @@ def summary(cells, results):
 
 
 def read_earlier(path, settings):
-    """The rows that study.json has of earlier commands. Raises ValueError where they were measured otherwise."""
+    """The rows that study.json has of earlier commands. Raises UserError where they were measured otherwise."""
     if not path.exists():
         return []
     earlier = schemas.read_json(path, schemas.Study, "leave out --add, and it is written again")
     if earlier["settings"] != settings:
-        raise ValueError(f"{path}: measured with {earlier['settings']}, not with {settings}: leave out --add")
+        raise UserError(f"{path}: measured with {earlier['settings']}, not with {settings}: leave out --add")
     return earlier["rows"]
 
 
@@ -285,13 +287,13 @@ def main(argv=None):
 
     # one base is first loaded where its runs are made
     if len(args.model) > 1 and len({sum(p.numel() for p in load_model(name).parameters()) for name in args.model}) > 1:
-        raise ValueError(f"--model {' '.join(args.model)}: they are not of one size, which base_size --sizes compares")
+        raise UserError(f"--model {' '.join(args.model)}: they are not of one size, which base_size --sizes compares")
     for name in args.studies:
         folder = Path(args.out) / (f"{name}-full" if args.full else name)
         every = STUDIES[name](args)
         known = list(dict.fromkeys(c["series"] for c in every))
         if unknown := set(args.series or ()) - set(known):
-            raise ValueError(f"--series {min(unknown)}: {name} has {', '.join(known)}")
+            raise UserError(f"--series {min(unknown)}: {name} has {', '.join(known)}")
         cells = [c for c in every if c["series"] in (args.series or known)]
         settings = {key: getattr(args, key) for key in ("examples", "questions", "seeds")}
         settings["model"] = ", ".join(args.sizes if name == "base_size" else args.model)
@@ -315,4 +317,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main, "compare.py")
+    run_main(main, "compare.py")

@@ -7,11 +7,11 @@ import warnings
 import pytest
 import torch
 
-import peft_io
 import prefix
-from checkpoint import load_model, save_model
+from files import peft as peft_io
+from files.prompts import load_prefix, save_prefix
+from files.weights import load_model, save_model
 from model import GPT
-from prefix_file import load_prefix, save_prefix
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
