@@ -1,6 +1,6 @@
 """report.html: a run on one page, for a reader and for a wall. It needs no network and no server.
 
-    python -m eval.page out/addition-nano     # write the page again, after a change of report.html.jinja
+    python -m eval.page out/addition-nano-2   # write the page again, after a change of report.html.jinja
 
 It is made of results.json and of details.json, which holds what results.json would be too long with: every question,
 what was written after it, and where answers look.

@@ -19,7 +19,7 @@ from files.safe import check_finite, write_json, write_tensors
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
 
-BUNDLED = ("nano", "nano-1m", "nano-11m", "nano-1m-bytes", "nano-2", "nano-prose")  # in data/, each with its card
+BUNDLED = ("nano-2", "nano-prose")  # in data/, each with its card
 HUB = {  # name -> repository and revision, so that the same name is the same weights tomorrow
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
     "gpt2-medium": ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),

@@ -56,13 +56,13 @@ def parse_args(argv=None):
         default=[DEFAULT_BASE],
         help=f"the base, or several that differ by their seed, which every mean is then over (default {DEFAULT_BASE})",
     )
-    sizes = ["nano-1m", "nano", "nano-11m"]  # of one recipe
+    sizes = [DEFAULT_BASE]
     p.add_argument(
         "--sizes",
         nargs="+",
         default=sizes,
         metavar="MODEL",
-        help="bases of base_size, one or several of each size (default: nano's)",
+        help="bases of base_size, one or several of each size (default: %(default)s)",
     )
     p.add_argument("--tasks", nargs="+", help="instead of the study's own")
     p.add_argument("--series", nargs="+", help="these rows of the table alone, for instance adapter 'adapter, 1 shot'")

@@ -1,4 +1,4 @@
-"""How the embedded base model `nano` was made, and how to make another.
+"""How the embedded base model nano-2 was made, and how to make another.
 
     python pretrain.py --text FOLDER         FOLDER holds .txt files of prose, one for each book
     python pretrain.py --show-documents 5    look at the synthetic documents that it reads beside them
@@ -39,7 +39,7 @@ PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
 def parse_args(argv=None):
     p = Parser(__doc__)
     p.add_argument("--text", help="folder of .txt files of prose")
-    p.add_argument("--out", default="out/nano", help="checkpoints, logs and the finished model (default %(default)s)")
+    p.add_argument("--out", default="out/base", help="checkpoints, logs and the finished model (default %(default)s)")
     p.add_argument("--show-documents", type=at_least(1), metavar="N", help="print N synthetic documents and stop")
     p.add_argument("--tokens", type=rate, default=32e6, help="number of tokens to train on (default %(default).0f)")
     p.add_argument("--prose", type=fraction, default=0.1, help="share of prose among them (default %(default)s)")

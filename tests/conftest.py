@@ -23,7 +23,7 @@ from files import errors as cli  # noqa: E402
 from files.weights import save_model  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
-VOCAB = 1024  # nano's encoding, so that every byte is in it
+VOCAB = 1024  # nano-2's encoding, so that every byte is in it
 
 
 @pytest.fixture
@@ -38,17 +38,17 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return Tokenizer.load(ROOT / "data" / "nano", VOCAB)
+    return Tokenizer.load(ROOT / "data" / "nano-2", VOCAB)
 
 
 @pytest.fixture(scope="session")
 def little_base():
-    """Write a base of random weights with nano's encoding into a folder, as --model takes it."""
+    """Write a base of random weights with nano-2's encoding into a folder, as --model takes it."""
 
     def write(folder, n_layer, n_embd):
         torch.manual_seed(0)
         save_model(GPT(GPTConfig(VOCAB, block_size=256, n_layer=n_layer, n_head=2, n_embd=n_embd)), folder)
-        shutil.copy(ROOT / "data" / "nano" / "encoding.json", folder)
+        shutil.copy(ROOT / "data" / "nano-2" / "encoding.json", folder)
         return folder
 
     return write

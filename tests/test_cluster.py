@@ -36,7 +36,7 @@ def study(tmp_path):
     """The arguments of a study of three runs, one of them tuned, and of a fourth that loads what that one learned."""
     torch.manual_seed(0)
     save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), tmp_path / "little")
-    shutil.copy(ROOT / "data" / "nano" / "encoding.json", tmp_path / "little")
+    shutil.copy(ROOT / "data" / "nano-2" / "encoding.json", tmp_path / "little")
     words = "transfer --series hybrid --tasks symbolic_sum --seeds 1 --questions 2 --examples 64 --jobs 2".split()
     return [*words, "--device", "cpu", "--model", str(tmp_path / "little"), "--out", str(tmp_path / "out")]
 

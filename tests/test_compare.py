@@ -133,7 +133,7 @@ def test_bad_input_is_one_line(command):
         (("nonsense",), "no study 'nonsense': choose from methods"),
         (("methods", "--seeds", 0), "--seeds: 0: give at least 1"),
         (("capacity", "--tasks", "addition"), "--tasks addition: capacity has one task, memory: leave it out"),
-        (("methods", "--model", "nano", "nano-1m"), "--model nano nano-1m: they are not of one size"),
+        (("methods", "--model", "nano-2", "nano-prose"), "--model nano-2 nano-prose: they are not of one size"),
     ):
         done = command("compare.py", *words)
         assert (done.code, done.err.count("\n")) == (2, 1)

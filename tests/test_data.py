@@ -29,7 +29,7 @@ def test_digits_and_letters_are_single_tokens(tokenizer):
 
 @given(st.text())
 def test_nothing_is_lost(text):
-    nano = Tokenizer.load("data/nano", 1024)
+    nano = Tokenizer.load("data/nano-2", 1024)
     assert nano.decode(nano.encode(text)) == text
     assert nano.decode(nano.encode_task(text)) == text
     assert max(nano.encode(text) + nano.encode_task(text), default=0) < nano.eot
@@ -117,7 +117,7 @@ def test_a_vocabulary_nobody_knows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="777 tokens and no encoding.json"):
         Tokenizer.load(tmp_path, 777)
     with pytest.raises(ValueError, match="has 1024 tokens, the weights have 777"):
-        Tokenizer.load("data/nano", 777)
+        Tokenizer.load("data/nano-2", 777)
     (tmp_path / "encoding.json").write_text('{"name": ')
     with pytest.raises(ValueError, match="encoding.json is not JSON"):
         Tokenizer.load(tmp_path, 777)

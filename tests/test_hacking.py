@@ -69,7 +69,7 @@ def changed(tmp_path_factory):
     torch.manual_seed(0)
     mine = folder / "data" / "mine"
     save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=2, n_head=2, n_embd=32)), mine)
-    shutil.copy(ROOT / "data" / "nano" / "encoding.json", mine)
+    shutil.copy(ROOT / "data" / "nano-2" / "encoding.json", mine)
     few = "--task word_reversal --model mine --examples 16 --batch-size 4 --test-examples 4".split()
     lines = []
     for title, commands in COMMANDS.items():

@@ -58,7 +58,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=2, n_head=2, n_embd=32)), folder / "little")
-    shutil.copy("data/nano/encoding.json", folder / "little")
+    shutil.copy("data/nano-2/encoding.json", folder / "little")
     lines = [{"prompt": f"{HOSTILE} {i}", "answer": ["red", HOSTILE, "blue"][i % 3]} for i in range(60)]
     (folder / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     few = ["--model", str(folder / "little"), "--examples", "32", "--test-examples", "8", "--epochs", "1"]

@@ -194,7 +194,7 @@ def test_adapters_that_are_no_soft_prompt_for_this_base_are_refused(tiny, tmp_pa
 
 def test_export_and_import_from_the_command_line(tiny, tokenizer, tmp_path, command):
     save_model(tiny, tmp_path / "base")
-    shutil.copy("data/nano/encoding.json", tmp_path / "base")
+    shutil.copy("data/nano-2/encoding.json", tmp_path / "base")
     base = load_model(tmp_path / "base")
     prompt = prefix.DeepPrefix(base, 4, [7])
     (tmp_path / "run").mkdir()
@@ -219,7 +219,7 @@ def test_export_and_import_from_the_command_line(tiny, tokenizer, tmp_path, comm
 def test_merged_from_the_command_line(tiny, tokenizer, tmp_path, command):
     """The checkpoint answers as LoRA does, in the base's own tokenizer; what is not in the weights is refused."""
     save_model(tiny, tmp_path / "base")
-    shutil.copy("data/nano/encoding.json", tmp_path / "base")
+    shutil.copy("data/nano-2/encoding.json", tmp_path / "base")
     base = load_model(tmp_path / "base")
     lora = prefix.LoRA(base)
     for p in lora.parameters():

@@ -205,7 +205,7 @@ def test_losses_at_other_positions_are_those_behind_a_past_of_that_length():
 
 def test_documents_are_the_same_however_many_processes_draw_them(monkeypatch, tokenizer):
     monkeypatch.setattr(pretrain, "PIECE", 1500)
-    of, seed = (Path("data/nano"), 1024), "a test"
+    of, seed = (Path("data/nano-2"), 1024), "a test"
     with tqdm(disable=True) as bar:
         drawn = pretrain.draw_documents(of, seed, 4000, bar)
     assert drawn.shape == (2, 4000)

@@ -32,7 +32,7 @@ def base(tmp_path_factory):
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1)
     save_model(model, folder)
-    shutil.copy(ROOT / "data" / "nano" / "encoding.json", folder)
+    shutil.copy(ROOT / "data" / "nano-2" / "encoding.json", folder)
     return folder
 
 

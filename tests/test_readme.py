@@ -34,7 +34,7 @@ def copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("copy")
     for file in ROOT.glob("*.py"):
         shutil.copy(file, folder)
-    not_needed = shutil.ignore_patterns("nano-1*", "nano-prose", "__pycache__")
+    not_needed = shutil.ignore_patterns("nano-prose", "__pycache__")
     for name in ("tasks", "eval", "data"):
         shutil.copytree(ROOT / name, folder / name, ignore=not_needed)
     (method,) = [code for code in LISTINGS if "(Method):" in code]
@@ -53,7 +53,7 @@ def test_the_listed_task_and_method_run(copy, tmp_path):
         argv = [*command, *flags, "--out", tmp_path / out]
         done = subprocess.run(argv, cwd=copy, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert "sorting on nano" in done.stdout and "scaled trigger" in done.stdout
+        assert "sorting on nano-2" in done.stdout and "scaled trigger" in done.stdout
 
 
 def test_every_command_of_the_readme_and_the_docs_is_one_that_exists():

@@ -29,7 +29,7 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "little"
     torch.manual_seed(0)
     checkpoint.save_model(GPT(GPTConfig(vocab_size=1024, block_size=128, n_layer=1, n_head=2, n_embd=16)), folder)
-    shutil.copy("data/nano/encoding.json", folder)
+    shutil.copy("data/nano-2/encoding.json", folder)
     return folder
 
 

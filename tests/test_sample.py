@@ -42,7 +42,7 @@ def base(tmp_path_factory):
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     save_model(model, folder)
-    shutil.copy("data/nano/encoding.json", folder)
+    shutil.copy("data/nano-2/encoding.json", folder)
     model, tokenizer = load_model(folder), Tokenizer.load(folder, 1024)
     (folder / "adding").mkdir()
     rows = prefix.HybridPrefix(model, 4, seed=1)

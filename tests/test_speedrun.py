@@ -21,14 +21,14 @@ DIGITS, FIVE = "in-distribution", "5 digits"  # the two ranges of addition
 
 @pytest.fixture(scope="module")
 def little(tmp_path_factory):
-    """The folder of a small random base that reads nano's tokens."""
+    """The folder of a small random base that reads nano-2's tokens."""
     folder = tmp_path_factory.mktemp("little")
     torch.manual_seed(1)
     model = GPT(GPTConfig(vocab_size=1024, block_size=128, n_layer=2, n_head=2, n_embd=16))
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     save_model(model, folder)
-    shutil.copy(speedrun.Path(speedrun.__file__).parent / "data" / "nano" / "encoding.json", folder)
+    shutil.copy(speedrun.Path(speedrun.__file__).parent / "data" / "nano-2" / "encoding.json", folder)
     return folder
 
 

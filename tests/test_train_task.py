@@ -217,7 +217,7 @@ def test_a_classification_head_learns_what_the_questions_say(run, tmp_path):
     path = tmp_path / "own.jsonl"
     rows = ((f"{colour} {i}", colour) for i in range(120) for colour in ("red", "green"))
     path.write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows))
-    args = ("--task", path, "--method", "ptuning2", "--head", "--epochs", 20, "--beside", "none", "--model", "nano-1m")
+    args = ("--task", path, "--method", "ptuning2", "--head", "--epochs", 20, "--beside", "none", "--model", "nano-2")
     assert run(*args, "--out", tmp_path / "run", small=False).code == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["classes"]["ptuning2"]["correct"] == results["classes"]["ptuning2"]["n"] > 20
@@ -293,7 +293,7 @@ def test_training_learns_what_it_is_shown(tokenizer):
 
 def test_a_prefix_steers_nano(tokenizer):
     """The loss of the frozen base on 64 examples falls by a third within half a minute of tuning."""
-    nano = load_model("data/nano").freeze()
+    nano = load_model("data/nano-2").freeze()
     encoded = encode(tokenizer, tasks.load("addition").examples(64, split="train"))
     loss = tune(HybridPrefix(nano, 8), nano, encoded, 15, 16)["loss"]
     assert sum(loss[-8:]) < 2 / 3 * sum(loss[:8])

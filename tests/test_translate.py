@@ -179,7 +179,7 @@ def test_a_base_without_one_and_a_broken_one_are_a_line(tiny, little_base, base,
 def test_the_program_trains_measures_and_writes(little_base, tmp_path, command, monkeypatch):
     folder, out = tmp_path / "base", tmp_path / "t.safetensors"
     checkpoint.save_model(GPT(GPTConfig(1024, block_size=512, n_layer=1, n_head=2, n_embd=16)), folder)
-    shutil.copy("data/nano/encoding.json", folder)
+    shutil.copy("data/nano-2/encoding.json", folder)
     monkeypatch.setattr(translator, "SHOTS", (1, 8))
     argv = "--model", folder, "--rows", 4, "--rank", 2, "--width", 8, "--test-documents", 1, "--documents", 2
     done = command("translator.py", *argv, "--steps", 2, "--out", out)

@@ -68,7 +68,7 @@ def test_the_best_is_the_most_right_then_the_least_loss_then_the_earliest(tiny, 
 
 def test_a_start_that_tuning_ruins_is_what_it_ends_as(tokenizer):
     """nano answers after one worked example; a rate of 100 throws its rows far away."""
-    nano, task = load_model("data/nano").freeze(), tasks.load("word_reversal")
+    nano, task = load_model("data/nano-2").freeze(), tasks.load("word_reversal")
     tuned_on, held_back = hold_back(task, task.examples(15, split="train"), 3, [])
     prompt = HybridPrefix(nano, 0, tokenizer.encode_task(as_text(tuned_on[:1])))
     validation = Validation(encode(tokenizer, held_back), {}, {})

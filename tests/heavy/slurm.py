@@ -109,7 +109,7 @@ def main():
         folder = Path(name)
         torch.manual_seed(0)
         save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), folder / "little")
-        shutil.copy(ROOT / "data" / "nano" / "encoding.json", folder / "little")
+        shutil.copy(ROOT / "data" / "nano-2" / "encoding.json", folder / "little")
         # one tuned run, one in the second wave that loads what it learned, and two contexts
         study = [sys.executable, "compare.py", "transfer", "--series", "hybrid", "--tasks", "symbolic_sum"]
         study += ["--seeds", "1", "--questions", "3", "--examples", "20000", "--model", str(folder / "little")]

@@ -44,7 +44,7 @@ def commands(folder):
     torch.manual_seed(0)
     base = folder / "little"
     checkpoint.save_model(GPT(GPTConfig(vocab_size=1024, block_size=128, n_layer=1, n_head=2, n_embd=16)), base)
-    shutil.copy(Path(__file__).parent.parent / "data" / "nano" / "encoding.json", base)
+    shutil.copy(Path(__file__).parent.parent / "data" / "nano-2" / "encoding.json", base)
     (folder / "prose").mkdir()
     words, rng = [w for group in documents.BY_LETTERS.values() for w in group], random.Random(0)
     for i in range(3):
