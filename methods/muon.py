@@ -1,37 +1,34 @@
-"""What training from nothing needs: Muon for the matrices, AdamW for the rest, and a start for the positions."""
+"""The optimizers that train a GPT from random weights: Muon for the blocks' matrices and AdamW for the rest."""
 
 import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix updates are made orthogonal by five Newton-Schulz steps.
+    """Momentum whose matrix updates are made orthogonal by five Newton-Schulz steps, which are computed in `dtype`.
 
-    Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks". The steps
-    are computed in `dtype`: torch.optim.Muon's bfloat16 is 100x slower on CPUs without it.
-
-    width: the columns of each matrix, where a parameter is several side by side, as a prefix's keys and values are.
+    A parameter in `fused` is three matrices below each other, (3 * rows, columns): queries, keys and values. With
+    `width`, each parameter is matrices of that many columns side by side, as a prefix's keys and values are.
+    Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks". torch.optim.Muon computes in
+    bfloat16, which is 100 times slower on CPUs without hardware for it.
     """
 
-    def __init__(self, params, lr, momentum=0.95, dtype=torch.float32, width=None):
+    def __init__(self, params, lr, momentum=0.95, dtype=torch.float32, width=None, fused=()):
         super().__init__(params, {"lr": lr, "momentum": momentum})
-        self.dtype, self.width = dtype, width
+        self.dtype, self.width, self.fused = dtype, width, set(fused)
+
+    def matrices(self, p, t):
+        """The parts of t, of the shape of parameter p, that are matrices of their own."""
+        return t.split(self.width, 1) if self.width else t.chunk(3 if p in self.fused else 1)
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            by_shape = {}  # matrices of one shape go through in one batch
+            by_shape = {}  # matrices of one shape are computed in one batch
             for p in group["params"]:
-                if "momentum" not in self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
-                m = self.state[p]["momentum"]
+                m = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 m.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(m, group["momentum"])  # Nesterov
-                if self.width:
-                    matrices = zip(p.split(self.width, 1), update.split(self.width, 1))
-                else:
-                    n = 3 if p.size(0) == 3 * p.size(1) else 1  # queries, keys and values are three matrices
-                    matrices = zip(p.chunk(n), update.chunk(n))
-                for weight, u in matrices:
+                for weight, u in zip(self.matrices(p, p), self.matrices(p, update)):
                     by_shape.setdefault(u.shape, []).append((weight, u))
             for (rows, columns), pairs in by_shape.items():
                 x = torch.stack([u for _, u in pairs]).to(self.dtype)  # (n, rows, columns)
@@ -47,18 +44,16 @@ class Muon(torch.optim.Optimizer):
 
 def optimizers(model, lr, adam_lr, dtype=torch.float32):
     """[Muon for the blocks' matrices, AdamW for embeddings, biases and norms] of a GPT."""
-    matrices = [p for n, p in model.named_parameters() if n.startswith("h.") and p.dim() == 2]
-    others = [p for n, p in model.named_parameters() if not (n.startswith("h.") and p.dim() == 2)]
-    return [Muon(matrices, lr, dtype=dtype), torch.optim.AdamW(others, adam_lr, betas=(0.9, 0.95), weight_decay=0)]
+    matrices = {n: p for n, p in model.named_parameters() if n.startswith("h.") and p.dim() == 2}
+    others = [p for n, p in model.named_parameters() if n not in matrices]
+    muon = Muon(matrices.values(), lr, dtype=dtype, fused=[p for n, p in matrices.items() if "c_attn" in n])
+    return [muon, torch.optim.AdamW(others, adam_lr, betas=(0.9, 0.95), weight_decay=0)]
 
 
 @torch.no_grad()
 def sinusoidal_positions(model):
-    """Let the position table of a GPT start as sinusoids, of the size of GPT-2's random rows.
-
-    "One to the left" is then the same rotation at every position, and training need not find it anew at each.
-    Vaswani et al. (2017), section 3.5; GPT-2 itself starts from random rows.
-    """
+    """Set a GPT's position table to sinusoids of the size of GPT-2's random rows, so that "one to the left" is the same
+    rotation at every position. Vaswani et al. (2017), section 3.5."""
     block_size, C = model.wpe.weight.shape
     angle = torch.arange(block_size)[:, None] / 10000 ** (torch.arange(0, C, 2) / C)  # (block_size, C / 2)
     waves = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :C]  # (block_size, C)

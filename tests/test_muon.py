@@ -1,4 +1,4 @@
-"""muon.py against an exact decomposition."""
+"""methods/muon.py against an exact decomposition."""
 
 import pytest
 import torch
@@ -7,9 +7,10 @@ from methods.muon import Muon, optimizers
 from model import GPT, GPTConfig
 
 
-@pytest.mark.parametrize("shape", [(24, 24), (16, 64), (64, 16)])
-def test_a_first_muon_step_is_nearly_the_orthogonal_factor(shape):
-    """Newton-Schulz brings every singular value near 1: the step is U V^T of the gradient's SVD."""
+@pytest.mark.parametrize("shape", [(24, 24), (16, 64), (64, 16), (48, 16)])
+def test_a_first_step_is_nearly_the_orthogonal_factor(shape):
+    """Newton-Schulz brings every singular value near 1: the step is U V^T of the gradient's SVD. A matrix of 3:1 is one
+    matrix: cut into three, each part has singular values near 1, and the whole up to sqrt(3)."""
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(shape))
     before = p.detach().clone()
@@ -22,44 +23,26 @@ def test_a_first_muon_step_is_nearly_the_orthogonal_factor(shape):
     assert (step * (u @ vt)).sum() / (step.norm() * (u @ vt).norm()) > 0.97
 
 
-def test_queries_keys_and_values_are_orthogonalised_apart():
+@pytest.mark.parametrize("n, dim, options", [(3, 0, {"fused": True}), (2, 1, {"width": 20})])
+def test_the_matrices_of_one_parameter_take_the_steps_of_several_parameters(n, dim, options):
+    """Queries, keys and values are below each other; the keys and values of a prefix are side by side."""
     torch.manual_seed(0)
-    p = torch.nn.Parameter(torch.zeros(48, 16))
-    p.grad = torch.randn(48, 16)
-    Muon([p], lr=1.0).step()
-    for i in range(3):
-        assert torch.linalg.svdvals(p.detach()[16 * i : 16 * (i + 1)]).max() < 1.3
-
-
-def test_matrices_side_by_side_are_orthogonalised_apart():
-    """One parameter of two matrices takes the steps that two parameters take."""
-    torch.manual_seed(0)
-    both = torch.nn.Parameter(torch.randn(6, 40))
-    apart = [torch.nn.Parameter(x.clone()) for x in both.detach().split(20, 1)]
-    one, two = Muon([both], lr=0.1, width=20), Muon(apart, lr=0.1)
+    apart = [torch.nn.Parameter(torch.randn(16, 20)) for _ in range(n)]
+    whole = torch.nn.Parameter(torch.cat(apart, dim).detach())
+    one, several = Muon([whole], 0.1, **{k: [whole] if v is True else v for k, v in options.items()}), Muon(apart, 0.1)
     for _ in range(3):
-        both.grad = torch.randn(6, 40)
-        for p, grad in zip(apart, both.grad.split(20, 1)):
+        whole.grad = torch.randn_like(whole)
+        for p, grad in zip(apart, whole.grad.chunk(n, dim)):
             p.grad = grad.clone()
-        one.step()
-        two.step()
-    torch.testing.assert_close(both, torch.cat(apart, 1))
+        one.step(), several.step()
+    torch.testing.assert_close(whole, torch.cat(apart, dim))
 
 
-def test_muon_learns_a_linear_map():
-    torch.manual_seed(0)
-    want, p = torch.randn(8, 8), torch.nn.Parameter(torch.zeros(8, 8))
-    x = torch.randn(256, 8)
-    optimizer = Muon([p], lr=0.05)
-    for _ in range(200):
-        loss = ((x @ p.T - x @ want.T) ** 2).mean()
-        p.grad = None
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.1
-
-
-def test_every_parameter_has_one_optimizer():
+def test_of_a_gpt_only_queries_keys_and_values_are_split_and_every_parameter_has_one_optimizer():
     model = GPT(GPTConfig(10, 8, 2, 2, 8))
-    groups = [p for o in optimizers(model, 0.02, 2e-3) for p in o.param_groups[0]["params"]]
+    model.h[0].mlp = torch.nn.Linear(8, 24)  # another matrix of 3:1
+    muon, adam = optimizers(model, 0.02, 2e-3)
+    assert muon.fused == {block.attn.c_attn.weight for block in model.h}
+    assert len(muon.matrices(model.h[0].mlp.weight, model.h[0].mlp.weight)) == 1
+    groups = [p for o in (muon, adam) for p in o.param_groups[0]["params"]]
     assert len(groups) == len({id(p) for p in groups}) == len(list(model.parameters()))
