@@ -1,12 +1,12 @@
-"""Synthetic documents: the part of pretraining that gives a prompt something to call up.
+"""Synthetic documents: the part of pretraining that gives a base skills for a prompt to call up.
 
 A document shows one skill in one format: several worked examples that differ in what they ask and agree in how they
 are written. The parts of a format are drawn at random and independently (the order of the fields, separators, wording,
 whether the steps are shown, how an example ends), so the base has to read the format off the document.
 
 The formats of tasks/ never occur, nor do their steps in another format: a document that shows one is drawn again.
-Some skills point at what the question says and copy it, over longer texts than any sum has: Cai et al. (2025),
-"Extrapolation by Association" (2506.09251), carries the length over from a task to a related one.
+Some skills point at a part of the question and copy it, over longer texts than any sum has: Cai et al. (2025),
+"Extrapolation by Association" (2506.09251), transfer length from one task to a related one.
 """
 
 import re
@@ -21,31 +21,44 @@ BY_LETTERS = tasks.words(new=False)  # the tasks' new words stay new to the base
 MAX_DIGITS, MAX_LETTERS, MAX_LIST = 6, 12, 6  # of what is computed: sums and products, words, totals and letters
 SPACED = 0.1  # share of the formats of sums and products whose numbers have spaces between some of their digits
 MAX_COPIED = 10  # digits of a number, or items of a list, that is only pointed at and copied
-MARKS = [c for c in string.punctuation]
+MARKS = list(string.punctuation)
+SKILLS = {}  # {name: (how often it is drawn, maker, headings)}
 
 
-def mark(rng):
-    return rng.choice(MARKS)
+def skill(often, *headings):
+    """Decorator for a maker of examples: adds it to SKILLS, with headings that say in words what the skill is. A maker
+    is a generator: it draws a format, yields once, and then yields (question, answer) in that format without end."""
+
+    def add(maker):
+        SKILLS[maker.__name__.replace("_", " ")] = often, maker, headings
+        return maker
+
+    return add
+
+
+def usual_or_mark(rng, usual, forms):
+    """One of the usual texts or, three times in ten, a punctuation mark in one of the forms."""
+    return rng.choice(usual) if rng.random() < 0.7 else rng.choice(forms).format(rng.choice(MARKS))
 
 
 def arrow(rng):
-    """What stands between a question and its answer."""
+    """The text between a question and its answer."""
     usual = ["=", "=", " = ", ":", ": ", "->", " -> ", "=>", ">", " is ", " gives ", "? ", "?", " so ", "\n"]
-    return rng.choice(usual) if rng.random() < 0.7 else rng.choice(["{}", "{}", " {}", "{} ", " {} "]).format(mark(rng))
+    return usual_or_mark(rng, usual, ["{}", "{}", " {}", "{} ", " {} "])
 
 
 def comma(rng, empty=False):
-    """What stands between the items of a list."""
+    """The text between the items of a list."""
     usual = [",", ", ", ";", "; ", " ", "-", "/", "|", ".", "_", ">", "+"] + ["", ""] * empty
-    return rng.choice(usual) if rng.random() < 0.7 else rng.choice(["{}", "{}", "{} "]).format(mark(rng))
+    return usual_or_mark(rng, usual, ["{}", "{}", "{} "])
 
 
 def ending(rng):
-    return rng.choice(["", "$", "$", "#", "!", ".", ";", ",", "|", "END", mark(rng), mark(rng)])
+    return rng.choice(["", "$", "$", "#", "!", ".", ";", ",", "|", "END", rng.choice(MARKS), rng.choice(MARKS)])
 
 
 def most(rng, least, limit):
-    """The longest length in a document: half of the time the limit, since what is long needs the most practice."""
+    """The longest length in a document: the limit half of the time, since long examples need the most practice."""
     return limit if rng.random() < 0.5 else rng.randint(least, limit)
 
 
@@ -54,13 +67,13 @@ def number(rng, longest):
 
 
 def spaced(rng, n):
-    """A number with spaces between some of its digits: Shen et al. (2023), "Positional Description Matters for
-    Transformers Arithmetic" (2311.14737), section 3, so that no digit's place is a matter of where it stands alone."""
+    """A number with spaces between some of its digits, so that a digit's place does not follow from its position alone:
+    Shen et al. (2023), "Positional Description Matters for Transformers Arithmetic" (2311.14737), section 3."""
     return "".join(digit + " " * (rng.random() < 0.3) for digit in str(n)).strip()
 
 
 def word(rng, longest):
-    """A word of the list, now and then letters without sense, which cannot be remembered."""
+    """A word of the list or, one time in five, random letters, which cannot be remembered."""
     letters = rng.randint(3, longest)
     if rng.random() < 0.2:
         return "".join(rng.choices(string.ascii_lowercase, k=letters))
@@ -68,100 +81,86 @@ def word(rng, longest):
 
 
 def wrapper(rng, names):
-    """What stands around a question, as a format string: reverse(WORD), Q: WORD, WORD backwards, ..."""
+    """The text around a question, as a format string: reverse(WORD), Q: WORD, WORD backwards, ..."""
     name = rng.choice(names) if rng.random() < 0.6 else rng.choice(BY_LETTERS[rng.randint(3, 8)])
     if rng.random() < 0.2:
         name = name.upper() if rng.random() < 0.5 else name[0]
-    return rng.choice(
-        [
-            "{}",
-            "{}",
-            "{}",
-            "Q: {}",
-            f"{name}({{}})",
-            f"{name}({{}})",
-            f"{name}[{{}}]",
-            f"{name} {{}}",
-            f"{name}:{{}}",
-            f"{{}} {name}",
-            f"{{}}.{name}",
-            "({})",
-            '"{}"',
-        ]
-    )
+    plain = ["{}", "{}", "{}", "Q: {}"]
+    named = [f"{name}({{}})", f"{name}({{}})", f"{name}[{{}}]", f"{name} {{}}", f"{name}:{{}}", f"{{}} {name}"]
+    return rng.choice([*plain, *named, f"{{}}.{name}", "({})", '"{}"'])
 
 
-def digit_steps(rng, name, sign):
+def digit_steps(rng, name, names):
     """Column addition, or a number times a digit, with the carry at each step."""
-    longest = most(rng, 2, MAX_DIGITS)
+    adds = name == "plus"
+    sign, longest = "+" if adds else "*", most(rng, 2, MAX_DIGITS)
     order = rng.sample(range(4), 4) if rng.random() < 0.6 else [0, 1, 2, 3]
     if rng.random() < 0.2:
-        order.remove(2)  # the carry goes unsaid
+        order.remove(2)  # the carry is not written
     inner, outer, equals = comma(rng, empty=True) if rng.random() < 0.5 else "", comma(rng), arrow(rng)
-    last = rng.choice(["", "00{}", "00{}", "00{}", "{}"])  # what is written when the numbers are used up
-    op = sign if rng.random() < 0.6 else rng.choice([f" {sign} ", f" {name} ", "&", " and ", " ", mark(rng)])
-    spaces = rng.random() < SPACED
-    wrap = wrapper(rng, [name, "add" if sign == "+" else "times", "sum" if sign == "+" else "product"])
-    first = arrow(rng)
-
-    def example():
+    last = rng.choice(["", "00{}", "00{}", "00{}", "{}"])  # the last step, when no digits are left
+    op = sign if rng.random() < 0.6 else rng.choice([f" {sign} ", f" {name} ", "&", " and ", " ", rng.choice(MARKS)])
+    spaces, wrap, first = rng.random() < SPACED, wrapper(rng, names), arrow(rng)
+    yield
+    while True:
         a = number(rng, longest)
-        b = number(rng, longest) if sign == "+" else rng.randrange(10)
+        b = number(rng, longest) if adds else rng.randrange(10)
         steps, x, y, carry = [], a, b, 0
-        while x or (y and sign == "+"):
-            d, e = x % 10, y % 10 if sign == "+" else b
-            total = d + e + carry if sign == "+" else d * e + carry
+        while x or (y and adds):
+            d, e = x % 10, y % 10 if adds else b
+            total = d + e + carry if adds else d * e + carry
             steps.append(inner.join(str((d, e, carry, total % 10)[i]) for i in order))
             x, y, carry = x // 10, y // 10, total // 10
         if last:
             steps.append(inner.join(last.format(carry)))
-        result = a + b if sign == "+" else a * b
         question = f"{spaced(rng, a)}{op}{spaced(rng, b)}" if spaces else f"{a}{op}{b}"
-        return wrap.format(question) + first, outer.join(steps) + f"{equals}{result}"
-
-    return example
+        yield wrap.format(question) + first, outer.join(steps) + f"{equals}{a + b if adds else a * b}"
 
 
+@skill(
+    27,
+    "Add the numbers digit by digit.",
+    "Add the two numbers.",
+    "Here we add, from the right, and carry the one.",
+    "What is the sum?",
+)
 def addition(rng):
-    return digit_steps(rng, "plus", "+")
+    return digit_steps(rng, "plus", ["plus", "add", "sum"])
 
 
+@skill(14, "Multiply the number by the digit.", "Multiply digit by digit and carry.", "What is the product?")
 def multiplication(rng):
-    return digit_steps(rng, "times", "*")
+    return digit_steps(rng, "times", ["times", "times", "product"])
 
 
+@skill(3, "Simple sums.", "Do the sum.", "What is the answer?")
 def facts(rng):
     """One step of arithmetic, unexplained."""
     sign, f = rng.choice([("+", lambda a, b: a + b), ("-", lambda a, b: a - b), ("*", lambda a, b: a * b)])
-    op = sign if rng.random() < 0.7 else f" {rng.choice([sign, mark(rng)])} "
+    op = sign if rng.random() < 0.7 else f" {rng.choice([sign, rng.choice(MARKS)])} "
     highest = rng.choice([10, 10, 20, 100]) if sign != "*" else 10
-    first, wrap = (
-        arrow(rng),
-        wrapper(
-            rng, ["add", "sum", "plus"] if sign == "+" else ["minus", "take"] if sign == "-" else ["times", "product"]
-        ),
-    )
-
-    def example():
+    names = {"+": ["add", "sum", "plus"], "-": ["minus", "take"], "*": ["times", "product"]}
+    first, wrap = arrow(rng), wrapper(rng, names[sign])
+    yield
+    while True:
         a, b = rng.randrange(highest), rng.randrange(highest)
         if sign == "-":
             a, b = max(a, b), min(a, b)
-        return wrap.format(f"{a}{op}{b}") + first, str(f(a, b))
-
-    return example
+        yield wrap.format(f"{a}{op}{b}") + first, str(f(a, b))
 
 
+@skill(14, "Add up the values one after the other.", "The running total of the values.", "What is the sum of all?")
 def running_sum(rng):
     """Totals of named values, of a list or of a series, one after the other."""
     longest, highest = most(rng, 2, MAX_LIST), rng.choice([10, 10, 10, 20, 30])
     letter = rng.choice("xyzabnv") if rng.random() < 0.7 else ""
-    gives, sep, first = rng.choice(["=", " = ", ":", " is ", mark(rng)]), comma(rng), arrow(rng)
+    gives, sep, first = rng.choice(["=", " = ", ":", " is ", rng.choice(MARKS)]), comma(rng), arrow(rng)
     outer, equals = comma(rng), arrow(rng) if rng.random() < 0.6 else None
     asked = rng.choice(["", "", " sum", " total", " add", " all"]) if rng.random() < 0.7 else " " + word(rng, 6)
     start, wrap = rng.choice([1, 1, 1, 0]), wrapper(rng, ["sum", "total", "add"]) if rng.random() < 0.3 else "{}"
     series = rng.random() < 0.2
-
-    def example():
+    yield
+    while True:
         n = rng.randint(2, longest)
         values = [rng.randrange(highest) for _ in range(n)]
         if series:
@@ -169,9 +168,7 @@ def running_sum(rng):
             values = [values[0] + i * step for i in range(n)]
         given = sep.join(f"{letter}{i}{gives}{v}" if letter else str(v) for i, v in enumerate(values, start))
         totals = outer.join(map(str, accumulate(values)))
-        return wrap.format(given) + asked + first, totals + (f"{equals}{sum(values)}" if equals else "")
-
-    return example
+        yield wrap.format(given) + asked + first, totals + (f"{equals}{sum(values)}" if equals else "")
 
 
 def spelled(rng, names, change, spell=0.3):
@@ -179,226 +176,172 @@ def spelled(rng, names, change, spell=0.3):
     longest, first, wrap = most(rng, 5, MAX_LETTERS), arrow(rng), wrapper(rng, names)
     letters, steps, equals = comma(rng, empty=True) if rng.random() < spell else "", rng.random() < spell, arrow(rng)
     between = comma(rng, empty=True) if rng.random() < 0.3 else letters
-
-    def example():
+    yield
+    while True:
         w = word(rng, longest)
-        return wrap.format(w) + first, (letters.join(w) + equals if steps else "") + between.join(change(w))
-
-    return example
+        yield wrap.format(w) + first, (letters.join(w) + equals if steps else "") + between.join(change(w))
 
 
-def copying(rng):
-    return spelled(rng, ["copy", "spell", "same", "repeat"], lambda w: w)
-
-
-def reversing(rng):
+@skill(9, "Reverse the word.", "Write the word backwards.", "Each word from the last letter to the first.")
+def reverse(rng):
     return spelled(rng, ["backwards", "back", "mirror"], lambda w: w[::-1])
 
 
-def upper_casing(rng):
+@skill(3, "Copy the word.", "Spell the word.", "Say the same word again.")
+def copy(rng):
+    return spelled(rng, ["copy", "spell", "same", "repeat"], lambda w: w)
+
+
+@skill(1, "Write the word in capitals.", "Say it loud.")
+def upper(rng):
     return spelled(rng, ["upper", "capitals", "loud"], str.upper)
 
 
+@skill(3, "One letter of each word.", "Which letter of the word is it?")
 def one_letter(rng):
     i, names = rng.choice([(0, ["first", "first letter", "begins"]), (-1, ["final", "ends", "end"])])
     return spelled(rng, names, lambda w: w[i])
 
 
+@skill(11, "Take one letter of each word and join the letters.", "The letters of the words, together.")
 def list_letters(rng):
     """The first or the last letter of each word of a list, one by one, joined, or both."""
     i, names = rng.choice([(0, ["first", "initials", "heads"]), (-1, ["final", "ends", "tails"])])
     longest, letters, sep, first = most(rng, 2, MAX_LIST), rng.randint(4, 10), comma(rng), arrow(rng)
     wrap, outer, equals = wrapper(rng, names), comma(rng, empty=True), arrow(rng)
     shown = rng.choice(["steps", "joined", "both", "both", "named"])
-
-    def example():
+    yield
+    while True:
         chosen = [word(rng, letters) for _ in range(rng.randint(2, longest))]
         ends = [w[i] for w in chosen]
         steps = outer.join(f"{w}{first}{e}" if shown == "named" else e for w, e in zip(chosen, ends))
-        return wrap.format(sep.join(chosen)) + first, {"joined": "", "both": steps + equals}.get(shown, steps) + (
-            "".join(ends) if shown in ("joined", "both") else ""
-        )
-
-    return example
+        joined = "".join(ends)
+        answer = {"joined": joined, "both": steps + equals + joined}.get(shown, steps)
+        yield wrap.format(sep.join(chosen)) + first, answer
 
 
-def sorting(rng):
+@skill(2, "Put these in order.", "Sort the list.")
+def sort(rng):
     longest, highest, down = rng.randint(2, MAX_LIST), rng.choice([10, 10, 100]), rng.random() < 0.3
     sep, outer, first, wrap = comma(rng), comma(rng), arrow(rng), wrapper(rng, ["sort", "order"] + ["down"] * down)
     alphabet = rng.random() < 0.3
-
-    def example():
+    yield
+    while True:
         n = rng.randint(2, longest)
         items = rng.sample(string.ascii_lowercase, n) if alphabet else [rng.randrange(highest) for _ in range(n)]
-        return wrap.format(sep.join(map(str, items))) + first, outer.join(map(str, sorted(items, reverse=down)))
-
-    return example
+        yield wrap.format(sep.join(map(str, items))) + first, outer.join(map(str, sorted(items, reverse=down)))
 
 
-def counting(rng):
-    highest, step = rng.choice([20, 100, 1000]), rng.choice([1, 1, 1, 2, 5, 10])
-    step *= rng.choice([1, 1, -1])
+@skill(2, "Count from the first number, so many numbers.", "Count on.")
+def count(rng):
+    highest, step = rng.choice([20, 100, 1000]), rng.choice([1, 1, 1, 2, 5, 10]) * rng.choice([1, 1, -1])
     sep, first, wrap = comma(rng), arrow(rng), wrapper(rng, ["count", "on" if step > 0 else "down"])
-
-    def example():
+    yield
+    while True:
         n, start = rng.randint(3, 7), rng.randrange(highest) + (70 if step < 0 else 0)
         values = [str(start + i * step) for i in range(n)]
-        return wrap.format(f"{start} {n}") + first, sep.join(values)
-
-    return example
+        yield wrap.format(f"{start} {n}") + first, sep.join(values)
 
 
-def comparing(rng):
+@skill(3, "Compare the two numbers.", "Which number is it?")
+def compare(rng):
     longest, sep, first = rng.randint(1, MAX_COPIED), comma(rng), arrow(rng)
     kind, wrap = rng.choice(["sign", "max", "min"]), wrapper(rng, ["compare", "bigger"])
-
-    def example():
+    yield
+    while True:
         a, b = number(rng, longest), number(rng, longest)
         answer = {"sign": "<" if a < b else ">" if a > b else "=", "max": str(max(a, b)), "min": str(min(a, b))}[kind]
-        return wrap.format(f"{a}{sep}{b}") + first, answer
-
-    return example
+        yield wrap.format(f"{a}{sep}{b}") + first, answer
 
 
-def pairing(rng):
+@skill(5, "The digits of both numbers, side by side.", "Write the digits in pairs.", "A digit of each, from the right.")
+def pairs(rng):
     """The digits of two numbers side by side, or each digit of a number beside another, mostly from the right."""
     longest, inner, outer, first = most(rng, 2, MAX_COPIED), comma(rng, empty=True), comma(rng), arrow(rng)
     inner = inner if rng.random() < 0.5 else ""
     times, swapped, from_left = rng.random() < 0.25, rng.random() < 0.3, rng.random() < 0.2
-    op = rng.choice(["+", "*", " ", "&", ",", " and ", mark(rng)])
+    op = rng.choice(["+", "*", " ", "&", ",", " and ", rng.choice(MARKS)])
     wrap, last = wrapper(rng, ["pairs", "digits", "zip", "columns"]), rng.choice(["", "", "00", "end"])
-
-    def example():
+    yield
+    while True:
         a, b = number(rng, longest), rng.randrange(10) if times else number(rng, longest)
         width = max(len(str(a)), len(str(b)))
         x, y = str(a).zfill(width), str(b) * width if times else str(b).zfill(width)
         columns = [inner.join((e, d) if swapped else (d, e)) for d, e in zip(x, y)][:: 1 if from_left else -1]
-        return wrap.format(f"{a}{op}{b}") + first, outer.join(columns + [last] * bool(last))
-
-    return example
+        yield wrap.format(f"{a}{op}{b}") + first, outer.join(columns + [last] * bool(last))
 
 
+@skill(3, "The digits of the number.", "Which digit is it?")
 def digits(rng):
     """A number's digits: the same, backwards, or the one at a place."""
     longest, first, sep, between = most(rng, 3, MAX_COPIED), arrow(rng), comma(rng), comma(rng, empty=True)
     kind, from_left = rng.choice(["copy", "backwards", "backwards", "place"]), rng.random() < 0.5
     names = {"copy": ["digits", "number"], "backwards": ["mirror", "turned"], "place": ["digit", "place", "at"]}[kind]
     wrap = wrapper(rng, names)
-
-    def example():
+    yield
+    while True:
         n = str(number(rng, longest))
         if kind == "place":
             i = rng.randint(1, len(n))
-            return wrap.format(f"{n}{sep}{i}") + first, n[i - 1] if from_left else n[-i]
-        return wrap.format(n) + first, between.join(n if kind == "copy" else n[::-1])
+            yield wrap.format(f"{n}{sep}{i}") + first, n[i - 1] if from_left else n[-i]
+        else:
+            yield wrap.format(n) + first, between.join(n if kind == "copy" else n[::-1])
 
-    return example
 
-
+@skill(3, "Read down a column.", "One sign of each group.")
 def columns(rng):
     """One character of each group of a list, in the list's order or from its end."""
     longest, width, sep, first = most(rng, 3, MAX_COPIED), rng.randint(2, 4), comma(rng), arrow(rng)
     alphabet = string.digits if rng.random() < 0.7 else string.ascii_lowercase
     i, back, between = rng.randrange(width), rng.random() < 0.6, comma(rng, empty=True) if rng.random() < 0.3 else ""
     wrap = wrapper(rng, ["column", "read", "pick"])
-
-    def example():
+    yield
+    while True:
         groups = ["".join(rng.choices(alphabet, k=width)) for _ in range(rng.randint(2, longest))]
         chosen = [group[i] for group in groups][:: -1 if back else 1]
-        return wrap.format(sep.join(groups)) + first, between.join(chosen)
-
-    return example
+        yield wrap.format(sep.join(groups)) + first, between.join(chosen)
 
 
+@skill(3, "The items of the list.", "Write the list again.", "Which item is it?")
 def list_items(rng):
     """The items of a list once more, words or named values: all of them, from the end, or the one at a place."""
     longest, sep, outer, first = most(rng, 2, MAX_COPIED), comma(rng), comma(rng), arrow(rng)
     of_words, kind, place = rng.random() < 0.4, rng.choice(["all", "all", "backwards", "place"]), comma(rng)
     letter = rng.choice(["", *"xyzabnv"])
-    gives, letters = rng.choice(["=", " = ", ":", " is ", mark(rng)]), rng.randint(3, 8)
+    gives, letters = rng.choice(["=", " = ", ":", " is ", rng.choice(MARKS)]), rng.randint(3, 8)
     asked = rng.choice(["", " values", " items", " list"]) if rng.random() < 0.7 else " " + word(rng, 6)
     wrap = wrapper(rng, ["items", "list", "values"]) if rng.random() < 0.5 else "{}"
-
-    def example():
+    yield
+    while True:
         n = rng.randint(2, longest)
         items = [word(rng, letters) if of_words else str(rng.randrange(100)) for _ in range(n)]
         named = letter and not of_words
         given = sep.join(f"{letter}{i}{gives}{v}" if named else v for i, v in enumerate(items, 1))
         if kind == "place":
             i = rng.randint(1, n)
-            return wrap.format(given) + f"{place}{i}" + asked + first, items[i - 1]
-        return wrap.format(given) + asked + first, outer.join(items[:: -1 if kind == "backwards" else 1])
-
-    return example
-
-
-# how often a skill is drawn, its maker, and headings that say in words what it is
-SKILLS = {
-    "addition": (
-        27,
-        addition,
-        [
-            "Add the numbers digit by digit.",
-            "Add the two numbers.",
-            "Here we add, from the right, and carry the one.",
-            "What is the sum?",
-        ],
-    ),
-    "multiplication": (
-        14,
-        multiplication,
-        ["Multiply the number by the digit.", "Multiply digit by digit and carry.", "What is the product?"],
-    ),
-    "facts": (3, facts, ["Simple sums.", "Do the sum.", "What is the answer?"]),
-    "running sum": (
-        14,
-        running_sum,
-        ["Add up the values one after the other.", "The running total of the values.", "What is the sum of all?"],
-    ),
-    "reverse": (
-        9,
-        reversing,
-        ["Reverse the word.", "Write the word backwards.", "Each word from the last letter to the first."],
-    ),
-    "copy": (3, copying, ["Copy the word.", "Spell the word.", "Say the same word again."]),
-    "upper": (1, upper_casing, ["Write the word in capitals.", "Say it loud."]),
-    "one letter": (3, one_letter, ["One letter of each word.", "Which letter of the word is it?"]),
-    "list letters": (
-        11,
-        list_letters,
-        ["Take one letter of each word and join the letters.", "The letters of the words, together."],
-    ),
-    "sort": (2, sorting, ["Put these in order.", "Sort the list."]),
-    "count": (2, counting, ["Count from the first number, so many numbers.", "Count on."]),
-    "compare": (3, comparing, ["Compare the two numbers.", "Which number is it?"]),
-    "pairs": (
-        5,
-        pairing,
-        ["The digits of both numbers, side by side.", "Write the digits in pairs.", "A digit of each, from the right."],
-    ),
-    "digits": (3, digits, ["The digits of the number.", "Which digit is it?"]),
-    "columns": (3, columns, ["Read down a column.", "One sign of each group."]),
-    "list items": (3, list_items, ["The items of the list.", "Write the list again.", "Which item is it?"]),
-}
+            yield wrap.format(given) + f"{place}{i}" + asked + first, items[i - 1]
+        else:
+            yield wrap.format(given) + asked + first, outer.join(items[:: -1 if kind == "backwards" else 1])
 
 
-def document(rng, skill=None, characters=(200, 600), most_examples=(4, 24)):
-    """(skill, heading, examples) with examples a list of (question, answer, ending) in one format.
+def document(rng, name=None, characters=(200, 600), most_examples=(4, 24)):
+    """(skill, heading, examples) of the skill `name`, or of a drawn one; examples is a list of (question, answer,
+    ending). The document's text is its heading, which may be '', then question + answer + ending of each example.
 
-    The text of a document is its heading (or ''), then question + answer + ending of each example;
-    examples together have at most 600 characters, or as many as a draw from `characters` allows, and `most_examples`
-    says the same of their number. `rng` is a random.Random.
+    `characters` and `most_examples` are ranges, from which the limits of its examples' length and number are drawn.
     """
     while True:
-        kind = skill or rng.choices(list(SKILLS), [s[0] for s in SKILLS.values()])[0]
+        kind = name or rng.choices(list(SKILLS), [often for often, _, _ in SKILLS.values()])[0]
         _, maker, headings = SKILLS[kind]
-        example, end = maker(rng), ending(rng)
+        drawn = maker(rng)
+        next(drawn)  # draws the format
+        end = ending(rng)
         between = rng.choice(["\n", "\n", "\n", " ", " ", "", "\n\n"])
         between = between or ("" if end else " ")  # something has to tell one example from the next
         heading = rng.choice(headings) + rng.choice(["\n", "\n", " "]) if rng.random() < 0.3 else ""
         examples, length, longest, n = [], 0, rng.randint(*characters), rng.randint(*most_examples)
         while len(examples) < n:
-            question, answer = example()
+            question, answer = next(drawn)
             length += len(question + answer + end + between)
             if length > longest:
                 break
