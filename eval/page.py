@@ -14,8 +14,7 @@ import jinja2
 from matplotlib.colors import to_hex
 
 from eval import plots, report
-from files import errors
-from files import schemas
+from files import errors, schemas
 from files.errors import UserError
 from files.safe import write_text
 

@@ -11,7 +11,7 @@ from data.tokenizer import Tokenizer
 from eval.baselines import as_text
 from files.errors import UserError
 from files.weights import load_model, locate
-from prefix import TRANSLATOR
+from methods.translator import TRANSLATOR
 
 TASKS = ["addition", "multiplication", "symbolic_sum", "word_reversal", "last_letter"]
 TWO = ["addition", "word_reversal"]  # one of numbers, one of letters, for studies with a second axis

@@ -19,7 +19,7 @@ from data.tokenizer import Tokenizer
 from files.errors import UserError, run_main
 from files.safe import write_json
 from files.weights import load_model
-from prefix import TRANSLATOR, TranslatorNetwork, load_translator, save_translator
+from methods.translator import TRANSLATOR, TranslatorNetwork, load_translator, save_translator
 from research import documents
 from run.flags import Parser, at_least, rate, seed, weight
 

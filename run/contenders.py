@@ -1,21 +1,34 @@
-"""What a run compares: the methods of --method, --beside and --load, and what words alone can do.
+"""What a run compares: the prompt, its baselines, and what text alone can do.
 
-They are made of one set of examples. Each learns from its share of them, and all answer the same questions.
+All are made from one set of examples. Each learns from its share of them, and all answer the same questions.
 """
 
+import re
 import sys
+from typing import NamedTuple
 
 import torch
+from eval.contexts import as_text, best_context
 
-from eval.baselines import as_text, best_context
 from files.errors import UserError
 from files.prompts import load_prefix
 from prefix import METHODS
-from run import processes as distributed
+from run import processes
+
+
+class Trigger(NamedTuple):
+    """What the rows behind the random ones begin as."""
+
+    kind: str  # "example", "instruction", "trigger" for a text of the user's, or ""
+    text: str
+    tokens: list
+
+
+NO_TRIGGER = Trigger("", "", [])
 
 
 def budget(args, method):
-    """(examples, epochs) that a method learns from: the command line's, or what serves the method. None: all."""
+    """(examples, epochs) that a method learns from: the command line's, or the method's own. None: all."""
     examples = args.examples or (None if args.own_data else method.examples)
     epochs = args.epochs or (5 if args.own_data else method.epochs)
     if args.quick:
@@ -23,51 +36,65 @@ def budget(args, method):
     return examples, epochs
 
 
+def training_examples(args, task, method):
+    return task.examples(budget(args, method)[0], split="train", seed=args.seed)
+
+
 def trigger_of(args, task, tokenizer, examples):
-    """(kind, text, tokens) of what the trigger rows begin as."""
-    reads_examples = METHODS[args.method].needs_examples
-    kind = args.trigger or ("instruction" if task.classes and not reads_examples else "example")
+    """The Trigger that --trigger asks for."""
+    kind = args.trigger or ("instruction" if task.classes else "example")
     if kind == "none":
-        return "", "", []
-    if kind == "example":
-        n = args.trigger_examples
-        shown = task.worth_showing(examples, 1) if n == 1 else examples[:n]
-        if reads_examples:  # the longest first
-            shown = task.worth_showing(shown, n)
-        text = as_text(shown)
-        return kind, text, tokenizer.bos + tokenizer.encode_task(text)
-    text = (task.trigger if kind == "instruction" else kind) + "\n"
-    return kind if kind == "instruction" else "trigger", text, tokenizer.bos + tokenizer.encode(text)
+        return NO_TRIGGER
+    if kind == "instruction" or not re.fullmatch(r"example|examples:[1-9]\d{0,2}", kind):
+        kind, words = ("instruction", task.trigger) if kind == "instruction" else ("trigger", kind)
+        return Trigger(kind, words + "\n", tokenizer.bos + tokenizer.encode(words + "\n"))
+    text = as_text(shown_examples(args, task, examples))
+    return Trigger("example", text, tokenizer.bos + tokenizer.encode_task(text))
 
 
-def build_method(args, name, model, tokenizer, task, examples, trigger=("", "", []), shots=0):
-    """A method of prefix.py with the options of the command line, and its worked examples."""
-    cls = METHODS[name]
-    if args.n_random > model.config.block_size:
-        raise UserError(f"--n-random {args.n_random}: {model.name} has block_size {model.config.block_size}")
-    options = {o: getattr(args, o) for o in cls.options if getattr(args, o) is not None}
+def shown_examples(args, task, examples):
+    """The worked examples of --trigger: the best one to show, or the first N, of mixed lengths."""
+    if not (args.trigger or "example").startswith("examples:"):
+        return task.worth_showing(examples, 1)
+    n = int(args.trigger.removeprefix("examples:"))
+    # a method that only reads examples, as the translator does, reads the longest first
+    return task.worth_showing(examples[:n], n) if METHODS[args.method].default_trigger else examples[:n]
+
+
+def build_method(args, name, model, tokenizer, task, examples, trigger=NO_TRIGGER, shots=0):
+    """A method with the options of the command line, and its text."""
+    cls, c = METHODS[name], model.config
+    given = {"n_random": args.n_random if cls.takes_n_random else 0, "trigger": trigger.tokens, "seed": args.seed}
+    if name == args.method:
+        given |= args.options
+    if cls.needs_trigger and not trigger.tokens or given.get("init") == "trigger" and not trigger.tokens:
+        raise UserError(f"--method {name} begins as a trigger: leave out --trigger none")
+    if cls.takes_n_random and not given["n_random"] and not trigger.tokens:
+        raise UserError("a prompt of no rows: raise --n-random or give a --trigger")
+    # a cartridge, which has a window, reads longer texts than the base
+    longest = given["n_random"] if "window" in cls.options else given["n_random"] + len(trigger.tokens)
+    if longest >= c.block_size:
+        raise UserError(f"a prompt of {longest} rows exceeds block_size {c.block_size} of {model.name}: use fewer")
     if cls.needs_labels and task.classes:
-        options["labels"] = [tokenizer.encode_task(task.answer_line(c)) for c in task.classes]
+        given["labels"] = [tokenizer.encode_task(task.answer_line(answer)) for answer in task.classes]
     elif cls.needs_labels:  # the tokens that answers are made of
-        options["labels"] = [[t] for t in sorted({t for e in examples for t in tokenizer.encode_task(e.answer)})]
-    kind, _, tokens = trigger
-    method = cls(model, n_random=args.n_random, trigger=tokens, seed=args.seed, **options).to(args.device)
-    method.init_kwargs["seed"] = args.seed
-    if method.init_kwargs.get("trigger") and "init" not in cls.options:
-        method.label += f" from the {kind}"
+        given["labels"] = [[t] for t in sorted({t for e in examples for t in tokenizer.encode_task(e.answer)})]
+    method = cls(model, **given).to(args.device)
+    if name == "text":
+        method.label = f"the {trigger.kind} as text"
+    elif method.trigger:
+        method.label += f" from the {trigger.kind}"
     add_text(args, method, tokenizer, task, examples, trigger, shots)
     return method
 
 
 def add_text(args, method, tokenizer, task, examples, trigger, shots):
-    """Put text behind a method's own cache: that many worked examples, and in front of them a trigger that was asked
-    for where there are no rows, or else the token that the base expects before a text, unless rows begin as it."""
-    kind, _, tokens = trigger
-    begins_as_words = method.init_kwargs.get("trigger") and "init" not in method.options
-    before = [] if begins_as_words and method.n_positions() else tokenizer.bos
-    if args.trigger and tokens and not method.n_rows():
-        before = tokens
-        method.label += f" behind the {kind}"
+    """Set method.shots: the start token, or the trigger as text where it was asked for and there are no rows, then that
+    many worked examples. A prompt that begins as the trigger has the start token already."""
+    before = [] if method.trigger and method.n_positions() else tokenizer.bos
+    if args.trigger and trigger.tokens and not method.n_rows():
+        before = trigger.tokens
+        method.label += f" behind the {trigger.kind}"
     before = before + tokenizer.encode_task(as_text(task.worth_showing(examples, shots)) if shots else "")
     if before:
         method.shots = torch.tensor([before], device=args.device)  # (1, S)
@@ -76,7 +103,7 @@ def add_text(args, method, tokenizer, task, examples, trigger, shots):
 
 
 def begin_from(args, model, tokenizer):
-    """(method, what its file says) of --init-from: Vu et al. (2022), "SPoT: Better Frozen Model Adaptation through Soft
+    """(method, header) of the file --init-from: Vu et al. (2022), "SPoT: Better Frozen Model Adaptation through Soft
     Prompt Transfer"."""
     method, header = load_prefix(args.init_from, model, tokenizer, other_base=True)
     method = method.tunable(model)
@@ -84,111 +111,86 @@ def begin_from(args, model, tokenizer):
         raise UserError(f"{args.init_from} is of --method {method.name}, not {args.method}: give that")
     if hasattr(method, "start"):
         method.start.copy_(method.embeddings().detach())
-    method.shots, method.init_kwargs["seed"] = None, args.seed
+    method.shots = None
     method.label += f" from that of {header.get('task') or 'a text'}"
     return method, header
 
 
 def build_prompts(args, model, tokenizer, task):
-    """{name: Method} of --method, and what its trigger rows begin as. A hybrid prefix from a worked example comes with
-    the study's own, from the task in words."""
-    n, _ = budget(args, METHODS[args.method])
-    examples = task.examples(n, split="train", seed=args.seed)
-    trigger, methods = trigger_of(args, task, tokenizer, examples), {}
-    if args.method in ("zero-shot", "few-shot", "scratch"):  # contexts and rivals make these
-        return methods, trigger
+    """({name: Method} of --method, its Trigger). A hybrid prefix from a worked example comes with the study's own, from
+    the task in words."""
+    examples = training_examples(args, task, METHODS[args.method])
+    trigger, prompts = trigger_of(args, task, tokenizer, examples), {}
+    if args.method in ("zero-shot", "few-shot", "scratch"):  # contexts() and baselines() make these
+        return prompts, trigger
     if args.init_from:
         method, header = begin_from(args, model, tokenizer)
         add_text(args, method, tokenizer, task, examples, trigger, args.shots)
-        return {args.method: method}, ("trigger", header["trigger"], method.init_kwargs.get("trigger", []))
-    if args.method == "hybrid" and trigger[0] == "example" and task.trigger and args.beside != ["none"]:
-        words = "instruction", task.trigger, tokenizer.bos + tokenizer.encode(task.trigger + "\n")
-        methods["hybrid-instruction"] = build_method(args, "hybrid", model, tokenizer, task, examples, words)
-    methods[args.method] = build_method(args, args.method, model, tokenizer, task, examples, trigger, args.shots)
-    return methods, trigger
-
-
-def load_prompts(args, model, tokenizer):
-    """{name: Method} of --load, {name: the same before it was tuned} and their trigger. The tokenizer is set to what
-    they were tuned with. Several have to be able to vote."""
-    loaded = [load_prefix(path, model, tokenizer) for path in args.load]
-    first, header = loaded[0]
-    methods, starts = {}, {}
-    for path, (method, other) in zip(args.load, loaded):
-        same = other["tokenize"] == header["tokenize"]
-        if len(loaded) > 1 and (not same or method.network(model) is not model or method.insert_rows([])):
-            raise UserError(f"{path} cannot vote: it is {method.label}, or was tuned with other tokens than the first")
-        name = f"{method.name} {len(methods) + 1}" if methods else method.name
-        method.label += f", file {len(methods) + 1}" * (len(loaded) > 1)
-        methods[name] = method
-        if method.learns() and not other.get("init_from"):  # another run's prompt as the start is not in the file
-            starts[name] = METHODS[method.name](model, **method.init_kwargs).to(args.device)
-            starts[name].shots = method.shots
-    tokenizer.tokenize = header["tokenize"]
-    return methods, starts, ("trigger", header["trigger"], first.init_kwargs.get("trigger", []))
+        return {args.method: method}, Trigger("trigger", header["trigger"], method.trigger)
+    if args.method == "hybrid" and trigger.kind == "example" and task.trigger and args.beside != ["none"]:
+        words = Trigger("instruction", task.trigger, tokenizer.bos + tokenizer.encode(task.trigger + "\n"))
+        prompts["hybrid-instruction"] = build_method(args, "hybrid", model, tokenizer, task, examples, words)
+    prompts[args.method] = build_method(args, args.method, model, tokenizer, task, examples, trigger, args.shots)
+    return prompts, trigger
 
 
 def draw_examples(args, task, model, tokenizer, n_positions):
-    """Training examples, as many as the contender with the most wants; {range: test examples}; and how many positions
-    the longest of them leaves free.
+    """(training examples, as many as the contender with the most wants; {range: test examples}; the number of positions
+    that the longest of them leaves free). n_positions is the largest number of rows in front of them.
 
-    Rows of your own data that are too long for the base behind n_positions of prompt are left out. Raises UserError
-    where another task's examples are.
+    Rows of your own data that are too long for the base are left out. Raises UserError where another task's are.
     """
     limit = model.config.block_size - n_positions
     if args.own_data:
         task.drop(lambda e: len(tokenizer.encode_task(e.question + e.answer)) > limit)
-        for note in task.notes if distributed.is_main() else ():
+        for note in task.notes if processes.is_main() else ():
             print(note, file=sys.stderr)
-    wanted = [budget(args, METHODS[name])[0] for name in {args.method, *args.beside} if name in METHODS]
+    wanted = [budget(args, METHODS[name])[0] for name in {args.method, *args.beside} - {"none"}]
     examples = task.examples(None if None in wanted else max(wanted), split="train", seed=args.seed)
     tests = {name: task.examples(args.test_examples, name) for name in task.ranges}
     longest = max(len(tokenizer.encode_task(e.question + e.answer)) for e in [*examples, *sum(tests.values(), [])])
     if longest > limit:
         raise UserError(
-            f"{n_positions} prompt rows and {longest} tokens of text exceed block_size {model.config.block_size}: "
-            "use fewer rows or shots"
+            f"{n_positions} prompt rows and {longest} tokens of text exceed block_size {model.config.block_size}: use "
+            "fewer rows or shots"
         )
     return examples, tests, model.config.block_size - longest
 
 
 def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=None):
-    """{name: Method} of what words alone can do, and what the best context is: nothing before the question, the
-    trigger as text, and the best worked examples of at most max_tokens, searched for where they are not yet `known`."""
-    alone, methods, (kind, _, tokens) = args.beside == ["none"], {}, trigger
+    """({name: Method} of what text alone can do, the best context as results.json has it): nothing before the question,
+    the trigger as text, and the best worked examples of at most max_tokens, which are searched for unless `known`."""
+    alone, found = args.beside == ["none"], {}
     if not alone or args.method == "zero-shot":
-        methods["zero-shot"] = build_method(args, "zero-shot", model, tokenizer, task, examples)
-    if not alone and tokens and args.method != "text":
-        methods["text"] = METHODS["text"](model, tokens).to(args.device)
-        methods["text"].label = f"the {kind} as text"
+        found["zero-shot"] = build_method(args, "zero-shot", model, tokenizer, task, examples)
+    if not alone and trigger.tokens and args.method != "text":
+        found["text"] = METHODS["text"](model, trigger=trigger.tokens).to(args.device)
+        found["text"].label = f"the {trigger.kind} as text"
     if alone and args.method != "few-shot":
-        return methods, None
-    n, _ = budget(args, METHODS[args.method])
+        return found, None
     if known:
-        tokens, best, candidates = tokenizer.encode_task(known["text"]), known, known["candidates"]
+        tokens, best, candidates = tokenizer.bos + tokenizer.encode_task(known["text"]), known, known["candidates"]
     else:
+        n, _ = budget(args, METHODS[args.method])
         tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed)
     if not tokens:
-        raise UserError(
-            f"not one worked example fits into the {max_tokens} tokens that the base leaves: shorten the texts, or "
-            "take a --model with a longer block_size"
-        )
-    methods["few-shot"] = METHODS["few-shot"](model, tokens).to(args.device)
-    methods["few-shot"].label = f"best context ({best['shots']} {best['lengths']})"
-    return methods, best | {"candidates": candidates}
+        raise UserError(f"no worked example fits into the {max_tokens} tokens that {model.name} leaves: shorten it")
+    found["few-shot"] = METHODS["few-shot"](model, trigger=tokens).to(args.device)
+    found["few-shot"].label = f"best context ({best['shots']} {best['lengths']})"
+    return found, best | {"candidates": candidates}
 
 
-def rivals(args, model, tokenizer, task, examples, tests, max_tokens):
-    """{name: Method} of --beside. What starts from the base comes without and with one example in its context, the one
+def baselines(args, model, tokenizer, task, examples, tests, max_tokens):
+    """{name: Method} of --beside. Methods that start from the base run both zero-shot and one-shot, with the example
     that prompts begin as, where max_tokens hold it."""
-    methods = {}
+    found = {}
     for name in [args.method] * (args.method == "scratch") + args.beside:
         if name == "scratch":
             longest = max(len((e.question + e.answer).encode()) for e in [*examples, *sum(tests.values(), [])])
-            methods[name] = METHODS[name](seed=args.seed, block_size=longest).to(args.device)
+            found[name] = METHODS[name](seed=args.seed, block_size=longest).to(args.device)
         elif name not in ("none", args.method):
-            methods[name] = build_method(args, name, model, tokenizer, task, examples)
+            found[name] = build_method(args, name, model, tokenizer, task, examples)
             other = build_method(args, name, model, tokenizer, task, examples, shots=1)
             if other.n_positions() <= max_tokens:
-                methods[f"{name}, 1 shot"] = other
-    return methods
+                found[f"{name}, 1 shot"] = other
+    return found

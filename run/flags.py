@@ -1,51 +1,54 @@
-"""What the commands share: the base's options, checks of numbers, and one clear line for whatever was wrong."""
+"""The command line: what all programs share, and the flags of train_task.py."""
 
 import argparse
 import math
-import os
+import re
+import shlex
+import sys
+from pathlib import Path
 
+import torch
+
+import methods
+import tasks
 from files.errors import UserError
+from files.weights import BUNDLED, HUB
+from prefix import METHODS
 
-DEFAULT_BASE = "nano-2"
-MOST = 1_000_000  # of whatever is counted, where nothing narrower holds: examples, steps, tokens
+DEFAULT_BASE, OWN_DATA_BASE = "nano-2", "nano-prose"
+BASELINES = "finetune", "finetune-top2", "lora", "adapter", "scratch"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the program's docstring as its help, and errors as ValueError, a line without the usage."""
+    """argparse with the program's docstring as its help, --device, and errors as UserError."""
 
-    def __init__(self, doc, device=True):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-        if device:
-            self.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    def __init__(self, doc):
+        def lines(prog):
+            return argparse.RawDescriptionHelpFormatter(prog, max_help_position=27, width=110)
+
+        super().__init__(description=doc, formatter_class=lines)
+        self.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: cuda where there is one, else cpu")
 
     def error(self, message):
         raise UserError(f"{message}; --help shows what there is")
 
     def add_base(self, default=DEFAULT_BASE):
-        """--model and --dtype. Where the program chooses the base itself, `default` says in words how, and --model is
-        None."""
-        from files.weights import BUNDLED, HUB  # imported here, since it imports torch
-
-        names = ", ".join([*BUNDLED, *HUB])
+        """--model and --dtype. `default` is the default base, or says in words which one that is: --model is then None.
+        """
         self.add_argument(
             "--model",
             default=default if default in BUNDLED else None,
-            help=f"{names}, the hub's OWNER/NAME, or a checkpoint's folder or file (default {default})",
+            help=f"{', '.join([*BUNDLED, *HUB])}, the hub's OWNER/NAME, a folder or a file (default {default})",
         )
-        self.add_argument(
-            "--dtype", choices=["float32", "bfloat16"], help="of the base (default: what the device multiplies faster)"
-        )
+        self.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the base (default: the faster one)")
 
     def parse_args(self, argv=None):
-        """args, with --device resolved, and --dtype where the program has it."""
+        """args, with --device resolved, and with --dtype as a torch.dtype where the program has it."""
         args = super().parse_args(argv)
-        if "device" not in args:
-            return args
-        import torch  # imported here, so that what needs none of it starts at once
-
-        if args.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: this machine has none, leave it out")
-        args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        args.device = args.device or ("cuda" if has["cuda"] else "cpu")
+        if not has[args.device]:
+            raise UserError(f"--device {args.device}: this machine has none, leave it out")
         if "dtype" in args:
             args.dtype = getattr(torch, args.dtype) if args.dtype else best_dtype(args.device)
         return args
@@ -53,80 +56,159 @@ class Parser(argparse.ArgumentParser):
 
 def best_dtype(device):
     """bfloat16 where the device multiplies matrices faster in it, else float32."""
-    import torch
-
-    if str(device).startswith("cuda"):
+    if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    capable = torch.cpu.get_capabilities()
+    capable = torch.cpu.get_capabilities() if device == "cpu" else {}
     return torch.bfloat16 if capable.get("amx_bf16") or capable.get("avx512_bf16") else torch.float32
 
 
-def at_least(least, most=MOST):
-    """An argparse type: a whole number of at least `least` and at most `most`."""
+# ---------------------------------------------------------------- argparse types
+
+
+def at_least(least, most=1_000_000):
+    """An argparse type: a whole number from `least` to `most`."""
 
     def whole_number(text):
-        try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{number}: give at least {least}")
-        if number > most:
-            raise argparse.ArgumentTypeError(f"{number}: give at most {most}")
-        return number
+        if not re.fullmatch(r"-?\d{1,19}", text):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number")
+        if not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text}: give a number from {least} to {most}")
+        return int(text)
 
     return whole_number
 
 
-seed = at_least(0, 2**63 - 1)  # an argparse type: what torch's generators take
+def number(low, high=1e30, above=False):
+    """An argparse type: a finite number from `low`, or above it, to `high`."""
+
+    def finite_number(text):
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number") from None
+        if not (low < value if above else low <= value) or not value <= high or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"{text}: give a number {'above' if above else 'from'} {low} to {high:g}")
+        return value
+
+    return finite_number
 
 
-def rate(text):
-    """An argparse type: a number above 0."""
-    number = weight(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
-    return number
+seed_number = at_least(0, 2**63 - 1)  # what torch's generators take
+learning_rate = number(0, above=True)
 
 
-def weight(text, most=1e30):
-    """An argparse type: a number from 0 to `most`, by default one that can be multiplied in float32."""
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number") from None
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: give a finite number of at least 0")
-    if number > most:
-        raise argparse.ArgumentTypeError(f"{text}: give at most {most:g}")
-    return number
-
-
-def temperature(text):
-    """An argparse type: 0, or a number by which logits can be divided."""
-    number = weight(text, most=1000)
-    if 0 < number < 0.001:
-        raise argparse.ArgumentTypeError(f"{text}: give 0, which is greedy, or at least 0.001")
-    return number
-
-
-def fraction(text):
-    """An argparse type: a number from 0 to 1."""
-    number = weight(text)
-    if number > 1:
-        raise argparse.ArgumentTypeError(f"{text}: give a number from 0 to 1")
-    return number
-
-
-def words(text):
+def some_text(text):
     """An argparse type: text that is not blank."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the text is empty: write some words")
     return text
 
 
-def check_memory(n_bytes, what):
-    """Raise UserError where this machine's memory does not hold n_bytes."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if n_bytes > memory:
-        raise UserError(f"{what} would take {n_bytes / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB")
+# ---------------------------------------------------------------- train_task.py
+
+
+def train_parser(doc, cls):
+    """The parser of train_task.py, with the options of a method's class."""
+    p = Parser(doc)
+    p.epilog = f"methods: {', '.join(METHODS)}\n--method NAME --help shows a method and its own options"
+    p.add_argument(
+        "--task",
+        nargs="+",
+        default=["addition"],
+        metavar="TASK",
+        help="a name (python -m tasks --list), or your own data: a .jsonl, .csv or .tsv file, and one to test on "
+        "(default: a fifth of the first)",
+    )
+    p.add_argument("--columns", nargs=2, metavar=("PROMPT", "ANSWER"), help="of your own data (default: prompt answer)")
+    p.add_argument("--answer-after", type=some_text, metavar="TEXT", help="of your own data: it ends an answer's steps")
+    p.add_base(f"{DEFAULT_BASE}; your own data: {OWN_DATA_BASE}")
+    p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
+    p.add_argument("--overwrite", action="store_true", help="replace the results in that folder")
+    p.add_argument("--resume", action="store_true", help="go on where the run in that folder was stopped")
+    p.add_argument("--seed", type=seed_number, default=0, help="of rows, examples and their order (default 0)")
+    p.add_argument("--quick", action="store_true", help="fewer examples and questions")
+
+    g = p.add_argument_group("the prompt")
+    g.add_argument("--method", metavar="NAME", default="hybrid", help="see below (default hybrid)")
+    g.add_argument("--n-random", type=at_least(0), metavar="N", help="rows that begin as random numbers (default 24)")
+    g.add_argument(
+        "--trigger",
+        type=some_text,
+        metavar="TEXT",
+        help="what the other rows begin as: example (a worked example, the default), examples:N, instruction (the task "
+        "in words, the default for classes), none, or any TEXT; methods without rows read it as text",
+    )
+    g.add_argument("--shots", type=at_least(0, 1000), default=0, help="worked examples behind the prompt (default 0)")
+    g.add_argument("--init-from", metavar="FILE", help="begin as the prompt of another run")
+    g.add_argument("--tokenize", choices=["bytes", "bpe"], help="the task's text (default bytes; your own data: bpe)")
+
+    g = p.add_argument_group("tuning and measuring")
+    g.add_argument("--examples", type=at_least(1), metavar="N", help="to learn from (default 4000; your own data: all)")
+    g.add_argument("--epochs", type=at_least(1), metavar="N", help="passes over them (default 1; your own data: 5)")
+    g.add_argument("--batch-size", type=at_least(1, 65536), default=32, metavar="N", help="(default 32)")
+    g.add_argument("--lr", type=learning_rate, help="peak learning rate (default: the method's)")
+    g.add_argument(
+        "--validation",
+        type=at_least(0),
+        default=128,
+        metavar="N",
+        help="held-out examples that choose the best checkpoint (default 128, at most a fifth; 0: keep the last)",
+    )
+    g.add_argument("--checkpoint-activations", action="store_true", help="less memory, more time")
+    g.add_argument("--test-examples", type=at_least(1, 100_000), metavar="N", help="questions per range (default 500)")
+    g.add_argument(
+        "--beside",
+        nargs="+",
+        choices=[*BASELINES, "none"],
+        metavar="NAME",
+        help=f"what else learns from the same examples: {', '.join(BASELINES)} (default scratch; your own data: "
+        "finetune scratch), or none: the method alone",
+    )
+    if cls.options:
+        g = p.add_argument_group(f"options of --method {cls.name}", " ".join((cls.__doc__ or "").split("\n")[:1]))
+        for name, spec in cls.options.items():
+            g.add_argument(f"--{name.replace('_', '-')}", **{"default": None} | spec)
+    return p
+
+
+def parse_args(doc, argv=None):
+    """The arguments of train_task.py, checked, with the defaults that depend on the task and the method.
+
+    args.options holds those of the method that were given.
+    """
+    argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
+    first = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    first.add_argument("--method", nargs="?", default="hybrid")
+    name = first.parse_known_args(argv)[0].method
+    cls = methods.find(name)
+    if cls is None:
+        raise UserError(f"--method {name}: choose from {', '.join(METHODS)}")
+    for option in {o for other in METHODS.values() for o in other.options} - cls.options.keys():
+        flag = f"--{option.replace('_', '-')}"
+        if flag in argv:
+            takes = ", ".join(other.name for other in METHODS.values() if option in other.options)
+            raise UserError(f"{flag} is not for --method {name}: it is an option of {takes}")
+    args = train_parser(doc, cls).parse_args(argv)
+    args.command = shlex.join(["python", "train_task.py", *argv])
+    args.options = {o: getattr(args, o) for o in cls.options if getattr(args, o)}
+    args.own_data = Path(args.task[0]).suffix.lower() in tasks.FILES
+    if not args.own_data and (len(args.task) > 1 or args.columns or args.answer_after):
+        raise UserError(f"a second --task, --columns and --answer-after are for your own data, not for {args.task[0]}")
+    if len(args.task) > 2:
+        raise UserError(f"--task {' '.join(args.task)}: give one file to tune on and one to test on")
+    if args.n_random is not None and not cls.takes_n_random:
+        raise UserError(f"--method {name} has no random rows: leave out --n-random")
+    if cls.default_trigger and not (args.trigger or cls.default_trigger).startswith("example"):
+        raise UserError(f"--method {name} reads worked examples: leave out --trigger {args.trigger}")
+    if args.init_from and name in ("zero-shot", "few-shot", "scratch"):
+        raise UserError(f"--init-from {args.init_from} is for what learns on the base, not for {name}")
+    if "none" in (args.beside or []) and len(args.beside) > 1:
+        raise UserError(f"--beside {' '.join(args.beside)}: none stands alone")
+    args.model = args.model or (OWN_DATA_BASE if args.own_data else DEFAULT_BASE)
+    args.n_random = (24 if args.n_random is None else args.n_random) if cls.takes_n_random else 0
+    args.trigger = args.trigger or cls.default_trigger
+    args.beside = args.beside or (["finetune", "scratch"] if args.own_data else ["scratch"])
+    args.test_examples = args.test_examples or (None if args.own_data else 500)
+    if args.quick:
+        args.test_examples = min(args.test_examples or 100, 100)
+    return args

@@ -1,8 +1,6 @@
-"""What a run was made with, what differs between two runs, and where curves are sent to."""
+"""Versions, hardware and data of a run, and how two runs differ."""
 
 import hashlib
-import importlib
-import importlib.util
 import json
 import platform
 import subprocess
@@ -17,7 +15,7 @@ PACKAGES = ("torch", "numpy", "tiktoken", "safetensors")
 
 
 def record(device, dtype, data):
-    """What a run's numbers depend on beside its command line and its base: results.json holds it under "record".
+    """What a run's numbers depend on besides its command line and its base: results.json holds it under "record".
 
     data: [Example], those to learn from and those to test on.
     """
@@ -51,16 +49,6 @@ def check_same(folder, before, now):
             raise UserError(f"{folder} holds another run, {what} differs: give another --out")
 
 
-def check_installed(library):
-    if importlib.util.find_spec(library) is None:
-        raise UserError(f"--log {library} needs that library: pip install {library}")
-
-
-def tracker(library, folder, config):
-    """A run of wandb or trackio, which are called alike: it has `log` and `finish`."""
-    return importlib.import_module(library).init(project="nanoprompt", name=folder.name, config=config)
-
-
 def installed(package):
     try:
         return version(package)
@@ -84,18 +72,9 @@ def git(folder, *arguments):
     return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def flat(value, name=""):
-    """{path: number or text} of a nest of dicts and lists; a list of numbers is one value."""
-    if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}" if name else key).items()}
-    if isinstance(value, list) and any(isinstance(inner, (dict, list)) for inner in value):
-        return {k: v for i, inner in enumerate(value) for k, v in flat(inner, f"{name}[{i}]").items()}
-    return {name: value}
-
-
 def differences(before, after):
-    """A line for each value in which two results.json differ, but the seconds: first what the runs were made with, then
-    what came of them."""
+    """A line for each value in which two results.json differ, but the seconds and the command: first what the runs were
+    made with, then what came of them."""
     before, after = (flat({"record": r["record"]} | r) for r in (before, after))
     lines = []
     for name in dict.fromkeys([*before, *after]):
@@ -108,3 +87,12 @@ def differences(before, after):
         else:
             lines.append(f"{name}: {a} and {b}")
     return lines
+
+
+def flat(value, name=""):
+    """{path: number or text} of a nest of dicts and lists; a list of numbers is one value."""
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}" if name else key).items()}
+    if isinstance(value, list) and any(isinstance(inner, (dict, list)) for inner in value):
+        return {k: v for i, inner in enumerate(value) for k, v in flat(inner, f"{name}[{i}]").items()}
+    return {name: value}

@@ -1,12 +1,12 @@
 """Nothing is lost: a run saves its state, and --resume goes on from there to the same numbers, bit for bit.
 
 checkpoint.safetensors in the run's folder holds the results so far, and of what is being tuned the weights, those of
-its best state so far, the optimizers' state and the random generators. checkpoint-before.safetensors is what it held
-one save earlier: it is used where a checksum says that the newest one is broken. Both go once the run is finished.
+its best checkpoint so far, the optimizers' state and the random generators. checkpoint-before.safetensors is what it
+held one save earlier, for the case that a checksum says the newest is broken. A finished run has neither.
 
-A run saves every few minutes, after each measurement, and when it gets SIGUSR1. Ctrl-C and SIGTERM end it after the
-step or measurement that it is in, with exit code 130 or 143; a second one ends it at once. So does SIGUSR2, with 140,
-which a cluster sends before a job's time is up.
+A run saves every ten minutes, after each measurement, and when it gets SIGUSR1. Ctrl-C, SIGTERM, SIGHUP (a closed
+terminal) and SIGUSR2 (a cluster's warning that a job's time is up) end it after the step or measurement that it is in,
+with exit code 128 + the signal's number; a second one ends it at once.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,11 +28,13 @@ from filelock import FileLock, Timeout
 from files import schemas
 from files.errors import UserError
 from files.safe import flush, read_tensors, trained, write_tensors
-from run import processes as distributed
-from run import record
+from run import processes
 
 NEWEST, BEFORE, LOCK, LOG = "checkpoint.safetensors", "checkpoint-before.safetensors", ".lock", "log.jsonl"
-STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+SAVE_SECONDS = 600
+# Windows has only the first two
+STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2") if hasattr(signal, name)]
+SAVE = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)]
 
 
 class Saved(NamedTuple):
@@ -39,34 +42,38 @@ class Saved(NamedTuple):
     tensors: dict  # {name: tensor}
     log_size: int  # of log.jsonl, in bytes
     finished: bool
-    from_before: bool = False  # whether the newest checkpoint is gone or broken
+    from_before: bool = False  # whether the newest checkpoint is missing or broken
 
 
 class Checkpoint:
-    """`with Checkpoint(folder, state, minutes) as checkpoint:` a run that is alone in its folder and saves its state.
+    """`with Checkpoint(folder, state, saved) as checkpoint:` a run that is alone in its folder and saves its state.
 
-    state: a dict that JSON can hold, with {"seconds": {}} in it: the time that each part of the run took.
-    modules: {name: module}, whose weights are saved with it; the run adds and removes them.
-    best: {name: tensor} of the best state so far of what is being tuned, which is saved as well.
+    state: a function that returns what JSON can hold. seconds: a dict within it, the time of each part of the run.
     saved: what `load` returned, of the run that goes on; None begins a new one.
-    log: "wandb" or "trackio", which get the lines of log.jsonl as well.
+    modules: {name: module}, whose weights are saved; the run adds and removes them.
+    best: {name: tensor} of the best checkpoint so far of what is being tuned, saved as well.
     Raises UserError where the folder cannot be written to, or another run is in it.
     """
 
-    def __init__(self, folder, state, minutes, saved=None, log=None):
-        self.folder, self.state, self.minutes, self.modules = Path(folder), state, minutes, {}
-        self.saved = saved or Saved(state, {}, 0, finished=False)
+    def __init__(self, folder, state, seconds, saved=None):
+        self.folder, self.state, self.seconds, self.modules = Path(folder), state, seconds, {}
+        self.saved = saved or Saved({}, {}, 0, finished=False)
         self.tensors, self.is_new = dict(self.saved.tensors), saved is None
         self.best = self.take("best/")
-        self.signal = self.part = self.lock = None
-        self.log, self.tracker = log, None
-        self.part_began = self.last_save = time.monotonic()  # not time.time(), which jumps when the clock is set
+        self.signal, self.lock, self.handlers = None, None, {}
+        self.part_name, self.last_save = None, time.monotonic()  # not time.time(), which jumps when the clock is set
 
     def __enter__(self):
-        distributed.wait()  # all processes have read what is in the folder; from now on the first one writes
-        if not distributed.is_main():
-            self.handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (*STOP, signal.SIGUSR1)}
-            return self
+        processes.wait()  # all processes have read what is in the folder; from now on the first one writes
+        if processes.is_main():
+            self.open_folder()
+        if threading.current_thread() is threading.main_thread():  # no other may set them
+            handler = self.on_signal if processes.is_main() else signal.SIG_IGN
+            heard = [n for n in (*STOP, *SAVE) if signal.getsignal(n) != signal.SIG_IGN]  # nohup ignores SIGHUP
+            self.handlers = {number: signal.signal(number, handler) for number in heard}
+        return self
+
+    def open_folder(self):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(self.folder / LOCK)  # of the operating system: it ends with its process
@@ -84,74 +91,66 @@ class Checkpoint:
             raise UserError(f"another run is at work in {self.folder}: let it end, or give another --out") from None
         except OSError as error:
             raise UserError(f"cannot write to {self.folder} ({error.strerror}): give another --out") from None
-        if self.log:
-            self.tracker = record.tracker(self.log, self.folder, self.state["args"])
-        self.handlers = {}
-        if threading.current_thread() is threading.main_thread():  # no other may set them
-            self.handlers = {number: signal.signal(number, self.on_signal) for number in (*STOP, signal.SIGUSR1)}
-        return self
 
     def __exit__(self, kind, error, traceback):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if self.lock:
             self.lock.release()
-        if self.tracker:
-            self.tracker.finish()
         if kind is SystemExit:
             print("stopped; the same command with --resume goes on", file=sys.stderr)
 
     def on_signal(self, number, frame):
-        if self.signal in STOP and number in STOP:
+        if number in STOP and self.signal in STOP:
             raise SystemExit(128 + number)
         self.signal = number
         if number in STOP:  # not print, which must not be interrupted by itself
             os.write(2, b"\nstopping after this step or measurement; once more stops at once\n")
 
-    def begin(self, part):
-        """From now on the time is counted as that of a part of the run."""
-        self.part, self.part_began = part, time.monotonic()
-
-    def end(self):
-        """Count the time of the part that ends, and save, unless no more than a second of work would be lost."""
+    @contextmanager
+    def part(self, name):
+        """`with checkpoint.part(name):` counts the seconds of a part of the run, and saves at its end, unless no more
+        than a second of work would be lost."""
+        self.part_name, self.part_began = name, time.monotonic()
+        yield
         self.count()
-        self.part = None
-        if self.signal or time.monotonic() - self.last_save >= min(1, 60 * self.minutes):
+        self.part_name = None
+        if self.signal or time.monotonic() - self.last_save >= min(1, SAVE_SECONDS):
             self.save()
 
     def count(self):
-        """Add the time since the last count to the part's."""
-        if self.part:
-            now, seconds = time.monotonic(), self.state["seconds"]
-            seconds[self.part] = seconds.get(self.part, 0.0) + now - self.part_began
+        """Add the time since the last count to that of the part."""
+        if self.part_name:
+            now = time.monotonic()
+            self.seconds[self.part_name] = self.seconds.get(self.part_name, 0.0) + now - self.part_began
             self.part_began = now
 
     def after_step(self, optimizers, row):
         """Save what is being tuned if it is time. Every 50 steps `row` becomes a line of log.jsonl."""
-        if not distributed.is_main():
+        if not processes.is_main():
             return
         if row["step"] % 50 == 0:
             with open(self.folder / LOG, "a") as file:
                 file.write(json.dumps(row) + "\n")
-            if self.tracker:
-                self.tracker.log(row)
-        if self.signal or time.monotonic() - self.last_save >= 60 * self.minutes:
+        if self.signal or time.monotonic() - self.last_save >= SAVE_SECONDS:
             self.save(optimizers)
 
     def save(self, optimizers=()):
         """Write the state, the modules' weights and generators, and the optimizers' state. Stop if a signal says so."""
         self.count()
-        if not distributed.is_main():
+        if not processes.is_main():
             return
-        tensors = {}
+        tensors = {f"best/{key}": t for key, t in self.best.items()}
         for name, module in self.modules.items():
             tensors |= {f"weights/{name}/{key}": t for key, t in trained(module).items()}
             tensors |= {f"generator/{name}/{key}": random_state(g) for key, g in generators(module)}
-        tensors |= {f"best/{key}": t for key, t in self.best.items()}
         for key, state, _ in optimizer_states(optimizers):
             tensors |= {f"optimizer/{key}/{part}": t for part, t in state.items()}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         log = self.folder / LOG
-        write(self.folder, self.state, tensors, log.stat().st_size if log.exists() else 0)
+        header = {"state": json.dumps(self.state()), "log_size": str(log.stat().st_size if log.exists() else 0)}
+        header["sha256"] = checksum(header, tensors)
+        write_tensors(self.folder / NEWEST, tensors, header, keep=self.folder / BEFORE)
         self.last_save = time.monotonic()
         number, self.signal = self.signal, None
         if number in STOP:
@@ -173,11 +172,11 @@ class Checkpoint:
                 state[part] = t.to(p.device) if t.dim() else t  # AdamW's count of steps stays on the CPU
 
     def take(self, prefix):
-        """{rest of the name: tensor} of the loaded tensors whose names begin with `prefix`, which are then let go."""
+        """{rest of the name: tensor} of the loaded tensors whose names begin with `prefix`, which are then released."""
         return {key.removeprefix(prefix): self.tensors.pop(key) for key in list(self.tensors) if key.startswith(prefix)}
 
     def finish(self):
-        """The run has written its results: what it needs to go on is removed."""
+        """Remove what the run needs to go on: it has written its results."""
         flush(self.folder)
         (self.folder / BEFORE).unlink(missing_ok=True)
         (self.folder / NEWEST).unlink()
@@ -211,38 +210,28 @@ def optimizer_states(optimizers):
     ]
 
 
-# ---------------------------------------------------------------- the file
-
-
-def write(folder, state, tensors, log_size):
-    """Write a checkpoint; the one that was the newest becomes the one before."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    header = {"state": json.dumps(state), "log_size": str(log_size)}
-    write_tensors(folder / NEWEST, tensors, header | {"sha256": checksum(header, tensors)}, keep=folder / BEFORE)
+# ---------------------------------------------------------------- what a folder holds
 
 
 def load(folder):
-    """What is Saved of the run in a folder: its newest checkpoint that is whole, or its results where it is finished,
-    or None. Raises UserError where all checkpoints are broken.
-    """
-    broken = []
+    """What is Saved of the run in a folder: its newest whole checkpoint, or its results where it is finished, or None.
+    Raises UserError where all checkpoints are broken."""
+    broken = None
     for path in (Path(folder) / NEWEST, Path(folder) / BEFORE):
         if not os.path.lexists(path):
             continue
         try:
             header, tensors = read_tensors(path)
-            if "sha256" not in header:
-                raise UserError(f"{path} is no checkpoint of this version")
-            if header.pop("sha256") != checksum(header, tensors):
+            if header.pop("sha256", None) != checksum(header, tensors):
                 raise UserError(f"{path} is not as it was written")
-        except ValueError as error:
-            broken.append(str(error))
+        except UserError as error:
+            broken = broken or error
             continue
-        if broken and distributed.is_main():
-            print(f"{broken[0]}; going on from {path.name}", file=sys.stderr)
+        if broken and processes.is_main():
+            print(f"{broken}; going on from {path.name}", file=sys.stderr)
         return Saved(json.loads(header["state"]), tensors, int(header["log_size"]), False, path.name == BEFORE)
     if broken:
-        raise UserError(f"{broken[0]}; no other checkpoint is left: begin again in another --out")
+        raise UserError(f"{broken}; no other checkpoint is left: begin again in another --out")
     results = Path(folder) / "results.json"
     if not results.exists():
         return None
@@ -250,7 +239,7 @@ def load(folder):
 
 
 def is_stopped(folder):
-    """Whether a run in the folder began and has not finished."""
+    """True where a run in the folder began and has not finished."""
     return (Path(folder) / NEWEST).exists() or (Path(folder) / BEFORE).exists()
 
 
@@ -259,13 +248,13 @@ def is_finished(folder):
 
 
 def is_half_file(path):
-    """Whether a process was killed while it wrote this file: `replacing` calls it tmp-..., safetensors .tmpXXXXXX."""
+    """True where a process was killed while it wrote this file: safe.py names it tmp-..., safetensors .tmpXXXXXX."""
     return path.name.startswith("tmp-") or re.fullmatch(r"\.tmp\w{6}", path.name) is not None
 
 
 def is_leftover(path):
-    """Whether a file is what a run leaves that never began."""
-    return path.name == LOCK or path.name.startswith(".claim-") or is_half_file(path)
+    """True for the files of a run that never started."""
+    return path.name == LOCK or is_half_file(path)
 
 
 def remove_leftovers(folder):
