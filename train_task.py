@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from eval.contexts import majority, tfidf
 from tqdm import tqdm
 
 import tasks
@@ -25,6 +24,7 @@ from data.tokenizer import Tokenizer
 from eval import report
 from eval.accuracy import classification, generate_answers, longest_answer, rank_choices, score
 from eval.attention import attention_to_rows
+from eval.contexts import majority, tfidf
 from eval.neighbors import init_words, nearest_tokens
 from eval.validation import Validation, hold_back
 from files import schemas
@@ -221,7 +221,7 @@ def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, curve=Non
                 if not math.isfinite(loss):
                     lower = f"lower --lr ({', '.join(f'{peak:g}' for peak in peaks)})"
                     raise UserError(f"{method.label}: the loss became {loss} after {seen} examples: {lower}")
-                if validation and validation.is_due(step, steps):
+                if validation and validation.due(step, steps):
                     validation.check(method, network, step, processes.first)
                 if checkpoint:
                     row = {"tuning": method.label, "step": step, "examples": seen, "loss": loss}

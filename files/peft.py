@@ -5,6 +5,7 @@ python peft_io.py import DIR prefix.safetensors    a PEFT adapter as a prefix, f
 python peft_io.py merge out/lora DIR               a run's LoRA in the base's weights, an ordinary checkpoint
 """
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -18,8 +19,7 @@ from files.safe import read_tensors, write_json, write_tensors
 from files.weights import BUNDLED, HUB, hub_name, load_model, save_model
 from llama import Llama
 from model import GPT
-from prefix import Cartridge, DeepPrefix, HybridPrefix, LoRA, PrefixTuning, Translator, block_linears
-from run.flags import DEFAULT_BASE, Parser
+from prefix import METHODS, DeepPrefix, HybridPrefix, block_linears
 
 
 @torch.no_grad()
@@ -27,11 +27,11 @@ def export_peft(method, model, folder):
     """Write adapter_config.json and adapter_model.safetensors, which PeftModel.from_pretrained takes:
     PROMPT_TUNING for rows at the input, PREFIX_TUNING for keys and values, an MLP folded into either; CARTRIDGE; LORA.
     """
-    if type(method) not in (*ROWS, DeepPrefix, PrefixTuning, Cartridge, Translator, LoRA):
+    if method.name not in (*ROWS, "ptuning2", "prefix", "cartridge", "translator", "lora"):
         raise UserError(f"PEFT has no adapter for {method.name}")
     if reads_text(method, model):
         raise UserError(f"{method.label} with text in front (--shots, --trigger): PEFT's adapter would lose it")
-    config, tensors = lora_adapter(method, model) if isinstance(method, LoRA) else prompt_adapter(method, model)
+    config, tensors = lora_adapter(method, model) if method.name == "lora" else prompt_adapter(method, model)
     config |= {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": HUB[model.name][0] if model.name in HUB else model.name.partition("@")[0],
@@ -56,7 +56,7 @@ def prompt_adapter(prefix, model):
         raise UserError(f"rows {prefix.position} the question: PEFT puts them before it")
     if deep and prefix.layers < c.n_layer:
         raise UserError(f"a prefix in the top {prefix.layers} of {c.n_layer} layers: PEFT knows none but in all")
-    if "head" in prefix.init_kwargs:
+    if getattr(prefix, "head", None) is not None and deep:
         raise UserError("a prefix with a classification head: PEFT's adapter would lose it")
     config = {
         "peft_type": "PREFIX_TUNING" if deep else "PROMPT_TUNING",
@@ -66,7 +66,7 @@ def prompt_adapter(prefix, model):
         "num_attention_heads": c.n_kv_head if deep else c.n_head,
         "token_dim": c.n_kv_head * c.head_dim if deep else c.n_embd,
     }
-    if isinstance(prefix, Cartridge):
+    if prefix.name == "cartridge":
         config |= {"peft_type": "CARTRIDGE", "num_frozen_tokens": 0}
     else:
         config |= {"prefix_projection": False} if deep else {"prompt_tuning_init": "RANDOM"}
@@ -152,7 +152,7 @@ def import_lora(config, tensors, model, folder):
     rank = config["r"]
     if not any(t.dim() == 2 and rank in t.shape for t in tensors.values()):
         raise UserError(f"{folder} says r = {rank}, and none of its tensors has that rank: export it again")
-    lora = LoRA(model, rank=rank, alpha=config["lora_alpha"], rslora=config.get("use_rslora", False))
+    lora = METHODS["lora"](model, rank=rank, alpha=config["lora_alpha"], rslora=config.get("use_rslora", False))
     left = dict(tensors)
     for (name, _), A, B in zip(block_linears(model), lora.A, lora.B):
         for part, ours in (("A", A), ("B", B)):
@@ -171,7 +171,7 @@ def import_lora(config, tensors, model, folder):
 
 def save_merged(lora, model, folder):
     """Write the base with the updates of LoRA in its weights, and the tokenizer's file where the base has one."""
-    if not isinstance(lora, LoRA):
+    if lora.name != "lora":
         raise UserError(f"{lora.label} is not in the weights: only --method lora can be merged into them")
     if reads_text(lora, model):
         raise UserError("LoRA with text in front (--shots, --trigger): a checkpoint would lose it")
@@ -194,7 +194,7 @@ def base_of(source):
 
 
 def main(argv=None):
-    p = Parser(__doc__)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
         "what",
         choices=["export", "import", "merge"],
@@ -206,12 +206,12 @@ def main(argv=None):
         help="export: the adapter's folder; import: the prompt's file; merge: the checkpoint's folder. Must not exist "
         "yet",
     )
-    p.add_argument("--model", help=f"the base (default: what the run was tuned on; import: {DEFAULT_BASE})")
+    p.add_argument("--model", help="the base (default: what the run was tuned on; import: nano-2)")
     args = p.parse_args(argv)
     if Path(args.target).exists():
         raise UserError(f"{args.target} exists already: name another, or remove it")
     source = Path(args.source)
-    model = load_model(args.model or (DEFAULT_BASE if args.what == "import" else base_of(source))).freeze()
+    model = load_model(args.model or ("nano-2" if args.what == "import" else base_of(source))).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
     if args.what == "import":
         method = import_peft(args.source, model)

@@ -1,5 +1,6 @@
 """The file of a trained prompt, prefix.safetensors: what it was tuned on, and its tensors."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from files import schemas
 from files.errors import UserError
 from files.safe import read_tensors, trained, write_tensors
 from files.weights import fingerprint
-from prefix import CPT, METHODS, HybridPrefix, LoPT, PromptTuning, PTuning
+from prefix import METHODS
 
-ROWS = HybridPrefix, PromptTuning, CPT, LoPT, PTuning  # at the input, and nothing else
+importlib.import_module("methods")  # fills METHODS; by name, since that folder is above this one
+ROWS = "hybrid", "prompt", "cpt", "lopt", "ptuning"  # methods of rows at the input, and nothing else
 
 
 def save_prefix(method, path, model, tokenizer, task="", trigger="", question_format="{}", stop="", init_from=""):
@@ -48,7 +50,7 @@ def load_prefix(path, model, tokenizer, other_base=False):
     if header.get("format") != "nanoprompt prefix":
         raise UserError(f"{path} is no prefix: name the prefix.safetensors of a run")
     header = schemas.convert(header, schemas.PrefixHeader, path, "train it again")
-    movable = other_base and METHODS.get(header["method"]) in ROWS and "start" in tensors and tensors["start"].dim()
+    movable = other_base and header["method"] in ROWS and "start" in tensors and tensors["start"].dim()
     if header["base_fingerprint"] != fingerprint(model) and movable:
         if (width := tensors["start"].shape[-1]) != model.config.n_embd:
             raise UserError(

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from textwrap import fill
 
 import torch
 
@@ -24,10 +25,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, doc):
         def lines(prog):
-            return argparse.RawDescriptionHelpFormatter(prog, max_help_position=27, width=110)
+            return argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=110)
 
-        super().__init__(description=doc, formatter_class=lines)
-        self.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: cuda where there is one, else cpu")
+        super().__init__(description=doc, formatter_class=lines, usage="%(prog)s [flags]")
+        self.add_argument(
+            "--device", choices=["cpu", "cuda", "mps"], metavar="NAME", help="cpu, cuda or mps (default cuda, else cpu)"
+        )
 
     def error(self, message):
         raise UserError(f"{message}; --help shows what there is")
@@ -37,10 +40,12 @@ class Parser(argparse.ArgumentParser):
         """
         self.add_argument(
             "--model",
+            metavar="BASE",
             default=default if default in BUNDLED else None,
             help=f"{', '.join([*BUNDLED, *HUB])}, the hub's OWNER/NAME, a folder or a file (default {default})",
         )
-        self.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the base (default: the faster one)")
+        dtypes = ["float32", "bfloat16"]
+        self.add_argument("--dtype", choices=dtypes, metavar="TYPE", help="float32 or bfloat16 (default: the faster)")
 
     def parse_args(self, argv=None):
         """args, with --device resolved, and with --dtype as a torch.dtype where the program has it."""
@@ -107,25 +112,24 @@ def some_text(text):
 # ---------------------------------------------------------------- train_task.py
 
 
-def train_parser(doc, cls):
-    """The parser of train_task.py, with the options of a method's class."""
+def train_parser(doc, cls, shown):
+    """The parser of train_task.py, with the options of a method's class, which --help shows or not."""
     p = Parser(doc)
-    p.epilog = f"methods: {', '.join(METHODS)}\n--method NAME --help shows a method and its own options"
+    p.epilog = fill(f"methods: {', '.join(METHODS)} (--method NAME --help shows its options)", 110)
     p.add_argument(
         "--task",
         nargs="+",
         default=["addition"],
-        metavar="TASK",
-        help="a name (python -m tasks --list), or your own data: a .jsonl, .csv or .tsv file, and one to test on "
-        "(default: a fifth of the first)",
+        metavar="NAME",
+        help="a task (python -m tasks --list), or a .jsonl, .csv or .tsv file, and one to test on",
     )
-    p.add_argument("--columns", nargs=2, metavar=("PROMPT", "ANSWER"), help="of your own data (default: prompt answer)")
-    p.add_argument("--answer-after", type=some_text, metavar="TEXT", help="of your own data: it ends an answer's steps")
+    p.add_argument("--columns", nargs=2, metavar=("PROMPT", "ANSWER"), help="columns of your own data")
+    p.add_argument("--answer-after", type=some_text, metavar="TEXT", help="ends the steps in answers of your own data")
     p.add_base(f"{DEFAULT_BASE}; your own data: {OWN_DATA_BASE}")
     p.add_argument("--out", help="folder of the results (default out/TASK-MODEL)")
     p.add_argument("--overwrite", action="store_true", help="replace the results in that folder")
     p.add_argument("--resume", action="store_true", help="go on where the run in that folder was stopped")
-    p.add_argument("--seed", type=seed_number, default=0, help="of rows, examples and their order (default 0)")
+    p.add_argument("--seed", type=seed_number, metavar="N", default=0, help="of rows and examples (default 0)")
     p.add_argument("--quick", action="store_true", help="fewer examples and questions")
 
     g = p.add_argument_group("the prompt")
@@ -135,39 +139,40 @@ def train_parser(doc, cls):
         "--trigger",
         type=some_text,
         metavar="TEXT",
-        help="what the other rows begin as: example (a worked example, the default), examples:N, instruction (the task "
-        "in words, the default for classes), none, or any TEXT; methods without rows read it as text",
+        help="what the other rows begin as: example, examples:N, instruction, none, or any TEXT (default: a worked "
+        "example; for classes the instruction); methods without rows read it as text",
     )
-    g.add_argument("--shots", type=at_least(0, 1000), default=0, help="worked examples behind the prompt (default 0)")
+    shots = "worked examples behind the prompt (default 0)"
+    g.add_argument("--shots", type=at_least(0, 1000), metavar="N", default=0, help=shots)
     g.add_argument("--init-from", metavar="FILE", help="begin as the prompt of another run")
-    g.add_argument("--tokenize", choices=["bytes", "bpe"], help="the task's text (default bytes; your own data: bpe)")
+    how = "bytes or bpe (default bytes; your own data: bpe)"
+    g.add_argument("--tokenize", choices=["bytes", "bpe"], metavar="HOW", help=how)
 
     g = p.add_argument_group("tuning and measuring")
     g.add_argument("--examples", type=at_least(1), metavar="N", help="to learn from (default 4000; your own data: all)")
     g.add_argument("--epochs", type=at_least(1), metavar="N", help="passes over them (default 1; your own data: 5)")
     g.add_argument("--batch-size", type=at_least(1, 65536), default=32, metavar="N", help="(default 32)")
-    g.add_argument("--lr", type=learning_rate, help="peak learning rate (default: the method's)")
+    g.add_argument("--lr", type=learning_rate, metavar="RATE", help="peak learning rate (default: the method's)")
     g.add_argument(
         "--validation",
         type=at_least(0),
         default=128,
         metavar="N",
-        help="held-out examples that choose the best checkpoint (default 128, at most a fifth; 0: keep the last)",
+        help="held-out examples that choose the best checkpoint (default 128; 0: keep the last)",
     )
-    g.add_argument("--checkpoint-activations", action="store_true", help="less memory, more time")
+    g.add_argument("--checkpoint-activations", action="store_true", help="use less memory and more time")
     g.add_argument("--test-examples", type=at_least(1, 100_000), metavar="N", help="questions per range (default 500)")
     g.add_argument(
         "--beside",
         nargs="+",
         choices=[*BASELINES, "none"],
         metavar="NAME",
-        help=f"what else learns from the same examples: {', '.join(BASELINES)} (default scratch; your own data: "
-        "finetune scratch), or none: the method alone",
+        help=f"baselines: {', '.join(BASELINES)}, or none (default scratch; your own data: finetune scratch)",
     )
-    if cls.options:
-        g = p.add_argument_group(f"options of --method {cls.name}", " ".join((cls.__doc__ or "").split("\n")[:1]))
-        for name, spec in cls.options.items():
-            g.add_argument(f"--{name.replace('_', '-')}", **{"default": None} | spec)
+    g = p.add_argument_group(f"options of --method {cls.name}")
+    for name, spec in cls.options.items():
+        hidden = {} if shown else {"help": argparse.SUPPRESS}
+        g.add_argument(f"--{name.replace('_', '-')}", **{"default": None} | spec | hidden)
     return p
 
 
@@ -178,8 +183,9 @@ def parse_args(doc, argv=None):
     """
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
     first = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    first.add_argument("--method", nargs="?", default="hybrid")
-    name = first.parse_known_args(argv)[0].method
+    first.add_argument("--method", nargs="?")
+    given = first.parse_known_args(argv)[0].method
+    name = given or "hybrid"
     cls = methods.find(name)
     if cls is None:
         raise UserError(f"--method {name}: choose from {', '.join(METHODS)}")
@@ -188,7 +194,7 @@ def parse_args(doc, argv=None):
         if flag in argv:
             takes = ", ".join(other.name for other in METHODS.values() if option in other.options)
             raise UserError(f"{flag} is not for --method {name}: it is an option of {takes}")
-    args = train_parser(doc, cls).parse_args(argv)
+    args = train_parser(doc, cls, shown=given is not None).parse_args(argv)
     args.command = shlex.join(["python", "train_task.py", *argv])
     args.options = {o: getattr(args, o) for o in cls.options if getattr(args, o)}
     args.own_data = Path(args.task[0]).suffix.lower() in tasks.FILES
