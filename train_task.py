@@ -23,9 +23,9 @@ from data.tokenizer import Tokenizer
 from eval import report
 from eval.accuracy import classification, generate_answers, longest_answer, majority_vote, rank_choices, score
 from eval.attention import attention_to_rows
-from eval.baselines import majority, tfidf
+from eval.contexts import majority, tfidf
 from eval.neighbors import init_words, nearest_tokens
-from eval.validation import CHECKS, Validation, hold_back
+from eval.validation import Validation, hold_back
 from files import schemas
 from files.errors import UserError, run_main
 from files.prompts import save_prefix
@@ -263,8 +263,8 @@ def train(
     step, steps_per_epoch = len(curve["loss"]), math.ceil(len(encoded) / batch_size)
     steps, seen = epochs * steps_per_epoch, curve["examples"][-1] if step else 0
     rng = random.Random(seed)
-    if validation and not validation.record["steps"]:
-        validation.check(method, network, 0, dtype, batch_size)
+    if validation and validation.due(step, steps):
+        validation.check(method, network, 0, distributed.first)
     shown = {"desc": method.label, "unit": " examples", "disable": not distributed.is_main()}
     with tqdm(initial=seen, total=epochs * len(encoded), **shown) as bar:
         for epoch in range(epochs):
@@ -284,8 +284,8 @@ def train(
                 if not math.isfinite(loss):
                     lower = f"lower --lr ({', '.join(f'{peak:g}' for peak in peaks)})"
                     raise UserError(f"{method.label}: the loss became {loss} after {seen} examples: {lower}")
-                if validation and (step % math.ceil(steps / CHECKS) == 0 or step == steps):
-                    validation.check(method, network, step, dtype, batch_size)
+                if validation and validation.due(step, steps):
+                    validation.check(method, network, step, distributed.first)
                 if checkpoint:
                     row = {"tuning": method.label, "step": step, "examples": seen, "loss": loss}
                     checkpoint.after_step(optimizers, row)
@@ -505,12 +505,9 @@ def write_results(results, out, args, task):
     elif not args.own_data:
         plots.plot_lengths(results, out / "accuracy_by_length.png")
     write_json(out / "results.json", results)
-    if args.beside == ["none"]:
-        print("\nno table: --beside none leaves out the best context, without which accuracy says little")
-    else:
-        print("\n" + (report.class_table if task.classes else report.table)(results))
-        if results["nearest_tokens"]:
-            print("\n" + report.token_table(results["nearest_tokens"]))
+    print("\n" + (report.class_table if task.classes else report.table)(results))
+    if results["nearest_tokens"]:
+        print("\n" + report.token_table(results["nearest_tokens"]))
 
 
 def where_answers_look(method, model, tokenizer, tests):

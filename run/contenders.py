@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from eval.baselines import as_text, best_context
+from eval.contexts import as_text, best_context
 from files.errors import UserError
 from files.prompts import load_prefix
 from prefix import METHODS
