@@ -505,7 +505,7 @@ def write_results(results, out, args, task):
     elif not args.own_data:
         plots.plot_lengths(results, out / "accuracy_by_length.png")
     write_json(out / "results.json", results)
-    print("\n" + (report.class_table if task.classes else report.table)(results))
+    print("\n" + report.table(results))
     if results["nearest_tokens"]:
         print("\n" + report.token_table(results["nearest_tokens"]))
 

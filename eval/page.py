@@ -49,7 +49,6 @@ def details(task, tests, written, words, before, tuned):
 
 def write_page(path, results, details):
     """Write report.html."""
-    report.check_complete(results)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # data may hold any text
@@ -58,17 +57,14 @@ def write_page(path, results, details):
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # ranges and contenders in their own order
-    after, before, figures = results["accuracy"], results["before"], {}
-    if results["answers"]:  # of classes the likeliest counts
-        keys = "classes", "classes_before"
-        after, before = ({n: {"likeliest answer": c} for n, c in results[key].items()} for key in keys)
-        name = results["method"] if results["method"] in after else "few-shot"
-        figures["What was taken for what"] = plots.plot_confusion(results, name)
+    (after, before), figures = report.scores(results), {}
+    if results["answers"]:
+        method = results["method"] if results["method"] in after else "few-shot"
+        figures["What was taken for what"] = plots.plot_confusion(results, method)
     elif not results["args"]["own_data"]:
         figures["Accuracy by length"] = plots.plot_lengths(results)
     if results["loss"]:
         figures["Loss while tuning"] = plots.plot_loss(results)
-    notes = report.losses_against_start(results)
     page = environment.get_template("report.html.jinja").render(
         r=results,
         details=details,
@@ -77,8 +73,8 @@ def write_page(path, results, details):
         before=before,
         percent=report.percent,
         difference=report.difference,
-        table=(report.class_table if results["answers"] else report.table)(results),
-        notes=notes + (report.base_is_the_limit(results) if results["answers"] else []),
+        table=report.table(results),
+        notes=report.losses_against_start(results) + report.base_is_the_limit(results),
         learned=report.how_each_learned(results),
         figures=figures,
     )

@@ -5,6 +5,7 @@ Each is written as a PNG file to `path`; without one it is returned as the addre
 
 import base64
 import io
+import math
 from pathlib import Path
 
 import matplotlib
@@ -143,11 +144,10 @@ CONTEXTS = "the example as text", "best context"  # in every figure of a study
 
 
 def plot_study(rows, folder, along=""):
-    """Write figure_TASK.png for each task of a study, a panel for each range."""
+    """Write figure_TASK.png for each task of a study, a panel for each range; `along` names the axis of x."""
     for task in dict.fromkeys(r["task"] for r in rows):
         task_rows = [r for r in rows if r["task"] == task]
         asked = [r for r in task_rows if r["series"] not in CONTEXTS] or task_rows  # contexts see no other task
-        asked = task_rows if along else asked
         ranges = [name for name in asked[0]["accuracy"] if all(name in r["accuracy"] for r in asked)]
         path = Path(folder) / f"figure_{task.replace(':', '-')}.png"
         plot_curves(task_rows, ranges, along, path) if along else plot_dots(task_rows, ranges, path)
@@ -161,14 +161,13 @@ def plot_curves(rows, ranges, along, path):
     for panel, name in zip(panels, ranges):
         for i, s in enumerate(dict.fromkeys(r["series"] for r in rows)):
             mine = sorted((r for r in rows if r["series"] == s), key=lambda r: r["x"] or 0)
-            mean, low, high = zip(*(r["accuracy"][name] for r in mine))
+            mean, low, high = zip(*(r["accuracy"].get(name, [math.nan] * 3) for r in mine))
             if not mine[-1]["x"]:
                 panel.axhline(mean[0], color=INK, ls=("--", ":", "-.")[i % 3], label=s)
                 continue
             x, color = [r["x"] for r in mine], plt.cm.tab10(i % 10)
             panel.errorbar(x, mean, reach(mean, low, high), color=color, marker="o", ms=4, label=s)
-            if all(name in r["before"] for r in mine):
-                panel.plot(x, [r["before"][name][0] for r in mine], color=color, ls="--", lw=1)
+            panel.plot(x, [r["before"].get(name, [math.nan])[0] for r in mine], color=color, ls="--", lw=1)
         panel.set(xscale="log", ylim=(-4, 104), xlabel=along)
         panel.set_xticks(at, [f"{x:,}" if x < 1e6 else f"{x / 1e6:.1f}M" for x in at])
         panel.minorticks_off()
@@ -214,17 +213,17 @@ def panels_of(ranges, columns, rows, height=None):
 def plot_heat(rows, path):
     """Accuracy in % before > after tuning on each task (across) from the prompt of each task (down). Below it other
     starts, tuned on as many examples of the same task."""
-    names = list(dict.fromkeys(r["task"] for r in rows))
-    starts = list(dict.fromkeys(r["series"] for r in rows if r["before"] and "on " + names[0] not in r["accuracy"]))
-    prompts = {r["task"]: r for r in rows if "on " + names[0] in r["accuracy"]}
-    pairs = [[(prompts[a]["before"][f"on {b}"][0], prompts[a]["accuracy"][f"on {b}"][0]) for b in names] for a in names]
-    for start in starts:
-        of = {r["task"]: r for r in rows if r["series"] == start}
-        first = next(iter(of[names[0]]["accuracy"]))
-        pairs.append([(of[b]["before"][first][0], of[b]["accuracy"][first][0]) for b in names])
-    after = [[end for _, end in row] for row in pairs]
-    texts = [[f"{start:.0f} > {end:.0f}" for start, end in row] for row in pairs]
-    labels = [f"prompt of {name}" for name in names] + starts
-    fig, axis = plot_cells(after, texts, min(map(min, after)) - 1, names, labels)
+    names, pairs = list(dict.fromkeys(r["task"] for r in rows)), {}
+    for r in rows:
+        if "on " + names[0] in r["accuracy"]:
+            on = [f"on {name}" for name in names]
+            pairs[f"prompt of {r['task']}"] = [(r["before"][name][0], r["accuracy"][name][0]) for name in on]
+    for r in rows:
+        if r["before"] and "on " + names[0] not in r["accuracy"]:
+            first = next(iter(r["accuracy"]))
+            pairs.setdefault(r["series"], []).append((r["before"][first][0], r["accuracy"][first][0]))
+    after = [[end for _, end in row] for row in pairs.values()]
+    texts = [[f"{start:.0f} > {end:.0f}" for start, end in row] for row in pairs.values()]
+    fig, axis = plot_cells(after, texts, min(map(min, after)) - 1, names, list(pairs))
     axis.set(xlabel="tuned on a tenth of its examples, four times over", title="accuracy (%), before > after tuning")
     write(fig, path)

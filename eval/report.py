@@ -25,82 +25,54 @@ def difference(after, before):
     return f"{percent(after) - percent(before):+.1f}"
 
 
-def check_complete(results):
-    """A tuned prompt never stands without its start: most of what it answers, its start may answer as well."""
-    for name in results["loss"]:
-        assert name in results["before"], f"{name} was not measured before tuning"
+def scores(results):
+    """{contender: {column: score}} after tuning, and the same before it: a column for each range, or for a task of
+    classes one for the class with the highest likelihood."""
+    if not results["answers"]:
+        return results["accuracy"], results["before"]
+    columns = results["classes"], results["classes_before"]
+    return [{name: {"likeliest answer": score} for name, score in of.items()} for of in columns]
 
 
 def table(results):
-    """Final-answer accuracy on each range before and after tuning, what tuning adds, and exact match.
+    """Final-answer accuracy before and after tuning, what tuning adds, and exact match of each contender.
 
-    Without the best context (--beside none) the table leaves out the comparison with it.
+    Without the best context (--beside none) the comparison with it is left out.
     """
-    check_complete(results)
-    accuracy, labels, context = results["accuracy"], results["labels"], results["accuracy"].get("few-shot")
-    ranges = list(next(iter(accuracy.values())))
+    (after, before), labels = scores(results), results["labels"]
+    context, ranges = after.get("few-shot"), list(next(iter(after.values())))
     rows = [["final-answer accuracy, % [95%]", *ranges]]
-    for name, after in accuracy.items():
-        before = results["before"].get(name)
-        rows += contender(
-            labels[name], map(with_interval, after.values()), before and map(with_interval, before.values())
-        )
-        if before:
-            rows.append(["  tuning adds to its start", *(difference(after[r], before[r]) for r in ranges)])
-        if before and context:
-            rows.append(["  and to the best context", *(difference(after[r], context[r]) for r in ranges)])
+    for name, tuned in after.items():
+        assert name in before or name not in results["loss"], f"{name}: no accuracy before tuning, so no table"
+        if name not in before:
+            rows.append([labels[name], *map(with_interval, tuned.values())])
+            continue
+        start = before[name]
+        rows += [[labels[name]], ["  before tuning", *map(with_interval, start.values())]]
+        rows.append(["  tuned", *map(with_interval, tuned.values())])
+        rows.append(["  tuning adds to its start", *(difference(tuned[r], start[r]) for r in ranges)])
+        if context:
+            rows.append(["  and to the best context", *(difference(tuned[r], context[r]) for r in ranges)])
+    if results["answers"]:
+        rows.append(["macro-F1, %"])
+        rows += [[labels[name], f"{100 * c['macro_f1']:.1f}"] for name, c in results["classes"].items()]
     rows.append(["exact match (every step right), %"])
-    for name, after in accuracy.items():
-        rows.append([labels[name], *(f"{100 * a['exact_match'] / max(1, a['n']):.1f}" for a in after.values())])
-    rows.append(["questions", *(a["n"] for a in after.values())])
-    return "\n".join(aligned(rows) + losses_against_start(results) + how_each_learned(results))
-
-
-def class_table(results):
-    """Accuracy of the likeliest class, macro-F1 and exact match of each contender, before and after tuning."""
-    check_complete(results)
-    rows = [["", "likeliest, % [95%]", "macro-F1, %", "exact match, %"]]
-    for name in results["accuracy"]:
-        after, before = (
-            class_cells(results, *keys, name) for keys in (("classes", "accuracy"), ("classes_before", "before"))
-        )
-        rows += contender(results["labels"][name], after, before)
-        if name in results["classes_before"]:
-            added = difference(results["classes"][name], results["classes_before"][name])
-            rows.append(["  tuning adds to its start", added])
-    rows.append(["questions", sum(sum(row) for row in results["classes"][name]["confusion"])])
-    sentences = losses_against_start(results) + how_each_learned(results) + base_is_the_limit(results)
-    return "\n".join(aligned(rows) + sentences)
-
-
-def class_cells(results, classes, accuracy, name):
-    """Accuracy and macro-F1 of the likeliest classes if they were ranked, and exact match; None if nothing was measured."""
-    if name not in results[accuracy]:
-        return None
-    (exact,), ranked = results[accuracy][name].values(), results[classes].get(name)
-    likeliest = [with_interval(ranked), f"{100 * ranked['macro_f1']:.1f}"] if ranked else ["", ""]
-    return [*likeliest, f"{percent(exact):.1f}"]
-
-
-def contender(label, after, before):
-    """The rows of a contender, from the texts of its cells after and before tuning."""
-    return [[label], ["  before tuning", *before], ["  tuned", *after]] if before else [[label, *after]]
-
-
-def aligned(rows):
-    """The lines of a table, from lists of a label and cells."""
+    for name, by_range in results["accuracy"].items():
+        rows.append([labels[name], *(f"{100 * a['exact_match'] / max(1, a['n']):.1f}" for a in by_range.values())])
+    rows.append(["questions", *(a["n"] for a in by_range.values())])
     width = 2 + max(len(label) for label, *_ in rows)
-    return [f"{label:<{width}}{''.join(f'{cell:>22}' for cell in cells)}".rstrip() for label, *cells in rows]
+    lines = [f"{label:<{width}}{''.join(f'{cell:>22}' for cell in cells)}".rstrip() for label, *cells in rows]
+    return "\n".join(lines + losses_against_start(results) + how_each_learned(results) + base_is_the_limit(results))
 
 
 def losses_against_start(results, name=None):
     """A sentence for each contender, or for one, that is less accurate on some range after tuning."""
-    sentences = []
-    for one in [name] if name else results["before"]:
-        before, after = results["before"].get(one, {}), results["accuracy"][one]
-        lost = {r: percent(before[r]) - percent(after[r]) for r in before if percent(after[r]) < percent(before[r])}
-        if lost:
-            points = ", ".join(f"{p:.1f} points at {r}" for r, p in lost.items())
+    (after, before), sentences = scores(results), []
+    for one in [name] if name else before:
+        starts = before.get(one, {}).items()
+        lost = {r: percent(start) - percent(after[one][r]) for r, start in starts}
+        points = ", ".join(f"{p:.1f} points at {r}" for r, p in lost.items() if p > 0)
+        if points:
             sentences.append(f"{results['labels'][one]} is less accurate than before tuning: {points}")
     return sentences
 
@@ -112,20 +84,18 @@ def how_each_learned(results):
         text = f"{results['labels'][name]} learned from {n:,} examples in {epochs} pass{'es' * (epochs > 1)}"
         if r := results["validation"].get(name):
             right, kept, last = dict(zip(r["steps"], r["exact_match"])), r["kept_step"], r["steps"][-1]
-            text += (
-                f" and is kept as it was after step {kept} of {last}: {right[kept]} of {r['questions']} held-out training "
-                f"questions right; {right[0]} at the start, {right[last]} at the end"
-            )
+            text += f" and is kept as it was after step {kept} of {last}: {right[kept]} of {r['questions']} held-out "
+            text += f"training questions right; {right[0]} at the start, {right[last]} at the end"
         sentences.append(text)
     return sentences
 
 
 def base_is_the_limit(results):
-    """Two lines if no contender on the base is better than a classifier of word frequencies or the most frequent answer."""
-    classes = results["classes"]
-    on_base = [c["correct"] for n, c in classes.items() if n not in ("majority", "tfidf", "scratch", "vote")]
+    """Two lines if no contender on the base beats a classifier of word frequencies or the most frequent answer."""
+    right = {name: score["correct"] for name, score in results["classes"].items()}
     for baseline in ("tfidf", "majority"):
-        if baseline in classes and max(on_base) <= classes[baseline]["correct"]:
+        others = [n for name, n in right.items() if name not in ("majority", "tfidf", "scratch", "vote")]
+        if baseline in right and max(others) <= right[baseline]:
             return [
                 f"On {results['base']['name']} no contender does better than {results['labels'][baseline]!r}: the base "
                 "is the limit here, not the method.",
@@ -135,26 +105,25 @@ def base_is_the_limit(results):
 
 
 def token_table(rows, most=12):
-    """The nearest tokens of a tuned prompt's rows, the first `most` random ones and the first `most` others."""
+    """The nearest tokens of the first `most` rows that began at random, and of the first `most` others."""
+    random = [i for i, r in enumerate(rows) if r["init_token"] is None]
+    shown = random[:most] + [i for i in range(len(rows)) if i not in random][:most]
     lines = [f"{'row':>4}  {'began as':<12} {'cosine to start':>15}   nearest tokens now (cosine)"]
-    for random in (True, False):
-        of_kind = [(i, r) for i, r in enumerate(rows) if (r["init_token"] is None) == random]
-        for i, r in of_kind[:most]:
-            near = "  ".join(f"{t!r} {c:.2f}" for t, c in r["nearest"])
-            start = "random" if random else repr(r["init_token"])
-            lines.append(f"{i:>4}  {start:<12} {r['cosine_to_init']:>15.2f}   {near}")
-        if len(of_kind) > most:
-            lines.append(f"      ... {len(of_kind) - most} more in results.json")
-    return "\n".join(lines)
+    for i in shown:
+        near = "  ".join(f"{t!r} {c:.2f}" for t, c in rows[i]["nearest"])
+        start = "random" if i in random else repr(rows[i]["init_token"])
+        lines.append(f"{i:>4}  {start:<12} {rows[i]['cosine_to_init']:>15.2f}   {near}")
+    more = [f"results.json has all {len(rows)} rows"] * (len(shown) < len(rows))
+    return "\n".join(lines + more)
 
 
 def study_table(rows, settings, jobs, learned_from, along=""):
-    """A study's rows in Markdown, a table for each task; `along` names the axis of x, and `learned_from` the examples."""
+    """A study's rows in Markdown, a table for each task; `along` names the axis of x."""
     several = ", " in settings["model"]
     lines = [
-        f"Final-answer accuracy, %: before tuning > after, mean of {settings['seeds']} seeds{' on each base' * several} "
-        f"[lowest, highest]; {learned_from}; base{'s' * several} {settings['model']}; seconds of tuning and measuring, "
-        f"{jobs} at once."
+        f"Final-answer accuracy, %: before tuning > after, mean of {settings['seeds']} seeds"
+        f"{' on each base' * several} [lowest, highest]; {learned_from}; base{'s' * several} {settings['model']}; "
+        f"seconds of tuning and measuring, {jobs} at once."
     ]
     for task in dict.fromkeys(r["task"] for r in rows):
         task_rows = [r for r in rows if r["task"] == task]
