@@ -53,8 +53,148 @@ def load_task(args):
     return tasks.load(args.task[0], test=test, prompt=prompt, answer=answer, answer_after=args.answer_after)
 
 
+<<<<<<< HEAD
 def load_base(args):
     """The frozen base."""
+=======
+# ---------------------------------------------------------------- tuning and measuring
+
+
+def train_step(method, network, batch, optimizers, dtype, l2_sp=0.0):
+    """One step on a batch (tokens, targets, answer), (B, T) each. Returns the loss, (), in nats per answer token.
+
+    Networks of float32 weights are multiplied in `dtype`.
+    """
+    weight = network.wte.weight
+    with torch.autocast(weight.device.type, dtype, enabled=weight.dtype == torch.float32 != dtype):
+        loss = method.loss(network, *batch)
+    (loss + l2_sp * method.distance_to_init() if l2_sp else loss).backward()
+    parameters = [p for o in optimizers for p in o.param_groups[0]["params"]]
+    loss = distributed.average(parameters, loss.detach(), weights=batch[2])  # over the answers
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    method.after_backward(network, batch, loss)
+    return loss
+
+
+def train(
+    method, model, encoded, epochs, batch_size, lr, dtype, seed, l2_sp=0.0, curve=None, checkpoint=None, validation=None
+):
+    """Minimize a method's loss over `encoded`, [(question tokens, answer tokens)]; the rates warm up over 50 steps,
+    then fall as a cosine. With a checkpoint it can be stopped and goes on behind the last step of the curve. With a
+    validation it ends as the best state.
+
+    Returns the loss of each step, in nats per answer token, beside the examples seen by then. Raises UserError where
+    the loss is no longer finite.
+    """
+    network, device = method.network(model), model.wte.weight.device
+    encoded = [(method.insert_rows(question), answer) for question, answer in encoded]
+    optimizers = method.optimizers(lr, dtype)
+    peaks = [o.param_groups[0]["lr"] for o in optimizers]
+    curve = curve or {"examples": [], "loss": []}
+    if checkpoint:
+        checkpoint.restore_optimizers(optimizers)
+    step, steps_per_epoch = len(curve["loss"]), math.ceil(len(encoded) / batch_size)
+    steps, seen = epochs * steps_per_epoch, curve["examples"][-1] if step else 0
+    rng = random.Random(seed)
+    if validation and validation.due(step, steps):
+        validation.check(method, network, 0, distributed.first)
+    shown = {"desc": method.label, "unit": " examples", "disable": not distributed.is_main()}
+    with tqdm(initial=seen, total=epochs * len(encoded), **shown) as bar:
+        for epoch in range(epochs):
+            done = step - epoch * steps_per_epoch  # of this epoch, before the run was stopped
+            for batch in training_batches(encoded, batch_size, rng, skip=done):
+                factor = min(1, (step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+                for optimizer, peak in zip(optimizers, peaks):
+                    optimizer.param_groups[0]["lr"] = peak * factor
+                mine = [t.to(device) for t in distributed.share(batch)]
+                loss = train_step(method, network, mine, optimizers, dtype, l2_sp).item()
+                step += 1
+                seen += len(batch[0])
+                bar.update(len(batch[0]))
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                curve["examples"].append(seen)
+                curve["loss"].append(loss)
+                if not math.isfinite(loss):
+                    lower = f"lower --lr ({', '.join(f'{peak:g}' for peak in peaks)})"
+                    raise UserError(f"{method.label}: the loss became {loss} after {seen} examples: {lower}")
+                if validation and validation.due(step, steps):
+                    validation.check(method, network, step, distributed.first)
+                if checkpoint:
+                    row = {"tuning": method.label, "step": step, "examples": seen, "loss": loss}
+                    checkpoint.after_step(optimizers, row)
+    if validation:
+        validation.put_back(method)
+    return curve
+
+
+@torch.no_grad()
+def evaluate(method, model, tokenizer, task, tests, desc):
+    """{range: score} of a method's answers, {range: the answers}, and for a task of classes how they rank, else None.
+
+    Of classes the answers are the likeliest ones, of other tasks what was written.
+    """
+    network, past, tokenizer = method.network(model), method.past(method.network(model)), method.tokenizer(tokenizer)
+    accuracy, answers, classes = {}, {}, None
+    # each process answers its part, but all of them everything where they compute every block together
+    together = distributed.is_sharded(network)
+    for name, examples in tqdm(tests.items(), desc=desc, unit=" ranges", disable=not distributed.is_main()):
+        encoded = [(method.insert_rows(question), answer) for question, answer in encode(tokenizer, examples)]
+        mine = encoded if together else distributed.part(encoded)
+        texts = generate_answers(network, past, tokenizer, task, mine, longest_answer(encoded))
+        answers[name] = texts if together else distributed.gather(texts, len(encoded))
+        accuracy[name] = score(task, examples, answers[name])
+        if task.classes:
+            chosen = rank_choices(network, past, tokenizer, task, mine)
+            chosen = chosen if together else distributed.gather(chosen, len(encoded))
+            classes = classification(task, examples, chosen)
+            answers[name] = [task.answer_line(task.classes[i]) for i in chosen]
+    return accuracy, answers, classes
+
+
+def evaluate_vote(methods, model, tokenizer, task, tests):
+    """{range: score} of the majority vote of several prompts, and {range: its answers}."""
+    with torch.no_grad():
+        pasts = [method.past(model) for method in methods]
+    answers = {name: majority_vote(model, pasts, tokenizer, task, encode(tokenizer, e)) for name, e in tests.items()}
+    return {name: score(task, e, answers[name]) for name, e in tests.items()}, answers
+
+
+def measure_texts(task, examples, tests, results):
+    """On classes, the two rivals that need no base: the most frequent answer, and word frequencies."""
+    (questions,) = tests.values()
+    for name, label, texts in (
+        ("majority", f"always {task.majority!r}", majority(task, questions)),
+        ("tfidf", "TF-IDF + logistic regression", tfidf(task, examples, questions)),
+    ):
+        if texts is not None:
+            results["labels"][name] = label
+            results["accuracy"][name] = {IN_DISTRIBUTION: score(task, questions, texts)}
+            results["written"]["accuracy"][name] = {IN_DISTRIBUTION: texts}
+            chosen = [task.classes.index(task.final_answer(text)) for text in texts]
+            results["classes"][name] = classification(task, questions, chosen)
+
+
+# ---------------------------------------------------------------- a text in a cache
+
+
+def snippets(text, n, seed, stop, length=8, longest=64):
+    """What a base is asked about a text (a list of tokens): to continue n pieces of it, `length` tokens each, for at
+    most `longest` tokens. Pairs of a question and a stand-in for its answer, as `train` takes them."""
+    begins = random.Random(f"snippets {seed}").choices(range(max(1, len(text) - length)), k=n)
+    return [(text[i : i + length], [stop] * longest) for i in begins]
+
+
+def distill_text(args):
+    """Put a text into a cache that sample.py reads, and say how close the base behind it comes to the base that reads
+    the text: the divergence of their next tokens on continuations that it was not tuned on."""
+    try:
+        text = schemas.read_bytes(args.text).decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{args.text} is not UTF-8 text: convert it, or give another") from None
+>>>>>>> 6c3adaa7fcb502ef3ee742e522e93c1897cb42ca
     model = load_model(args.model, args.device, args.dtype).freeze()
     model.checkpoint_activations = args.checkpoint_activations
     return model
@@ -336,6 +476,7 @@ def finish(run, prompt, look_before):
     if task.classes:
         plots.plot_confusion(content, results.method, out / "confusion.png")
     elif not args.own_data:
+<<<<<<< HEAD
         plots.plot_lengths(content, out / "accuracy_by_length.png")
     if args.beside != ["none"] and not processes.is_sharded(run.model):
         words = init_words(prompt, run.tokenizer) if prompt else []
@@ -344,6 +485,138 @@ def finish(run, prompt, look_before):
         write_text(out / "details.json", json.dumps(details) + "\n")
         page.write_page(out / "report.html", content, details)
     print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '' and p.name[0] != '.'))} to {out}")
+=======
+        plots.plot_lengths(results, out / "accuracy_by_length.png")
+    write_json(out / "results.json", results)
+    print("\n" + report.table(results))
+    if results["nearest_tokens"]:
+        print("\n" + report.token_table(results["nearest_tokens"]))
+
+
+def where_answers_look(method, model, tokenizer, tests):
+    """The attention of some answers to the rows of a prompt: None where there is no prompt, or none with such rows."""
+    return method and attention_to_rows(method, model, tokenizer, next(iter(tests.values()))[:64])
+
+
+def write_page(results, out, task, tests, written, words, before, tuned):
+    """report.html, the run on one page, and details.json, which holds what results.json would be too long with."""
+    from eval import page
+
+    details = page.details(task, tests, written, words, before, tuned)
+    write_text(out / "details.json", json.dumps(details) + "\n")
+    page.write_page(out / "report.html", results, details)
+
+
+def reproduce(args):
+    """Run a finished run again, in another folder, and say what differs. Exit code 1 if its results do."""
+    path = Path(args.reproduce) / "results.json"
+    try:
+        before = schemas.read_json(path, dict)
+        command = shlex.split(schemas.convert(before, schemas.RecordedRun, path, "")["command"])[2:]
+    except ValueError:
+        raise UserError(f"{args.reproduce} holds no results.json with a command: name the folder of a run") from None
+    out = Path(args.out or f"{args.reproduce.rstrip('/')}-again")
+    if out.exists() and not args.overwrite:
+        raise UserError(f"{out} is already in use: give another --out, or --overwrite to replace it")
+    main([*command, "--out", str(out), "--overwrite"])
+    lines = record.differences(before, json.loads((out / "results.json").read_text()))
+    print("\n".join(["", f"{args.reproduce} and {out} differ:", *lines] if lines else ["", f"{out}: the same results"]))
+    if any(not line.startswith("record.") for line in lines):
+        sys.exit(1)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    distributed.start(args.device)
+    check_processes(args)
+    if args.reproduce:
+        return reproduce(args)
+    if args.text:
+        return distill_text(args)
+    task = load_task(args)
+    model = load_model(args.model, "cpu" if args.shard_base else args.device, args.dtype).freeze()
+    model.checkpoint_activations = args.checkpoint_activations
+    if args.shard_base:
+        model.fingerprint = fingerprint(model)
+        model = distributed.shard(model, args.device)
+    tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize or task.tokenize)
+    out = output_folder(args, task.name, model)
+    before = resume.load(out) if args.resume else None
+
+    # what is compared
+    starts = {}
+    if args.load:
+        prompts, starts, trigger = load_prompts(args, model, tokenizer)
+    else:
+        prompts, trigger = build_prompts(args, model, tokenizer, task)
+    n_positions = max((method.n_positions() for method in prompts.values()), default=0)
+    examples, tests, free = draw_examples(args, task, model, tokenizer, n_positions)
+    known = before and before.state.get("context")
+    known = known and schemas.convert(known, schemas.Context, f"the context in {out}", "give another --out")
+    contenders, context = contexts(args, model, tokenizer, task, examples, trigger, free, known)
+    contenders |= prompts
+    if not args.load:
+        contenders |= rivals(args, model, tokenizer, task, examples, tests, free)
+    name = next(iter(prompts)) if args.load else args.method
+    results = describe(args, task, model, contenders, name, trigger, context)
+    results["record"] = record.record(args.device, args.dtype, [*examples, *sum(tests.values(), [])])
+    if before:
+        record.check_same(out, before.state, results)
+        results = before.state
+        if before.finished:
+            print(f"{out} is finished: nothing is left to do")
+            return results
+    print(report.heading(results, examples[0]))
+
+    # a page shows where answers look, before and after, unless it would show accuracy without the best context
+    with_page = args.beside != ["none"] and not args.shard_base
+    untuned, look_before = starts.get(name) if args.load else prompts.get(name), None
+    if distributed.is_main() and with_page and untuned and untuned.learns():
+        look_before = where_answers_look(untuned, model, tokenizer, tests)
+
+    with resume.Checkpoint(out, results, args.save_minutes, before, args.log) as checkpoint:
+        # everything that learns is measured before and after
+        for key, method in contenders.items():
+            checkpoint.restore(key, method)
+            if key in results["accuracy"]:
+                continue  # measured before the run was stopped
+            if key in starts:
+                measure(starts[key], key, model, tokenizer, task, tests, checkpoint, "before")
+            elif method.learns() and not args.load:
+                if key not in results["before"]:
+                    measure(method, key, model, tokenizer, task, tests, checkpoint, "before")
+                tune(method, key, args, model, tokenizer, task, examples, checkpoint)
+            measure(method, key, model, tokenizer, task, tests, checkpoint)
+            if key != name:
+                checkpoint.modules.pop(key, None)  # its weights are not wanted any more
+            for line in report.losses_against_start(results, key) if distributed.is_main() else ():
+                print(line, file=sys.stderr)
+        if len(prompts) > 1 and args.load:
+            results["labels"]["vote"] = f"vote of {len(prompts)}"
+            voted = evaluate_vote(prompts.values(), model, tokenizer, task, tests)
+            results["accuracy"]["vote"], results["written"]["accuracy"]["vote"] = voted
+        if task.classes and args.beside != ["none"]:
+            measure_texts(task, examples, tests, results)
+
+        if not distributed.is_main():
+            return results
+        if name in prompts:
+            results["nearest_tokens"] = nearest_tokens(model, tokenizer, prompts[name])
+        if name in prompts and not args.load:
+            about = task.name, results["prompt"]["trigger"], task.question_format, task.stop, args.init_from or ""
+            save_prefix(prompts[name], out / "prefix.safetensors", model, tokenizer, *about)
+        written = results.pop("written")
+        if with_page:
+            words = init_words(prompts[name], tokenizer) if name in prompts else []
+            look_after = where_answers_look(prompts.get(name), model, tokenizer, tests)
+            write_page(results, out, task, tests, written, words, look_before, look_after)
+        write_results(results, out, args, task)
+        checkpoint.finish()
+    print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))} to {out}")
+    if with_page:
+        print(f"open {out / 'report.html'}: every question and answer, the prompt's rows, and where answers look")
+    return results
+>>>>>>> 6c3adaa7fcb502ef3ee742e522e93c1897cb42ca
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Final-answer accuracy and exact match by greedy decoding, with 95% Wilson intervals."""
+"""Final-answer accuracy and exact match, with 95% Wilson intervals."""
 
 import math
+import random
 from collections import Counter
 
 import torch
 
-from data.batches import question_batches
+from data.batches import question_batches, training_batches
 from generate import generate, stack_caches
 
 
 def wilson(correct, n, z=1.959964):
-    """The 95% interval (low, high) of a proportion: Wilson (1927). (0, 1) where n is 0."""
+    """The 95% interval (low, high) of a proportion, (0, 1) if n is 0: Wilson (1927)."""
     if n == 0:
         return 0.0, 1.0
     p = correct / n
@@ -19,39 +20,36 @@ def wilson(correct, n, z=1.959964):
 
 
 def longest_answer(encoded):
-    """How many tokens the longest of the true answers has."""
+    """The number of tokens of the longest true answer."""
     return max((len(answer) for _, answer in encoded), default=0)
 
 
 def generate_answers(network, past, tokenizer, task, encoded, longest=None, batch_size=250):
-    """What the network writes after each question, greedily, up to the task's stop: [text].
+    """The texts that greedy decoding writes after each question, up to the task's stop.
 
-    past: a cache of batch 1, or None. encoded: what data.batches.encode makes of examples. Every question gets as many
-    tokens as the longest true answer has, or `longest`.
+    past is a KV cache of batch 1, or None; encoded comes from data.batches.encode. Every question gets `longest`
+    tokens, by default as many as the longest true answer has.
     """
     longest = longest or longest_answer(encoded)
-    stop = tokenizer.encode_task(task.stop)[-1]
     texts = [""] * len(encoded)
     for rows in batches_by_length(encoded, batch_size):
-        new = generate(network, [encoded[i][0] for i in rows], longest, past, stop=stop)
-        for i, tokens in zip(rows, new):
-            texts[i] = up_to_stop(tokenizer.decode(tokens), task.stop)
+        new = write(network, [encoded[i][0] for i in rows], longest, past, None, tokenizer, task)
+        for i, text in zip(rows, new):
+            texts[i] = text
     return texts
 
 
 def majority_vote(network, pasts, tokenizer, task, encoded, batch_size=250):
-    """The answer whose final answer most of several prompts write: [text]; in a tie the earliest prompt's.
+    """The texts on whose final answer most of several prompts agree; in a tie the earliest prompt's.
 
-    All prompts stand in one batch, each before every question: Lester et al. (2021), section 6, prompt ensembling.
+    All prompts are in one batch, each before every question. Prompt ensembling, Lester et al. (2021), section 6.
     """
-    longest = longest_answer(encoded)
-    stop, n, texts = tokenizer.encode_task(task.stop)[-1], len(pasts), [""] * len(encoded)
+    n, longest, texts = len(pasts), longest_answer(encoded), [""] * len(encoded)
     cache, past_pad = stack_caches(pasts)  # (n, n_head, P, D) a layer, (n_layer, n)
     for rows in batches_by_length(encoded, max(1, batch_size // n)):
         repeated = [tuple(x.repeat(len(rows), 1, 1, 1) for x in pair) for pair in cache]  # (B * n, n_head, P, D)
         questions = [encoded[i][0] for i in rows for _ in range(n)]
-        new = generate(network, questions, longest, repeated, past_pad.repeat(1, len(rows)), stop=stop)
-        written = [up_to_stop(tokenizer.decode(tokens), task.stop) for tokens in new]
+        written = write(network, questions, longest, repeated, past_pad.repeat(1, len(rows)), tokenizer, task)
         for i, row in enumerate(rows):
             votes = written[i * n : (i + 1) * n]
             finals = [task.final_answer(text) for text in votes]
@@ -60,20 +58,38 @@ def majority_vote(network, pasts, tokenizer, task, encoded, batch_size=250):
     return texts
 
 
+def write(network, questions, longest, past, past_pad, tokenizer, task):
+    """What greedy decoding writes after each question, up to and with the task's stop."""
+    stop = tokenizer.encode_task(task.stop)[-1]
+    written = generate(network, questions, longest, past, past_pad, stop=stop)
+    return ["".join(tokenizer.decode(tokens).partition(task.stop)[:2]) for tokens in written]
+
+
 def batches_by_length(encoded, batch_size):
-    """Indices of the questions in batches, those of like length together."""
+    """The indices of the questions in batches, questions of similar length together."""
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def up_to_stop(text, stop):
-    before, end, _ = text.partition(stop)
-    return before + end
+@torch.no_grad()
+def exact_answers(network, past, encoded, batch_size=32):
+    """Which true answers greedy decoding would write exactly, without generating: an answer is exact if each of its
+    tokens is the likeliest after those before it.
+
+    Yields for each batch: exact (B), and logits (N, vocab_size) and targets (N) of the answers' tokens, for the loss.
+    """
+    device = network.wte.weight.device
+    for batch in training_batches(encoded, batch_size, random.Random(0)):
+        tokens, targets, answer = (t.to(device) for t in batch)  # (B, T) each
+        logits = network.logits(network(tokens, past)[answer]).float()  # (N, vocab_size)
+        wrong = torch.zeros_like(answer)
+        wrong[answer] = logits.argmax(-1) != targets[answer]
+        yield ~wrong.any(1), logits, targets[answer]
 
 
 def score(task, examples, texts):
-    """Final-answer accuracy, over all and by length, exact match (the scratchpad right as well), and how often each
-    kind of error was made, a wrong step behind a right final answer included, as counts."""
+    """Counts of right final answers, over all and by length, of exact matches (every step right), and of each kind of
+    error, which include wrong steps before a right final answer."""
     right = [task.final_answer(text) == task.final_answer(e.answer) for e, text in zip(examples, texts)]
     low, high = wilson(sum(right), len(right))
     errors = Counter(task.kind_of_error(e.answer, text) for e, text in zip(examples, texts) if text != e.answer)
@@ -94,7 +110,7 @@ def score(task, examples, texts):
 
 @torch.no_grad()
 def rank_choices(model, past, tokenizer, task, encoded, batch_size=250):
-    """For each question the index of the one of task.classes that is likeliest as its whole answer."""
+    """For each question the index of the class with the highest likelihood as its whole answer."""
     labels = [tokenizer.encode_task(task.answer_line(answer)) for answer in task.classes]
     chosen = [0] * len(encoded)
     for rows, tokens in question_batches(encoded, batch_size):
@@ -112,17 +128,13 @@ def rank_choices(model, past, tokenizer, task, encoded, batch_size=250):
 
 
 def classification(task, examples, chosen):
-    """Accuracy with its interval, macro-F1 and confusion[true][chosen], all of the likeliest answers."""
+    """Accuracy with its interval, macro-F1 and confusion[true][chosen] of the chosen classes."""
     k = len(task.classes)
     confusion = [[0] * k for _ in range(k)]
     for e, i in zip(examples, chosen):
         confusion[task.classes.index(task.final_answer(e.answer))][i] += 1
     correct, n = sum(confusion[i][i] for i in range(k)), len(examples)
     low, high = wilson(correct, n)
-    # F1 = 2 TP / (true + chosen), of the classes that occur in the test
-    f1 = [
-        2 * confusion[i][i] / (sum(confusion[i]) + sum(row[i] for row in confusion))
-        for i in range(k)
-        if any(confusion[i])
-    ]
+    occur = [i for i in range(k) if any(confusion[i])]  # as a true answer
+    f1 = [2 * confusion[i][i] / (sum(confusion[i]) + sum(row[i] for row in confusion)) for i in occur]
     return {"correct": correct, "n": n, "low": low, "high": high, "macro_f1": sum(f1) / len(f1), "confusion": confusion}

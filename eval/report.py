@@ -1,20 +1,16 @@
-"""The tables that a person reads, all from the content of results.json or of a study."""
-
-from files.errors import UserError
+"""The tables that a program prints, from results.json or from the rows of a study."""
 
 
 def heading(results, example):
     """What is run, in two or three lines."""
-    base, rows, method = results["base"], results["prompt"]["rows"], results["method"]
+    base, method, prompt = results["base"], results["method"], results["prompt"]
     trainable = results["trainable"].get(method, 0)
     lines = [
         f"{results['task']} on {base['name']}: {base['parameters']:,} frozen parameters, {trainable:,} trainable "
-        f"({100 * trainable / base['parameters']:.2f}%), {results['labels'].get(method, method)}, {rows} rows",
+        f"({trainable / base['parameters']:.2%}), {results['labels'].get(method, method)}, {prompt['rows']} rows",
         f"an example: {example.question}{example.answer.rstrip()}",
     ]
-    if results["prompt"]["trigger"]:
-        lines.append(f"trigger: {results['prompt']['trigger']!r}")
-    return "\n".join(lines)
+    return "\n".join(lines + [f"trigger: {prompt['trigger']!r}"] * bool(prompt["trigger"]))
 
 
 def percent(a):
@@ -29,151 +25,115 @@ def difference(after, before):
     return f"{percent(after) - percent(before):+.1f}"
 
 
-def line(label, cells, width):
-    return f"{label:<{width}}" + "".join(f"{cell:>22}" for cell in cells)
-
-
-def check_complete(results):
-    """Raises UserError where a result would stand without its own start, or without the best that a context can do:
-    most of what a tuned prompt answers, its start or a few worked examples may answer as well."""
-    for name, curve in results["loss"].items():
-        if curve and name not in results["before"]:
-            raise UserError(f"{results['labels'][name]}: no accuracy before tuning, and no table without that")
-    if "few-shot" not in results["accuracy"]:
-        raise UserError("the best context was not measured: there is no table without it")
+def scores(results):
+    """{contender: {column: score}} after tuning, and the same before it: a column for each range, or for a task of
+    classes one for the class with the highest likelihood."""
+    if not results["answers"]:
+        return results["accuracy"], results["before"]
+    columns = results["classes"], results["classes_before"]
+    return [{name: {"likeliest answer": score} for name, score in of.items()} for of in columns]
 
 
 def table(results):
-    """Final-answer accuracy of each contender on each range: what learned before and after, and what tuning added.
+    """Final-answer accuracy before and after tuning, what tuning adds, and exact match of each contender.
 
-    Raises UserError where a start or the best context is missing.
+    Without the best context (--beside none) the comparison with it is left out.
     """
-    check_complete(results)
-    ranges = list(results["accuracy"]["few-shot"])
-    width = 2 + max(len(label) for label in [*results["labels"].values(), "exact match (every step right), %"])
-    lines = [line("final-answer accuracy, % [95%]", ranges, width)]
-    context = results["accuracy"]["few-shot"]
-    for name, after in results["accuracy"].items():
-        before, label = results["before"].get(name), results["labels"][name]
-        if before is None:
-            lines.append(line(label, [with_interval(after[r]) for r in ranges], width))
-        else:
-            lines.append(label)
-            lines.append(line("  before tuning", [with_interval(before[r]) for r in ranges], width))
-            lines.append(line("  tuned", [with_interval(after[r]) for r in ranges], width))
-            lines.append(line("  tuning adds to its start", [difference(after[r], before[r]) for r in ranges], width))
-            lines.append(line("  and to the best context", [difference(after[r], context[r]) for r in ranges], width))
-    lines += losses_against_start(results)
-    lines.append("exact match (every step right), %")
-    for name, after in results["accuracy"].items():
-        exact = [f"{100 * after[r]['exact_match'] / max(1, after[r]['n']):.1f}" for r in ranges]
-        lines.append(line(results["labels"][name], exact, width))
-    lines.append(line("questions", [after[r]["n"] for r in ranges], width))
-    return "\n".join(lines + what_tuning_saw(results))
-
-
-def what_tuning_saw(results):
-    """How many examples each contender learned from, and for each that was validated which state it ended as."""
-    labels, lines = results["labels"], []
-    if results["examples"]:
-        seen = [f"{labels[name]} {n:,} x {epochs}" for name, (n, epochs) in results["examples"].items()]
-        lines.append(f"learned from (examples x passes): {', '.join(seen)}")
-    for name, r in results["validation"].items():
-        right, kept, last = dict(zip(r["steps"], r["exact_match"])), r["kept_step"], r["steps"][-1]
-        lines.append(
-            f"{labels[name]} is kept as it was after step {kept} of {last}, with {right[kept]} of {r['questions']} "
-            f"held-back training questions right; its start had {right[0]}, its end {right[last]}"
-        )
-    return lines
+    (after, before), labels = scores(results), results["labels"]
+    context, ranges = after.get("few-shot"), list(next(iter(after.values())))
+    rows = [["final-answer accuracy, % [95%]", *ranges]]
+    for name, tuned in after.items():
+        assert name in before or name not in results["loss"], f"{name}: no accuracy before tuning, so no table"
+        if name not in before:
+            rows.append([labels[name], *map(with_interval, tuned.values())])
+            continue
+        start = before[name]
+        rows += [[labels[name]], ["  before tuning", *map(with_interval, start.values())]]
+        rows.append(["  tuned", *map(with_interval, tuned.values())])
+        rows.append(["  tuning adds to its start", *(difference(tuned[r], start[r]) for r in ranges)])
+        if context:
+            rows.append(["  and to the best context", *(difference(tuned[r], context[r]) for r in ranges)])
+    if results["answers"]:
+        rows.append(["macro-F1, %"])
+        rows += [[labels[name], f"{100 * c['macro_f1']:.1f}"] for name, c in results["classes"].items()]
+    rows.append(["exact match (every step right), %"])
+    for name, by_range in results["accuracy"].items():
+        rows.append([labels[name], *(f"{100 * a['exact_match'] / max(1, a['n']):.1f}" for a in by_range.values())])
+    rows.append(["questions", *(a["n"] for a in by_range.values())])
+    width = 2 + max(len(label) for label, *_ in rows)
+    lines = [f"{label:<{width}}{''.join(f'{cell:>22}' for cell in cells)}".rstrip() for label, *cells in rows]
+    return "\n".join(lines + losses_against_start(results) + how_each_learned(results) + base_is_the_limit(results))
 
 
 def losses_against_start(results, name=None):
-    """A line for each contender, or for one, whose tuning lost accuracy on task_rows range against its own start."""
-    lines = []
-    for one in [name] if name else results["before"]:
-        before, after = results["before"].get(one, {}), results["accuracy"][one]
-        lost = {r: percent(before[r]) - percent(after[r]) for r in before if percent(after[r]) < percent(before[r])}
-        if lost:
-            what = ", ".join(f"{points:.1f} points at {r}" for r, points in lost.items())
-            lines.append(f"{results['labels'][one]} ended below its own start: {what}")
-    return lines
+    """A sentence for each contender, or for one, that is less accurate on some range after tuning."""
+    (after, before), sentences = scores(results), []
+    for one in [name] if name else before:
+        starts = before.get(one, {}).items()
+        lost = {r: percent(start) - percent(after[one][r]) for r, start in starts}
+        points = ", ".join(f"{p:.1f} points at {r}" for r, p in lost.items() if p > 0)
+        if points:
+            sentences.append(f"{results['labels'][one]} is less accurate than before tuning: {points}")
+    return sentences
 
 
-def class_table(results):
-    """Accuracy of the likeliest answer, macro-F1 and exact match of each contender, before and after tuning."""
-    check_complete(results)
-    width = max(34, 2 + max(len(label) for label in results["labels"].values()))
-    lines = [line("", ["likeliest, % [95%]", "macro-F1, %", "exact match, %"], width)]
-    for name, by_range in results["accuracy"].items():
-        (exact,), label = by_range.values(), results["labels"][name]
-        if name in results["before"]:
-            (start,) = results["before"][name].values()
-            lines += [label, line("  before tuning", class_cells(start, results["classes_before"].get(name)), width)]
-            label = "  tuned"
-        lines.append(line(label, class_cells(exact, results["classes"].get(name)), width))
-        if name in results["classes_before"]:
-            added = difference(results["classes"][name], results["classes_before"][name])
-            lines.append(line("  tuning adds to its start", [added], width))
-    lines.append(line("questions", [exact["n"]], width))
-    return "\n".join(lines + losses_against_start(results) + what_tuning_saw(results) + base_is_the_limit(results))
-
-
-def class_cells(exact, ranked):
-    """Accuracy and macro-F1 of the likeliest answers, where they were ranked, and exact match of what was written."""
-    likeliest = [with_interval(ranked), f"{100 * ranked['macro_f1']:.1f}"] if ranked else ["", ""]
-    return [*likeliest, f"{percent(exact):.1f}"]
+def how_each_learned(results):
+    """A sentence for each contender that learned: from what, and which checkpoint it kept."""
+    sentences = []
+    for name, (n, epochs) in results["examples"].items():
+        text = f"{results['labels'][name]} learned from {n:,} examples in {epochs} pass{'es' * (epochs > 1)}"
+        if r := results["validation"].get(name):
+            right, kept, last = dict(zip(r["steps"], r["exact_match"])), r["kept_step"], r["steps"][-1]
+            text += f" and is kept as it was after step {kept} of {last}: {right[kept]} of {r['questions']} held-out "
+            text += f"training questions right; {right[0]} at the start, {right[last]} at the end"
+        sentences.append(text)
+    return sentences
 
 
 def base_is_the_limit(results):
-    """A line where no contender on the base does better than a classifier of word frequencies, or than the most
-    frequent answer."""
-    on_base = {n: c for n, c in results["classes"].items() if n not in ("majority", "tfidf", "scratch", "vote")}
-    best = max(on_base, key=lambda name: on_base[name]["correct"])
-    for rival in ("tfidf", "majority"):
-        if rival in results["classes"] and on_base[best]["correct"] <= results["classes"][rival]["correct"]:
+    """Two lines if no contender on the base beats a classifier of word frequencies or the most frequent answer."""
+    right = {name: score["correct"] for name, score in results["classes"].items()}
+    for baseline in ("tfidf", "majority"):
+        others = [n for name, n in right.items() if name not in ("majority", "tfidf", "scratch", "vote")]
+        if baseline in right and max(others) <= right[baseline]:
             return [
-                f"On {results['base']['name']} no contender does better than {results['labels'][rival]!r}: the base is "
-                "the limit here, not the method.",
+                f"On {results['base']['name']} no contender does better than {results['labels'][baseline]!r}: the base "
+                "is the limit here, not the method.",
                 "Take a base that has read more language, for instance --model gpt2 or --model gpt2-medium.",
             ]
     return []
 
 
 def token_table(rows, most=12):
-    """The tuned prompt as its nearest tokens, a line a row, the first `most` of each kind."""
+    """The nearest tokens of the first `most` rows that began at random, and of the first `most` others."""
+    random = [i for i, r in enumerate(rows) if r["init_token"] is None]
+    shown = random[:most] + [i for i in range(len(rows)) if i not in random][:most]
     lines = [f"{'row':>4}  {'began as':<12} {'cosine to start':>15}   nearest tokens now (cosine)"]
-    for random in (True, False):
-        of_kind = [(i, r) for i, r in enumerate(rows) if (r["init_token"] is None) == random]
-        for i, r in of_kind[:most]:
-            near = "  ".join(f"{t!r} {c:.2f}" for t, c in r["nearest"])
-            start = "random" if random else repr(r["init_token"])
-            lines.append(f"{i:>4}  {start:<12} {r['cosine_to_init']:>15.2f}   {near}")
-        if len(of_kind) > most:
-            lines.append(f"      ... {len(of_kind) - most} more in results.json")
-    return "\n".join(lines)
+    for i in shown:
+        near = "  ".join(f"{t!r} {c:.2f}" for t, c in rows[i]["nearest"])
+        start = "random" if i in random else repr(rows[i]["init_token"])
+        lines.append(f"{i:>4}  {start:<12} {rows[i]['cosine_to_init']:>15.2f}   {near}")
+    more = [f"results.json has all {len(rows)} rows"] * (len(shown) < len(rows))
+    return "\n".join(lines + more)
 
 
 def study_table(rows, settings, jobs, learned_from, along=""):
-    """Markdown, a table for each task, of a study with those `settings`; `learned_from` says from what, and `along`
-    what the cells' x is. Raises UserError where a row that learned lacks its start, or a task the best context."""
-    seeds, base = f"{settings['seeds']} seeds", f"base {settings['model']}"
-    if ", " in settings["model"]:
-        seeds, base = f"{seeds} on each base", f"bases {settings['model']}"
+    """A study's rows in Markdown, a table for each task; `along` names the axis of x."""
+    several = ", " in settings["model"]
     lines = [
-        f"Final-answer accuracy, %: before tuning > after, mean of {seeds} [lowest, highest]; {learned_from}; {base}; "
+        f"Final-answer accuracy, %: before tuning > after, mean of {settings['seeds']} seeds"
+        f"{' on each base' * several} [lowest, highest]; {learned_from}; base{'s' * several} {settings['model']}; "
         f"seconds of tuning and measuring, {jobs} at once."
     ]
     for task in dict.fromkeys(r["task"] for r in rows):
         task_rows = [r for r in rows if r["task"] == task]
-        if not any(r["series"] == "best context" for r in task_rows):
-            raise UserError(f"{task}: the best context was not measured: there is no table without it")
+        assert any(r["series"] == "best context" for r in task_rows), f"{task}: the best context was not measured"
         ranges = list(dict.fromkeys(name for r in task_rows for name in r["accuracy"]))
-        head = ["", *([along] if along else []), *ranges, "trainable", "seconds"]
+        head = ["", *[along] * bool(along), *ranges, "trainable", "seconds"]
         lines += ["", f"**{task}**", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
         for r in task_rows:
-            if r["trainable"] and not r["before"]:
-                raise UserError(f"{task}, {r['series']}: no accuracy before tuning, and no table without that")
-            cells = [r["series"], *([f"{r['x']:,}" if r["x"] else ""] if along else [])]
+            assert r["before"] or not r["trainable"], f"{task}, {r['series']}: no accuracy before tuning"
+            cells = [r["series"], *[f"{r['x']:,}" if r["x"] else ""] * bool(along)]
             for name in ranges:
                 start = f"{r['before'][name][0]:.1f} > " if name in r["before"] else ""
                 after = "{:.1f} [{:.1f}, {:.1f}]".format(*r["accuracy"][name]) if name in r["accuracy"] else ""

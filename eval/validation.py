@@ -1,38 +1,38 @@
-"""The state that a method keeps: tuning ends as what did best on held-back training questions, its start included."""
+"""The checkpoint that a method keeps: the one that answers most held-out training questions, its start included."""
 
-import random
+import math
 
 import torch
 import torch.nn.functional as F
 
-from data.batches import training_batches
+from eval.accuracy import exact_answers
 from files.safe import trained
-from run import processes as distributed
 
-CHECKS = 4  # in the course of tuning, evenly spaced, besides that of the start
+CHECKS = 4  # evenly spaced over tuning, besides the one at the start
 
 
 def hold_back(task, examples, n, shown):
-    """(examples to tune on, examples to validate on): n of those most worth showing, and at most a fifth of all, each
-    question once and none that is `shown` in a prompt, where its answer stands."""
+    """Split examples into those to tune on and at most n held-out ones, never more than a fifth.
+
+    The held-out ones are those most worth showing, each question once, without the examples `shown` in a prompt.
+    """
     n, in_prompt = min(n, len(examples) // 5), {e.question for e in shown}
     by_question = {}  # the questions of short examples occur more than once
     for e in task.worth_showing(examples, len(examples)):
         if e.question not in in_prompt:
             by_question.setdefault(e.question, e)
-    held_back = list(by_question.values())[:n]
-    questions = {e.question for e in held_back}
-    return [e for e in examples if e.question not in questions], held_back
+    held_out = list(by_question.values())[:n]
+    questions = {e.question for e in held_out}
+    return [e for e in examples if e.question not in questions], held_out
 
 
 class Validation:
-    """Looks at a method now and then while it is tuned, and puts back its best state in the end.
+    """Checks a method now and then while it is tuned, and restores its best checkpoint at the end: most questions
+    answered exactly, then the lowest loss, then the earliest.
 
-    The best state has the most questions answered right to the last token, of these the least loss, of these the
-    earliest.
-
-    encoded: [(question tokens, answer tokens)], never tuned on. record: {}, or what it held when the run was stopped:
-    the numbers, for results.json. best: {}, or the best state's tensors, {name: tensor}, when the run was stopped.
+    encoded: [(question tokens, answer tokens)], never tuned on. record: a dict for results.json that receives the
+    measured values. best: a dict that receives the best checkpoint, {name: tensor}. A resumed run passes the record
+    and best of before.
     """
 
     def __init__(self, encoded, record, best):
@@ -41,11 +41,17 @@ class Validation:
             record.setdefault(name, [])
         record["questions"] = len(encoded)
 
-    def check(self, method, network, step, dtype, batch_size):
-        """Measure the method after so many steps, and keep what it is then if that is its best."""
+    def due(self, step, steps):
+        """True if the method should be checked after this many of all steps."""
+        return step not in self.record["steps"] and (step % math.ceil(steps / CHECKS) == 0 or step == steps)
+
+    def check(self, method, network, step, first=lambda measured: measured):
+        """Measure the method and keep its parameters if they are the best so far.
+
+        `first` is applied to (exact, loss): of several processes the first decides, or they could keep different ones.
+        """
         r = self.record
-        # of several processes the first decides, or they could end with different prompts
-        exact, loss = distributed.first(answers_right(method, network, self.encoded, dtype, batch_size))
+        exact, loss = first(answers_right(method, network, self.encoded))
         if not r["steps"] or (exact, -loss) > max(zip(r["exact_match"], [-x for x in r["loss"]])):
             r["kept_step"] = step
             self.best.update({name: t.detach().cpu().clone() for name, t in trained(method).items()})
@@ -54,26 +60,17 @@ class Validation:
         r["loss"].append(loss)
 
     def put_back(self, method):
-        """The method becomes its best state."""
+        """Load the best checkpoint into the method."""
         method.load_state_dict(self.best, strict=False)
 
 
 @torch.no_grad()
-def answers_right(method, network, encoded, dtype, batch_size=32):
-    """(how many questions are answered right to the last token, loss in nats per answer token).
-
-    Nothing is generated: greedy decoding writes an answer if each of its tokens is the likeliest behind those before.
-    """
-    weight, past = network.wte.weight, method.past(network)
+def answers_right(method, network, encoded):
+    """How many questions a method answers exactly, and its loss in nats per answer token."""
     encoded = [(method.insert_rows(question), answer) for question, answer in encoded]
     exact, loss, n = 0, 0.0, 0
-    for batch in training_batches(encoded, batch_size, random.Random(0)):
-        tokens, targets, answer = (t.to(weight.device) for t in batch)  # (B, T) each
-        with torch.autocast(weight.device.type, dtype, enabled=weight.dtype == torch.float32 != dtype):
-            logits = network.logits(network(tokens, past)[answer]).float()  # (N, vocab_size)
-        wrong = torch.zeros_like(answer)
-        wrong[answer] = logits.argmax(-1) != targets[answer]
-        exact += len(wrong) - wrong.any(1).sum().item()
-        loss += F.cross_entropy(logits, targets[answer], reduction="sum").item()
-        n += len(logits)
-    return exact, min(1e9, loss / n)  # which JSON can hold where weights have become infinite
+    for right, logits, targets in exact_answers(network, method.past(network), encoded):
+        exact += right.sum().item()
+        loss += F.cross_entropy(logits, targets, reduction="sum").item()
+        n += len(targets)
+    return exact, min(1e9, loss / n)  # finite, as JSON needs it, even if weights have become infinite

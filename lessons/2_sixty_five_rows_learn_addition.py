@@ -43,7 +43,7 @@ import tasks
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval.attention import attention_to_rows
-from eval.baselines import as_text, best_context
+from eval.contexts import as_text, best_context
 from eval.neighbors import nearest_tokens
 from files.weights import load_model
 from lessons import checks

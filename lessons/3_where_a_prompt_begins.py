@@ -46,7 +46,7 @@ import tasks
 from data.batches import encode
 from data.tokenizer import Tokenizer
 from eval.accuracy import wilson
-from eval.baselines import as_text, best_context
+from eval.contexts import as_text, best_context
 from files.weights import load_model
 from lessons import checks
 from lessons.drawing import BLUE, GRAY, GREEN, ORANGE, RED

@@ -40,7 +40,7 @@ import tasks
 from data.batches import encode
 from data.tokenizer import Tokenizer
 from eval.attention import attention_weights
-from eval.baselines import as_text
+from eval.contexts import as_text
 from files.weights import load_model
 from lessons import checks
 from lessons.drawing import BLUE, GRAY, GREEN, RED

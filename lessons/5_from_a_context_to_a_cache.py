@@ -43,7 +43,7 @@ import tasks
 from data.batches import encode
 from data.tokenizer import Tokenizer
 from eval.accuracy import generate_answers, majority_vote, score
-from eval.baselines import as_text
+from eval.contexts import as_text
 from files.peft import export_peft
 from files.prompts import load_prefix, save_prefix
 from files.weights import load_model, save_model

@@ -26,7 +26,7 @@ from tqdm import tqdm
 import tasks
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
-from eval.baselines import as_text
+from eval.contexts import as_text
 from eval.validation import answers_right
 from files.errors import UserError, run_main
 from files.peft import method_of_rows
@@ -222,7 +222,7 @@ def exact_match(base, method, tests):
     """{range: the share of its questions that a method answers exactly}."""
     network, share = method.network(base.model), {}
     for name, examples in tests.items():
-        right, _ = answers_right(method, network, encode(base.tokenizer, examples), base.dtype)
+        right, _ = answers_right(method, network, encode(base.tokenizer, examples))
         share[name] = right / len(examples)
     return share
 

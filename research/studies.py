@@ -8,7 +8,7 @@ and compare.py adds the contexts that it is measured beside.
 import prefix
 import tasks
 from data.tokenizer import Tokenizer
-from eval.baselines import as_text
+from eval.contexts import as_text
 from files.errors import UserError
 from files.weights import load_model, locate
 from methods.translator import TRANSLATOR

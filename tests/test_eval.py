@@ -12,7 +12,7 @@ import tasks
 from data.batches import encode
 from eval import plots, report
 from eval.accuracy import classification, generate_answers, majority_vote, rank_choices, score, wilson
-from eval.baselines import as_text, best_context, exact_match, majority, tfidf
+from eval.contexts import as_text, best_context, exact_match, majority, tfidf
 from eval.neighbors import nearest_tokens
 from model import GPT, GPTConfig
 from prefix import HybridPrefix, Scratch, TextPrompt
@@ -230,7 +230,7 @@ def test_the_best_context_is_the_best_of_its_candidates(tokenizer, monkeypatch):
     assert best_context(tiny, tokenizer, task, examples, max_tokens=5) == ([], None, [])
     # the example that prompts begin as is one of them
     seen = []
-    monkeypatch.setattr("eval.baselines.exact_match", lambda model, context, _: seen.append(context) or (0, 1.0))
+    monkeypatch.setattr("eval.contexts.exact_match", lambda model, context, _: seen.append(context) or (0, 1.0))
     best_context(tiny, tokenizer, task, examples, max_tokens=10_000)
     assert tokenizer.encode_task(as_text(task.worth_showing(examples, 1))) in seen
 

@@ -11,7 +11,7 @@ import torch
 import tasks
 import train_task
 from data.batches import encode, training_batches
-from eval.baselines import as_text
+from eval.contexts import as_text
 from eval.validation import Validation, answers_right, hold_back
 from files.safe import read_tensors
 from files.weights import load_model

@@ -1,0 +1,71 @@
+"""Baselines without tuning: the best worked examples that a context holds, and simple text classifiers."""
+
+import random
+
+import torch
+import torch.nn.functional as F
+
+from data.batches import encode
+from eval.accuracy import exact_answers
+
+
+def as_text(examples):
+    """Worked examples as they stand in a context, each on a line of its own."""
+    return "".join(f"{e.question}{e.answer}".rstrip("\n") + "\n" for e in examples)
+
+
+def best_context(model, tokenizer, task, examples, max_tokens, seed=0, draws=4, n_questions=100):
+    """Search the best few-shot context of at most max_tokens. Returns its tokens, a dict that describes it, and the
+    list of all candidates; [] and None if no candidate fits.
+
+    Candidates hold k = 1, 2, 4 or 8 training examples of the longest length or of mixed lengths, in several random
+    draws; the example that a prompt starts from is one of them. Each is scored on up to n_questions other training
+    examples: most exact matches first, then the lowest loss in nats per answer token.
+    """
+    rng = random.Random(f"context {seed}")
+    longest = [e for e in examples if e.length == max(e.length for e in examples)]
+    drawn = [(1, "longest", task.worth_showing(examples, 1))]
+    for k in (1, 2, 4, 8):
+        for lengths, pool in (("longest", longest), ("mixed", examples)):
+            drawn += [(k, lengths, rng.sample(pool, k)) for _ in range(draws) if k <= len(pool)]
+    candidates, best, best_score, best_tokens = [], None, (), []
+    for k, lengths, shots in drawn:
+        text = as_text(shots)
+        tokens = tokenizer.bos + tokenizer.encode_task(text)
+        questions = [e for e in examples[: n_questions + k] if e not in shots][:n_questions]
+        if len(tokens) > max_tokens or not questions:
+            continue
+        exact, loss = exact_match(model, tokens, encode(tokenizer, questions))
+        candidates.append({"shots": k, "lengths": lengths, "exact_match": exact, "n": len(questions), "loss": loss})
+        if (exact / len(questions), -loss) > best_score:
+            best, best_score, best_tokens = candidates[-1] | {"text": text}, (exact / len(questions), -loss), tokens
+    return best_tokens, best, candidates
+
+
+def exact_match(model, context, encoded):
+    """How many answers the model writes exactly after a context (tokens), and the mean loss per answer token."""
+    past = model.prefill(torch.tensor([context], device=model.wte.weight.device))
+    exact, losses = 0, []
+    for right, logits, targets in exact_answers(model, past, encoded):
+        exact += right.sum().item()
+        losses.append(F.cross_entropy(logits, targets, reduction="none"))
+    return exact, torch.cat(losses).mean().item()
+
+
+def majority(task, questions):
+    """The most frequent training answer, once for each question."""
+    return [task.answer_line(task.majority)] * len(questions)
+
+
+def tfidf(task, examples, questions):
+    """The answers of logistic regression on TF-IDF word features, or None without scikit-learn."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+    except ImportError:
+        return None
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    classifier = make_pipeline(words, LogisticRegression(C=10, max_iter=1000))
+    classifier.fit([e.question for e in examples], [task.final_answer(e.answer) for e in examples])
+    return [task.answer_line(label) for label in classifier.predict([e.question for e in questions])]
