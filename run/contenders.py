@@ -10,10 +10,6 @@ from typing import NamedTuple
 import torch
 from eval.contexts import as_text, best_context
 
-<<<<<<< HEAD
-=======
-from eval.contexts import as_text, best_context
->>>>>>> 6c3adaa7fcb502ef3ee742e522e93c1897cb42ca
 from files.errors import UserError
 from files.prompts import load_prefix
 from prefix import METHODS
