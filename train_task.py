@@ -328,7 +328,7 @@ def finish(run, prompt, look_before):
         save_prefix(prompt, out / "prefix.safetensors", run.model, run.tokenizer, *about)
     content = results.for_json()
     write_json(out / "results.json", content)
-    print("\n" + (report.class_table if task.classes else report.table)(content))
+    print("\n" + report.table(content))
     if results.nearest_tokens:
         print("\n" + report.token_table(results.nearest_tokens))
     if results.loss:

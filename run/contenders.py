@@ -8,8 +8,8 @@ import sys
 from typing import NamedTuple
 
 import torch
-from eval.contexts import as_text, best_context
 
+from eval.contexts import as_text, best_context
 from files.errors import UserError
 from files.prompts import load_prefix
 from prefix import METHODS
