@@ -20,7 +20,6 @@ from files.peft import base_of
 from files.prompts import load_prefix
 from files.weights import load_model
 from generate import empty_cache, generate, stack_caches
-from llama import Llama
 from model import GPT
 from run.flags import DEFAULT_BASE, Parser, at_least, seed, temperature
 
@@ -67,7 +66,7 @@ class PromptedBase(NamedTuple):
 
     name: str
     method: prefix.Method
-    network: GPT | Llama
+    network: GPT
     past: list | None  # the prompt's KV cache
     tokenizer: Tokenizer
     question_format: str  # with {} for the question
