@@ -6,8 +6,8 @@ from torch.utils.checkpoint import checkpoint
 
 
 def run_block(block, args, checkpoint_activations):
-    """block(*args). With checkpoint_activations, the backward pass computes again what is inside the block, which is not
-    kept: Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost", section 3."""
+    """block(*args). With checkpoint_activations, the backward pass computes what is inside the block again and nothing
+    of it is kept: Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost", section 3."""
     if checkpoint_activations:
         return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
     return block(*args)
