@@ -117,6 +117,7 @@ def main(argv=None, load_base=load_base):
         if processes.is_main():
             finish(run, prompts.get(args.method), look_before)
             checkpoint.finish()
+            print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))} to {out}")
     return results
 
 
@@ -343,7 +344,6 @@ def finish(run, prompt, look_before):
         details = page.details(task, run.tests, results.written, words, look_before, look_after)
         write_text(out / "details.json", json.dumps(details) + "\n")
         page.write_page(out / "report.html", content, details)
-    print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '' and p.name[0] != '.'))} to {out}")
 
 
 if __name__ == "__main__":

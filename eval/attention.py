@@ -6,9 +6,8 @@ import random
 import torch
 import torch.nn.functional as F
 
-import llama
-import model
 from data.batches import encode, training_batches
+from model import Attention
 
 
 @torch.no_grad()
@@ -19,13 +18,13 @@ def attention_weights(network, tokens, past=None):
     Hooks note what each Attention is given, and its own queries and keys are made of that.
     """
     seen = []
-    modules = [m for m in network.modules() if isinstance(m, model.Attention | llama.Attention)]
+    modules = [m for m in network.modules() if isinstance(m, Attention)]
     hooks = [m.register_forward_pre_hook(lambda module, args: seen.append((module, args))) for m in modules]
     network(tokens, past)
     for hook in hooks:
         hook.remove()
-    for attention, (x, mask, pair, _, _, *turn) in seen:  # x (B, T, C); pair: the past's keys and values in this layer
-        q, k, _ = attention.qkv(x, *turn)  # (B, n_head, T, D), (B, n_kv_head, T, D); turn: Llama's positions
+    for attention, (x, mask, pair, _, _, turn) in seen:  # x (B, T, C); pair: the past's keys and values in this layer
+        q, k, _ = attention.qkv(x, turn)  # (B, n_head, T, D), (B, n_kv_head, T, D); turn: a Llama's positions
         if pair is not None:
             k = torch.cat([pair[0].expand(len(k), -1, -1, -1), k], dim=2)  # (B, n_kv_head, P + T, D)
         k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)  # (B, n_head, P + T, D): heads may share keys

@@ -18,7 +18,6 @@ from files.prompts import ROWS, load_prefix, save_prefix
 from files.safe import read_tensors, write_json, write_tensors
 from files.weights import BUNDLED, HUB, hub_name, load_model, save_model
 from llama import Llama
-from model import GPT
 from prefix import METHODS, DeepPrefix, HybridPrefix, block_linears
 
 
@@ -89,7 +88,7 @@ def lora_adapter(lora, model):
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted({name.rpartition(".")[2] for name in names}),
-        "fan_in_fan_out": isinstance(model, GPT),  # the hub stores GPT-2's matrices as (in, out)
+        "fan_in_fan_out": not isinstance(model, Llama),  # the hub stores GPT-2's matrices as (in, out)
     }
     tensors = {}
     for name, A, B in zip(names, lora.A, lora.B):

@@ -21,6 +21,7 @@ from data.tokenizer import Tokenizer  # noqa: E402
 from eval import plots  # noqa: E402
 from files import errors as cli  # noqa: E402
 from files.weights import save_model  # noqa: E402
+from llama import Llama, LlamaConfig  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 VOCAB = 1024  # nano-2's encoding, so that every byte is in it
@@ -34,6 +35,23 @@ def tiny():
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     return model.freeze()
+
+
+@pytest.fixture
+def tiny_llama():
+    """As `tiny`, with heads that share keys and values, of a width of their own, and an untied head."""
+    torch.manual_seed(1)
+    shape = {"vocab_size": VOCAB, "block_size": 96, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 16}
+    model = Llama(LlamaConfig(**shape, head_dim=6, n_inner=20, tied=False))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model.freeze()
+
+
+@pytest.fixture(params=["tiny", "tiny_llama"])
+def either(request):
+    """A network of each family."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")

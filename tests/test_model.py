@@ -1,158 +1,157 @@
-"""model.py against transformers' GPT-2, and its cache against itself without one."""
+"""model.py against transformers' GPT-2; what both families share; kernels.py against the slow lines."""
 
 import copy
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import kernels
 from files.weights import load_model
-from model import GPT, CrossEntropy, GPTConfig, SplitAttention
+from llama import Llama, LlamaConfig
+from model import GPT, GPTConfig, build_mask
 
 transformers = pytest.importorskip("transformers")
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-SHAPES = [(1, 1, 8), (2, 4, 32), (3, 2, 48)]  # layers, heads, width
 
 
-def reference(folder, n_layer=2, n_head=4, n_embd=32, seed=0):
-    """A GPT-2 that transformers made and saved."""
-    torch.manual_seed(seed)
-    config = transformers.GPT2Config(
-        vocab_size=101, n_positions=64, n_layer=n_layer, n_head=n_head, n_embd=n_embd, bos_token_id=0, eos_token_id=0
-    )
-    model = transformers.GPT2LMHeadModel(config).eval()
-    for p in model.parameters():
+def some_tokens(*shape, seed=5):
+    return torch.randint(1024, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("n_layer, n_head, n_embd", [(1, 1, 8), (3, 2, 48)])
+def test_logits_and_greedy_text_equal_transformers(tmp_path, n_layer, n_head, n_embd):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 101, "n_positions": 64, "n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+    for p in theirs.parameters():
         torch.nn.init.normal_(p, std=0.2)  # larger than the default: no near ties in greedy decoding
-    model.save_pretrained(folder)
-    return model
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_logits_equal_transformers(tmp_path, shape):
-    theirs = reference(tmp_path, *shape)
-    ours = load_model(tmp_path)
-    tokens = torch.randint(101, (3, 40), generator=torch.Generator().manual_seed(2))
+    theirs.save_pretrained(tmp_path)
+    ours, tokens = load_model(tmp_path), 1 + some_tokens(3, 40) % 100
     with torch.no_grad():
-        want = theirs(tokens).logits
-        got = ours.logits(ours(tokens))
-    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.logits(ours(tokens)), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+    start, how = tokens[:, :7], {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    want = theirs.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=50, **how)[:, 7:]
+    assert ours.generate(start, 50).tolist() == want.tolist()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_greedy_text_equals_transformers(tmp_path, shape):
-    theirs = reference(tmp_path, *shape)
-    tokens = torch.randint(1, 101, (4, 7), generator=torch.Generator().manual_seed(3))
-    want = theirs.generate(
-        tokens,
-        attention_mask=torch.ones_like(tokens),
-        max_new_tokens=50,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )[:, 7:]
-    assert load_model(tmp_path).generate(tokens, 50).tolist() == want.tolist()
+# ---------------------------------------------------------------- both families
 
 
-@pytest.mark.parametrize("split", [1, 5, 19])
-def test_logits_with_a_cache_equal_logits_without(tiny, split):
-    tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(5))
-    whole = tiny.logits(tiny(tokens))[:, split:]
-    cached = tiny.logits(tiny(tokens[:, split:], tiny.prefill(tokens[:, :split])))
-    torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("P", [1, 8, 19])
+def test_a_cache_changes_nothing(either, P):
+    """One that rows share, one of their own, one that was filled in two parts, and embeddings instead of tokens."""
+    tokens = some_tokens(3, 20)
+    tokens[:, :P] = tokens[0, :P]
+    want, before = either.logits(either(tokens))[:, P:], tokens[:, :P]
+    in_two = either.prefill(before[:, P // 2 :], either.prefill(before[:1, : P // 2])) if P > 1 else None
+    for past in (either.prefill(before[:1]), either.prefill(before), in_two, either.prefill(either.wte(before))):
+        if past:
+            torch.testing.assert_close(either.logits(either(tokens[:, P:], past)), want, atol=1e-5, rtol=1e-5)
 
 
-def test_prefill_in_two_parts_equals_one(tiny):
-    tokens = torch.randint(1024, (1, 20), generator=torch.Generator().manual_seed(6))
-    in_two = tiny.prefill(tokens[:, 8:], tiny.prefill(tokens[:, :8]))
-    for pair, want in zip(in_two, tiny.prefill(tokens)):
-        for got, w in zip(pair, want):
-            torch.testing.assert_close(got, w, atol=1e-5, rtol=1e-5)
+def test_generate_after_a_prompt_continues_the_whole_text(either):
+    tokens = some_tokens(3, 20)
+    text = tokens
+    for _ in range(9):
+        text = torch.cat([text, either.logits(either(text))[:, -1:].argmax(-1)], dim=1)
+    assert either.generate(tokens[:, 8:], 9, either.prefill(tokens[:, :8])).tolist() == text[:, 20:].tolist()
 
 
-def test_a_cache_of_batch_1_is_seen_by_every_row(tiny):
-    tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(7))
+def test_bfloat16_is_float32_but_for_rounding(either):
+    """The products of a CPU's bfloat16 are a path of their own: alone, after a shared prompt and after one a row."""
+    tokens = some_tokens(3, 20)
     tokens[:, :8] = tokens[0, :8]
-    shared = tiny.logits(tiny(tokens[:, 8:], tiny.prefill(tokens[:1, :8])))
-    torch.testing.assert_close(shared, tiny.logits(tiny(tokens))[:, 8:], atol=1e-5, rtol=1e-5)
-
-
-def test_bfloat16_is_float32_but_for_rounding(tiny):
-    """The products of a CPU's bfloat16 are a path of their own: alone, behind a shared prompt and behind one a row."""
-    tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(12))
-    tokens[:, :8] = tokens[0, :8]
-    want = tiny(tokens)[:, 8:]
-    half = copy.deepcopy(tiny).to(torch.bfloat16)
+    want = either(tokens)[:, 8:]
+    half = copy.deepcopy(either).to(torch.bfloat16)
     for past in (None, half.prefill(tokens[:1, :8]), half.prefill(tokens[:, :8])):
         got = half(tokens)[:, 8:] if past is None else half(tokens[:, 8:], past)
         assert (got.float() - want).norm() < 0.03 * want.norm()
 
 
+def test_empty_positions_are_not_seen_and_take_no_number(either):
+    """Texts of other lengths in one batch, behind pasts of other lengths, against each text alone."""
+    tokens, before = some_tokens(3, 10), some_tokens(3, 6, seed=6)
+    left, gone = torch.tensor([0, 4, 9]), torch.tensor([2, 0, 5])
+    past = [tuple(x.clone() for x in pair) for pair in either.prefill(before)]
+    for row, n in enumerate(gone):
+        for pair, own in zip(past, either.prefill(before[row : row + 1, n:])):
+            for x, y in zip(pair, own):
+                x[row, :, :n], x[row, :, n:] = 7, y[0]  # what stands in an empty position does not matter
+    both, _ = either.run(tokens, past, past_pad=gone.expand(2, -1), left_pad=left)
+    no_past, _ = either.run(tokens, left_pad=left)
+    for row, (n, skip) in enumerate(zip(gone, left)):
+        text = tokens[row : row + 1, skip:]
+        want = either(text, either.prefill(before[row : row + 1, n:]))[0]
+        torch.testing.assert_close(both[row, skip:], want, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(no_past[row, skip:], either(text)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_mask_is_the_drawn_one():
+    """The rows that build_mask's docstring draws, and its numbers of positions."""
+    drawing = [line.split() for line in build_mask.__doc__.splitlines() if line.count("_") > 1 and "x" in line]
+    past_pad, left_pad = torch.tensor([[1]]), torch.tensor([1])
+    mask, position = build_mask(torch.zeros(1, 4, 8), 3, 7, past_pad=past_pad, left_pad=left_pad)
+    meaning = {"x": 0, ".": -torch.inf, "_": torch.finfo(torch.float32).min}
+    assert mask[0, 0, 0].tolist() == [[meaning[mark] for mark in marks[1:8]] for marks in drawing]
+    (numbers,) = [line.split()[1:8] for line in build_mask.__doc__.splitlines() if "position   " in line]
+    assert [str(n) for n in position[0, 1:].tolist()] == numbers[4:]
+
+
+def test_a_copy_shares_the_weights_and_its_hooks_are_its_own(either):
+    tokens = some_tokens(2, 9)
+    want = either(tokens)
+    twin = copy.deepcopy(either, memo={id(p): p for p in either.parameters()})
+    assert torch.equal(twin(tokens), want) and (twin.name, twin.config) == (either.name, either.config)
+    assert all(a is b for a, b in zip(twin.parameters(), either.parameters()))
+    twin.h[1].register_forward_pre_hook(lambda block, args: (args[0] + 1, *args[1:]))
+    attend = twin.h[0].attn.attend
+    twin.h[0].attn.attend = lambda q, *args: attend(q, *args) * 2
+    assert not torch.allclose(twin(tokens), want, atol=0.1)
+    assert torch.equal(either(tokens), want)
+
+
+def test_what_cannot_be_is_refused(either):
+    past = either.prefill(some_tokens(1, 90))
+    either(some_tokens(1, 6), past)
+    with pytest.raises(AssertionError, match="90 prompt rows and 7 tokens exceed block_size 96"):
+        either(some_tokens(1, 7), past)
+    with pytest.raises(AssertionError, match="n_embd 10 is no multiple of n_head 3"):
+        GPT(GPTConfig(10, 10, 1, 3, 10))
+    with pytest.raises(AssertionError, match="n_head 3 is no multiple of n_kv_head 2"):
+        Llama(LlamaConfig(n_head=3, n_kv_head=2))
+
+
+# ---------------------------------------------------------------- kernels
+
+
 def test_loss_and_gradient_equal_cross_entropy_of_all_logits(tiny):
     """5,000 targets, so that they are taken in several parts; the plain path and the fast one."""
-    rng = torch.Generator().manual_seed(13)
-    hidden, targets = torch.randn(5000, 16, generator=rng), torch.randint(1024, (5000,), generator=rng)
+    hidden, targets = torch.randn(5000, 16, generator=torch.Generator().manual_seed(13)), some_tokens(5000)
     a, b = (hidden.clone().requires_grad_(True) for _ in range(2))
-    want = torch.nn.functional.cross_entropy(a @ tiny.wte.weight.T, targets)
+    want = F.cross_entropy(a @ tiny.wte.weight.T, targets)
     (3 * want).backward()
-    for loss_of in (tiny.loss, lambda hidden, targets: CrossEntropy.apply(hidden, tiny.wte.weight, targets)):
+    for loss_of in (tiny.loss, lambda hidden, targets: kernels.CrossEntropy.apply(hidden, tiny.wte.weight, targets)):
         b.grad = None
         loss = loss_of(b, targets)
         (3 * loss).backward()
         torch.testing.assert_close(loss, want)
         torch.testing.assert_close(b.grad, a.grad)
-
-
-def test_the_loss_of_a_frozen_bfloat16_model_is_that_of_float32_but_for_rounding(tiny):
-    rng = torch.Generator().manual_seed(13)
-    hidden, targets = torch.randn(500, 16, generator=rng), torch.randint(1024, (500,), generator=rng)
-    a, b = hidden.requires_grad_(True), hidden.detach().to(torch.bfloat16).requires_grad_(True)
-    want = tiny.loss(a, targets)
-    want.backward()
-    got = tiny.to(torch.bfloat16).loss(b, targets)
-    got.backward()
-    torch.testing.assert_close(got.float(), want, atol=0.05, rtol=0.01)
-    assert torch.cosine_similarity(a.grad.flatten(), b.grad.float().flatten(), 0) > 0.999
+    half = hidden.bfloat16().requires_grad_(True)
+    loss = tiny.to(torch.bfloat16).loss(half, targets)
+    (3 * loss).backward()
+    torch.testing.assert_close(loss.float(), want, atol=0.05, rtol=0.01)
+    assert torch.cosine_similarity(a.grad.flatten(), half.grad.float().flatten(), 0) > 0.999
 
 
 def test_a_target_that_is_all_but_impossible_has_a_finite_loss(tiny):
     hidden = (1e4 * torch.randn(4, 16, generator=torch.Generator().manual_seed(14))).requires_grad_(True)
-    loss = CrossEntropy.apply(hidden, tiny.wte.weight, tiny.logits(hidden).argmin(-1))
+    loss = kernels.CrossEntropy.apply(hidden, tiny.wte.weight, tiny.logits(hidden).argmin(-1))
     loss.backward()
     assert 80 < loss.item() < 90
     assert hidden.grad.isfinite().all()
-
-
-def test_embeddings_are_tokens_looked_up(tiny):
-    tokens = torch.arange(12)[None]
-    for pair, want in zip(tiny.prefill(tiny.wte(tokens)), tiny.prefill(tokens)):
-        assert all(torch.equal(a, b) for a, b in zip(pair, want))
-
-
-def greedy_without_a_cache(model, tokens, n):
-    for _ in range(n):
-        tokens = torch.cat([tokens, model.logits(model(tokens))[:, -1:].argmax(-1)], dim=1)
-    return tokens
-
-
-def test_generate_behind_a_prompt_equals_the_whole_text(tiny):
-    tokens = torch.randint(1024, (3, 20), generator=torch.Generator().manual_seed(8))
-    tokens[:, :8] = tokens[0, :8]
-    want = greedy_without_a_cache(tiny, tokens, 15)[:, 20:]
-    assert tiny.generate(tokens[:, 8:], 15, tiny.prefill(tokens[:1, :8])).tolist() == want.tolist()
-    assert tiny.generate(tokens[:, 8:], 15, tiny.prefill(tokens[:, :8])).tolist() == want.tolist()
-
-
-def test_too_long_a_text_is_refused(tiny):
-    past = tiny.prefill(torch.zeros(1, 90, dtype=torch.long))
-    tiny(torch.zeros(1, 6, dtype=torch.long), past)
-    with pytest.raises(ValueError, match="block_size 96"):
-        tiny(torch.zeros(1, 7, dtype=torch.long), past)
-
-
-def test_heads_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(ValueError, match="n_embd 10 is not a multiple of n_head 3"):
-        GPT(GPTConfig(10, 10, 1, 3, 10))
 
 
 def scores_written_out(q, past_k, past_v, k, v):
@@ -171,7 +170,7 @@ def test_attention_in_two_parts_equals_scores_written_out(B, past_B, n_head, n_k
     rng, T, P, D = torch.Generator().manual_seed(0), 40, 7, 8  # T is no multiple of 32
     shapes = [(B, n_head, T, D), *[(past_B, n_kv_head, P, D)] * 2, *[(B, n_head, T, D)] * 2]
     args = [torch.randn(s, generator=rng, dtype=torch.float64).to(device, dtype).requires_grad_() for s in shapes]
-    y, want = SplitAttention.apply(*args), scores_written_out(*args)
+    y, want = kernels.SplitAttention.apply(*args), scores_written_out(*args)
     torch.testing.assert_close(y, want, atol=atol, rtol=atol)
     upstream = torch.randn(y.shape, generator=rng, dtype=torch.float64).to(y)
     for got, right in zip(torch.autograd.grad(y, args, upstream), torch.autograd.grad(want, args, upstream)):
@@ -182,4 +181,4 @@ def test_the_gradient_of_attention_in_two_parts_equals_finite_differences():
     rng = torch.Generator().manual_seed(1)
     shapes = [(2, 4, 3, 8), *[(1, 2, 5, 8)] * 2, *[(2, 4, 3, 8)] * 2]
     args = [torch.randn(s, generator=rng, dtype=torch.float64, requires_grad=True) for s in shapes]
-    assert torch.autograd.gradcheck(SplitAttention.apply, args)
+    assert torch.autograd.gradcheck(kernels.SplitAttention.apply, args)
