@@ -13,8 +13,8 @@ class UserError(Exception):
 
 
 def run_main(main, program, argv=None):
-    """Call main(argv) as the command `program`. Exits with code 2 after a UserError, with 130 after Ctrl-C, and silently
-    where the reader of stdout has seen enough, as `head` has at some point."""
+    """Call main(argv) as the command `program`. Exits with code 2 after a UserError, with 130 after Ctrl-C, and
+    silently where the reader of stdout has seen enough, as `head` has at some point."""
     try:
         main(argv)
         if sys.stdout is not None:
