@@ -79,9 +79,7 @@ def parse_args(argv=None):
     p = Parser(__doc__)
     p.add_base()
     names = [name for name in tasks.names() if len(tasks.load(name).ranges) > len(GOALS)]
-    p.add_argument(
-        "--task", default="addition", choices=names, help="(default %(default)s: the recipes were chosen on it)"
-    )
+    p.add_argument("--task", default="addition", choices=names, help="a synthetic task (default %(default)s)")
     p.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of {', '.join(CONTENDERS)}")
     p.add_argument("--seeds", type=at_least(1, 100), default=5, help="runs of each contender (default %(default)s)")
     p.add_argument("--max-seconds", type=weight, default=120.0, help="of tuning; half to choose a rate (%(default)g)")
@@ -107,11 +105,11 @@ class Base(NamedTuple):
     device: str
 
 
-# ---------------------------------------------------------------- the two sides: (optimizer, batch -> loss, () -> Method)
+# ---------------------------------------------------------------- the two sides
 
 
 def ours(base, c, lr, trigger, seed):
-    """A method of this project, and the step of train_task.py."""
+    """(optimizer, batch -> loss of a step, () -> Method to measure) of a method and the step of train_task.py."""
     method = METHODS[c.method](base.model, n_random=c.n_random, trigger=trigger, seed=seed).to(base.device)
     network = method.network(base.model)
     optimizers = [muon_of(method.rows, base, c, lr)] if c.momentum else method.optimizers(lr, base.dtype)
@@ -121,7 +119,7 @@ def ours(base, c, lr, trigger, seed):
 
 
 def theirs(base, c, lr, trigger, seed):
-    """PEFT over transformers' model, and the step of bench.py. Its prompt is read back for measuring."""
+    """The same of PEFT over transformers' model, and the step of bench.py. Its prompt is read back for measuring."""
     torch.manual_seed(seed)
     model = bench.peft_model(base.model.folder, c.method, c.n_random, torch.float32, base.device)
     rows = model.prompt_encoder.default.embedding.weight
