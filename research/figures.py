@@ -74,7 +74,7 @@ def demo_table(results):
     """Markdown: accuracy of the demo's contenders, before and after tuning."""
     ranges = list(results["accuracy"]["few-shot"])
     lines = [f"| right answers, % | {' | '.join(ranges)} |", "| --- |" + " --- |" * len(ranges)]
-    for name, label in results["labels"].items():
+    for name, label in list(results["labels"].items())[1:]:  # without zero-shot
         for when in ["before"] * (name in results["before"] and name != "scratch") + ["accuracy"]:
             ending = {"before": ", start", "accuracy": ", end" * (name in results["before"])}[when]
             cells = [f"{report.percent(results[when][name][r]):.1f}" for r in ranges]
