@@ -1,43 +1,39 @@
 """Speed and memory beside PEFT + transformers, on the same weights, the same rows and the same text.
 
-    python bench.py                        one table for GPT-2's shape, random weights
-    python bench.py --arch llama           the same for SmolLM2-135M's shape
-    python bench.py --sweep --plot b.png   also over prompt lengths and batch sizes, and a plot of the first
-    python bench.py --runs 3               everything three times over, for numbers to quote
-    python bench.py --n-layer 2 --n-embd 128 --vocab-size 1000 --repeat 1     a look in a minute
+    python -m research.bench                    GPT-2's shape, random weights
+    python -m research.bench --arch llama       SmolLM2-135M's shape
+    python -m research.bench --n-layer 2 --n-embd 128 --vocab-size 1000 --repeat 1     a look in a minute
 
 Each side runs in a process of its own, so that its peak memory is its own, and the sides take turns: one step of each,
-again and again. The median [lowest, highest] of the turns is shown; with --runs, of the runs' medians. First both sides
-have to agree on the loss. Numbers to quote want a machine that does nothing else: the load at the start is shown.
-Peers that are not installed are left out: pip install -r requirements-dev.txt.
+again and again. The table shows the median [lowest, highest] of the turns. First both sides have to agree on the loss.
+Numbers to quote want a machine that does nothing else.
 """
 
 import argparse
 import importlib.util
-import json
+import multiprocessing
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import prefix
-from files import peft as peft_io
-from files import schemas
+from files import peft as peft_files
 from files.errors import UserError, run_main
 from files.safe import read_tensors, write_json
 from files.weights import load_model, save_model
 from generate import generate
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
-from run.flags import Parser, at_least, best_dtype, check_memory
+from prefix import Finetune
+from run.flags import Parser, at_least, best_dtype
 from train_task import train_step
 
 JOBS = {
@@ -60,56 +56,38 @@ def parse_args(argv=None):
     p.add_argument("--question", type=at_least(1, 100_000), default=10, help="tokens of it (default %(default)s)")
     p.add_argument("--answer", type=at_least(2, 100_000), default=30, help="tokens of it (default %(default)s)")
     p.add_argument("--repeat", type=at_least(1, 1000), default=5, help="turns of each side (default %(default)s)")
-    p.add_argument("--runs", type=at_least(1, 100), default=1, help="of all this, in new processes (default 1)")
     p.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS), help="(default: all)")
-    p.add_argument("--sweep", action="store_true", help="prompt tuning over prompt lengths and batch sizes as well")
-    p.add_argument("--plot", metavar="FILE", help="with --sweep: cost against prompt length, a PNG")
     p.add_argument("--json", metavar="FILE", help="write the numbers")
-    p.add_argument("--worker", help=argparse.SUPPRESS)
     args = p.parse_args(argv)
     default = LlamaConfig() if args.arch == "llama" else GPTConfig()
     for name in ("n_layer", "n_embd", "vocab_size"):
         setattr(args, name, getattr(args, name) or getattr(default, name))
-    n = (args.vocab_size + 1024 + 12 * args.n_layer * args.n_embd) * args.n_embd  # parameters, about
-    check_memory(8 * n, f"a model of {n:,} parameters on each side")
-    for file in filter(None, (args.plot, args.json)):
-        if not Path(file).absolute().parent.is_dir():
-            raise UserError(f"no folder for {file}: make it first")
     return args
 
 
 def shape(w):
     """The model's configuration, with 64 columns a head; a Llama has SmolLM2's proportions."""
-    block_size, n_head = max(1024, max(w["rows"], 200) + w["question"] + w["answer"]), w["n_embd"] // 64
-    if w["arch"] == "gpt2":
-        return GPTConfig(w["vocab_size"], block_size, w["n_layer"], n_head, w["n_embd"])
-    n_kv_head, n_inner = n_head // 3 if n_head % 3 == 0 else n_head, w["n_embd"] * 8 // 3
-    return LlamaConfig(w["vocab_size"], block_size, w["n_layer"], n_head, n_kv_head, w["n_embd"], 64, n_inner)
+    block_size, n_head = max(1024, w.rows + w.question + w.answer), w.n_embd // 64
+    if w.arch == "gpt2":
+        return GPTConfig(w.vocab_size, block_size, w.n_layer, n_head, w.n_embd)
+    n_kv_head = n_head // 3 if n_head % 3 == 0 else n_head
+    return LlamaConfig(w.vocab_size, block_size, w.n_layer, n_head, n_kv_head, w.n_embd, 64, w.n_embd * 8 // 3)
 
 
 # ---------------------------------------------------------------- one side of one measurement, in its own process
 
 
-def some_text(w):
-    rng = torch.Generator().manual_seed(0)
-    return torch.randint(w["vocab_size"], (w["batch_size"], w["question"] + w["answer"]), generator=rng).to(w["device"])
-
-
 def ours(w):
-    """() -> loss or text of one step or one decoding, by this project: the step is the one that trains."""
-    dtype = getattr(torch, w["dtype"])
-    model = load_model(w["folder"], w["device"], dtype).freeze()
-    model.checkpoint_activations = w["job"] == "checkpoint"
-    tokens, Q = some_text(w), w["question"]
-    if w["job"] == "finetune":
-        method = prefix.Finetune(model)
-    else:
-        method = peft_io.import_peft(Path(w["folder"]) / w["adapter"], model)
-    if w["job"] == "decode":
+    """() -> loss of one step, or text of one decoding, by this project: the step is the one that trains."""
+    dtype = getattr(torch, w.dtype)
+    model = load_model(w.folder, w.device, dtype).freeze()
+    model.checkpoint_activations = w.job == "checkpoint"
+    tokens, Q = w.tokens.to(w.device), w.question
+    method = Finetune(model) if w.job == "finetune" else peft_files.import_peft(w.adapter, model)
+    if w.job == "decode":
         with torch.no_grad():
             past = method.past(model)
-        questions = tokens[:, :Q].tolist()
-        return lambda: generate(model, questions, w["answer"], past)
+        return lambda: generate(model, tokens[:, :Q].tolist(), w.answer, past)
     network, optimizers = method.network(model), method.optimizers(1e-3, dtype)
     answer = torch.zeros_like(tokens[:, 1:], dtype=torch.bool)  # (B, T-1)
     answer[:, Q - 1 :] = True
@@ -118,24 +96,30 @@ def ours(w):
 
 
 def theirs(w):
-    """The same by transformers and, but for decoding without a prompt, PEFT, which does not checkpoint activations
-    behind a prefix: it is shown without."""
-    autocast = w["dtype"] == "bfloat16" and w["job"] != "decode"
-    dtype = torch.bfloat16 if w["dtype"] == "bfloat16" and not autocast else torch.float32
-    kind = {"finetune": None, "prefix": "PrefixTuningConfig"}.get(w["job"], "PromptTuningConfig")
-    model = peft_model(w["folder"], kind, w["rows"], dtype, w["device"])
-    if kind:  # peft loads a prompt for inference only: a new one is given our rows
-        _, tensors = read_tensors(Path(w["folder"]) / w["adapter"] / "adapter_model.safetensors")
+    """The same by transformers and PEFT, which does not checkpoint activations behind a prefix."""
+    autocast = w.dtype == "bfloat16" and w.job != "decode"
+    dtype = torch.bfloat16 if w.dtype == "bfloat16" and not autocast else torch.float32
+    kind = {"finetune": None, "prefix": "PrefixTuningConfig"}.get(w.job, "PromptTuningConfig")
+    model = peft_model(w.folder, kind, w.rows, dtype, w.device)
+    if kind:  # PEFT loads a prompt for inference only: a new one is given our rows
+        _, tensors = read_tensors(w.adapter / "adapter_model.safetensors")
         model.prompt_encoder.default.embedding.weight.data.copy_(tensors["prompt_embeddings"])
-    tokens, Q = some_text(w), w["question"]
-    if w["job"] == "decode":
-        how = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": w["answer"]}
+    tokens, Q = w.tokens.to(w.device), w.question
+    if w.job == "decode":
+        how = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": w.answer}
         ask = {"input_ids": tokens[:, :Q], "attention_mask": torch.ones_like(tokens[:, :Q])}
-        return lambda: model.generate(**ask, **how)[:, -w["answer"] :].tolist()
+        return lambda: model.generate(**ask, **how)[:, -w.answer :].tolist()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3, weight_decay=0)
     labels = tokens.clone()
     labels[:, :Q] = -100
     return lambda: peft_step(model, optimizer, tokens, labels, autocast)
+
+
+def check_peers(*libraries):
+    """Raises UserError where the libraries to compare with are not installed."""
+    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"this compares with {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def peft_model(folder, kind, rows, dtype, device):
@@ -163,41 +147,25 @@ def peft_step(model, optimizer, tokens, labels, autocast=False):
     return loss.item()
 
 
-def without_a_cache(w):
-    """Greedy decoding as nanoGPT does it: the whole text again for every token."""
-    model = load_model(w["folder"], w["device"], getattr(torch, w["dtype"])).freeze()
-    tokens, Q = some_text(w), w["question"]
-    with torch.no_grad():
-        past = peft_io.import_peft(Path(w["folder"]) / w["adapter"], model).past(model)
-    return lambda: model.generate(tokens[:, :Q], w["answer"], past).tolist()
-
-
-def matmul_lower_bound(w):
-    """The matrix products of one step or decoding, and nothing else: what the machine would need for them alone."""
-    dtype, C, V, L = getattr(torch, w["dtype"]), w["n_embd"], w["vocab_size"], w["n_layer"]
-    B, Q, A, P = w["batch_size"], w["question"], w["answer"], w["rows"]
-    D, matrices = 64, [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)]  # of a block: (n_in, n_out)
-    if w["arch"] == "llama":
-        n_kv_head, n_inner = shape(w).n_kv_head, shape(w).n_inner
-        matrices = [(C, C + 2 * n_kv_head * D), (C, C), (C, 2 * n_inner), (n_inner, C)]
-    passes = []  # (sequences, positions of each, positions attended to, rows of logits, backward passes)
-    if w["job"] == "decode":
-        passes += [(B, Q, P + Q, B, 0)] + [(B, 1, P + Q + i, B, 0) for i in range(1, A)]
-    else:
-        T, own = Q + A - 1, w["job"] == "finetune"
-        passes.append((B, T, T if own else P + T, B * A, 2 if own else 1))
-        if w["job"] in ("prompt", "checkpoint"):  # its rows go through the network as well, once
-            passes.append((1, P, P, 0, 1))
-    pairs = []  # (a, b, how often)
+def products_alone(w):
+    """The matrix products of one step or decoding, and nothing else: the time that the machine needs for them alone."""
+    matrices = [p.shape for p in load_model(w.folder).h[0].parameters() if p.dim() == 2]  # of a block: (n_out, n_in)
+    B, Q, A, P, C, D, L, own = w.batch_size, w.question, w.answer, w.rows, w.n_embd, 64, w.n_layer, w.job == "finetune"
+    T = Q + A - 1
+    # (sequences, positions of each, positions attended to, rows of logits, backward passes)
+    passes = [(B, T, T if own else P + T, B * A, 2 if own else 1)]
+    if w.job == "decode":
+        passes = [(B, Q, P + Q, B, 0)] + [(B, 1, P + Q + i, B, 0) for i in range(1, A)]
+    elif w.job in ("prompt", "checkpoint"):  # its rows go through the network as well, once
+        passes.append((1, P, P, 0, 1))
+    products = []  # (shape of a, shape of b, how often)
     for n, T, S, logits, backward in passes:
-        for n_in, n_out in matrices:
-            pairs.append((torch.randn(n * T, n_in), torch.randn(n_in, n_out), L * (1 + backward)))
-        if logits:
-            pairs.append((torch.randn(logits, C), torch.randn(C, V), 1 + backward))
-        heads, times = n * (C // D), L * (1 + 2 * bool(backward))
-        pairs.append((torch.randn(heads, T, D), torch.randn(heads, D, S), times))
-        pairs.append((torch.randn(heads, T, S), torch.randn(heads, S, D), times))
-    pairs = [(a.to(w["device"], dtype), b.to(w["device"], dtype), times) for a, b, times in pairs]
+        heads, times = n * C // D, L * (1 + 2 * bool(backward))
+        products += [((n * T, n_in), (n_in, n_out), L * (1 + backward)) for n_out, n_in in matrices]
+        products += [((heads, T, D), (heads, D, S), times), ((heads, T, S), (heads, S, D), times)]
+        products += [((logits, C), (C, w.vocab_size), 1 + backward)] * bool(logits)
+    random = partial(torch.randn, device=w.device, dtype=getattr(torch, w.dtype))
+    pairs = [(random(a), random(b), times) for a, b, times in products]
 
     def multiply():
         for a, b, times in pairs:
@@ -208,150 +176,98 @@ def matmul_lower_bound(w):
     return multiply
 
 
-SIDES = {"ours": ours, "PEFT": theirs, "no cache": without_a_cache, "products alone": matmul_lower_bound}
+SIDES = {"ours": ours, "PEFT": theirs, "products alone": products_alone}
 
 
 def timed(turn, device):
-    """(seconds, what turn() gives), with all that it started on the device."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+    """(seconds, what turn() returns), with all that it started on the device."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     out = turn()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - start, out
 
 
-def work(w):
-    """Answer every line on stdin with one turn: seconds, what came out, peak memory in GB; null if memory ran out."""
-    turn = SIDES[w["side"]](w)
-    if w["device"] == "cpu":  # or the system would end some process of its choice
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_DATA, (int(0.9 * free), resource.RLIM_INFINITY))
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        try:
-            seconds, out = timed(turn, w["device"])
-        except (RuntimeError, MemoryError) as error:
-            if "memory" not in str(error):
-                raise
-            print("null", flush=True)
-            continue
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if w["device"] == "cuda":
-            peak = torch.cuda.max_memory_allocated()
-        print(json.dumps([seconds, out, peak / 1e9]), flush=True)
+def peak_memory(device):
+    """The peak memory of this process on its device in GB; 0 on Windows, which does not tell it."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    if sys.platform == "win32":
+        return 0.0
+    from resource import RUSAGE_SELF, getrusage
+
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def work(w, side, pipe):
+    """Answer each message in a pipe with one turn of a side: seconds, what came out, peak memory in GB."""
+    turn = SIDES[side](w)
+    while pipe.recv():
+        pipe.send((*timed(turn, w.device), peak_memory(w.device)))
 
 
 # ---------------------------------------------------------------- the turns
 
 
-def measure(w, sides, repeat, bar):
-    """{side: {"turns": seconds of each, "gb": peak, "out": what came out first}} of sides that take turns; a side
-    that the machine's memory does not hold is left out."""
-    workers = {}
+def measure(w, sides):
+    """{side: {"seconds": of each turn, "gb": peak, "out": the first turn's}} of sides that take turns."""
+    context, workers, turns = multiprocessing.get_context("spawn"), {}, {side: [] for side in sides}
     try:
         for side in sides:
-            command = [sys.executable, "-m", "research.bench", "--worker", json.dumps(w | {"side": side})]
-            workers[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            if workers[side].stdout.readline() != "ready\n":
-                raise UserError(f"{side} could not start: its own message is above")
-        turns = {side: [] for side in sides}
-        for _ in range(repeat + 1):  # the first is to warm up
-            for side, worker in workers.items():
-                if turns[side] is None:
-                    continue
+            here, there = context.Pipe()
+            workers[side] = here, context.Process(target=work, args=(w, side, there))
+            workers[side][1].start()
+            there.close()  # so that its end is noticed here
+        for _ in range(w.repeat + 1):  # the first turn warms up
+            for side, (pipe, _) in workers.items():
                 try:
-                    worker.stdin.write("go\n")
-                    worker.stdin.flush()
-                except BrokenPipeError:
-                    pass  # it has ended: the next line is empty
-                line = worker.stdout.readline()
-                if not line:
-                    raise UserError(f"{side} broke off: its own message is above")
-                if (turn := json.loads(line)) is None:
-                    turns[side] = None
-                    worker.kill()
-                    bar.write(f"{w['job']}, {w['rows']} rows, batch {w['batch_size']}: {side} ran out of memory")
-                    continue
-                turns[side].append(turn)
-                bar.set_postfix_str(f"{w['job']} {w['dtype']} {side} {turn[0]:.2f} s")
+                    pipe.send("go")
+                    turns[side].append(pipe.recv())
+                except (EOFError, OSError):
+                    raise UserError(f"{w.job}, {w.dtype}: {side} broke off, its own message is above") from None
     finally:
-        for worker in workers.values():
-            worker.kill()
-            worker.wait()
-    return {
-        side: {"turns": [seconds for seconds, *_ in some[1:]], "gb": some[-1][2], "out": some[0][1]}
-        for side, some in turns.items()
-        if some
-    }
+        for _, process in workers.values():
+            process.kill()
+            process.join()
+    return {side: {"seconds": [s for s, *_ in t[1:]], "gb": t[-1][2], "out": t[0][1]} for side, t in turns.items()}
 
 
-def one_work(args, model, folder, job, dtype, rows, batch):
-    """What the sides of one measurement are told. A prompt for it is written into the folder, as PEFT's files."""
-    deep = job == "prefix"
-    adapter = f"{'prefix' if deep else 'prompt'}-{rows}"
-    prompt = (prefix.DeepPrefix if deep else prefix.HybridPrefix)(model, rows)
-    peft_io.export_peft(prompt, model, Path(folder) / adapter)
-    w = vars(args) | {"folder": str(folder), "adapter": adapter, "job": job, "dtype": dtype, "rows": rows}
-    return w | {"batch_size": batch, "worker": None}
-
-
-def main(argv=None):
-    args = parse_args(argv)
-    if args.worker is not None:
-        work(schemas.decode(args.worker, schemas.BenchWork, "--worker", "bench.py alone calls itself with it"))
-        return
-    peers = all(importlib.util.find_spec(name) for name in ("peft", "transformers"))
-    if not peers:
-        print(
-            "peft and transformers are not installed, so this measures ours alone: pip install -r requirements-dev.txt"
-        )
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    dtypes = ["float32"] + ["bfloat16"] * (best_dtype(args.device) == torch.bfloat16)
-    points = [(job, dtype, args.rows, args.batch_size) for job in args.jobs for dtype in dtypes]
-    if args.sweep:
-        points += [("prompt", dtypes[-1], rows, args.batch_size) for rows in (10, 50, 100, 200)]
-        points += [("prompt", dtypes[-1], args.rows, batch) for batch in (1, 8, 32, 128)]
-        points = list(dict.fromkeys(points))
-    results = {point: dict(zip(("job", "dtype", "rows", "batch"), point)) | {"sides": {}} for point in points}
-    bar, load = tqdm(total=args.runs * len(points), unit=" measurements"), os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        model = (Llama if args.arch == "llama" else GPT)(shape(vars(args))).freeze()
-        save_model(model, folder)
-        for job, dtype, rows, batch in points * args.runs:
-            w = one_work(args, model, folder, job, dtype, rows, batch)
-            sides = ["ours", "products alone"] + ["PEFT"] * peers + ["no cache"] * (job == "decode")
-            measured = measure(w, sides, args.repeat, bar)
-            check_agreement(job, dtype, {name: side["out"] for name, side in measured.items()})
-            known = results[job, dtype, rows, batch]["sides"]
-            for name, side in measured.items():
-                known.setdefault(name, {"runs": []})["runs"].append(side["turns"])
-                known[name]["gb"] = side["gb"]
-            bar.update()
-            complete = [r for r in results.values() if "ours" in r["sides"]]
-            if args.json:
-                write_json(args.json, {"load": load, "measurements": complete})
-    bar.close()
-    print(table(complete, args, load))
-    if args.plot:
-        plot(complete, args)
-
-
-def check_agreement(job, dtype, out):
-    """Raises UserError where our side and PEFT give another loss or another text: they would not do the same work."""
-    if dtype != "float32" or not {"ours", "PEFT"} <= out.keys():
-        return
-    ours, peft = out["ours"], out["PEFT"]
+def check_agreement(job, ours, peft):
+    """Raises UserError where our side and PEFT return another loss or another text: they do not do the same work."""
     if ours != peft if job == "decode" else abs(ours / peft - 1) >= 1e-3:
         raise UserError(f"{job}: ours gives {ours}, PEFT {peft}: they do not do the same work")
 
 
-def seconds(r, name):
-    """Of one run, the seconds of each turn of a side; of several, the median of each."""
-    runs = r["sides"][name]["runs"]
-    return runs[0] if len(runs) == 1 else [statistics.median(turns) for turns in runs]
+def work_of(args, model, folder, job, dtype):
+    """What the sides of one measurement are told: args, the texts, and a folder of PEFT's files of a random prompt."""
+    cls, adapter = prefix.DeepPrefix if job == "prefix" else prefix.HybridPrefix, Path(folder) / job
+    peft_files.export_peft(cls(model, n_random=args.rows), model, adapter)
+    size, rng = (args.batch_size, args.question + args.answer), torch.Generator().manual_seed(0)
+    what = {"folder": folder, "adapter": adapter, "job": job, "dtype": dtype}
+    return argparse.Namespace(**vars(args), **what, tokens=torch.randint(args.vocab_size, size, generator=rng))
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    check_peers("peft", "transformers")
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    dtypes = ["float32"] + ["bfloat16"] * (best_dtype(args.device) == torch.bfloat16)
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        model = (Llama if args.arch == "llama" else GPT)(shape(args)).freeze()
+        save_model(model, folder)
+        for job, dtype in tqdm([(job, dtype) for job in args.jobs for dtype in dtypes], unit=" measurements"):
+            w = work_of(args, model, folder, job, dtype)
+            measured = measure(w, SIDES)
+            out = {name: side.pop("out") for name, side in measured.items()}
+            if dtype == "float32":
+                check_agreement(job, out["ours"], out["PEFT"])
+            results.append({"job": job, "dtype": dtype, "sides": measured})
+            if args.json:
+                write_json(args.json, results)
+    print(table(results, args))
 
 
 def spread(values, form):
@@ -360,65 +276,30 @@ def spread(values, form):
     return mid if low == high else f"{mid} [{low}, {high}]"
 
 
-def ratio(slow, fast):
-    """How many times as long one side takes, turn by turn or run by run."""
-    return spread([s / f for s, f in zip(slow, fast)], "{:.1f}x")
-
-
-def table(results, args, load):
-    """Markdown: time and peak memory of each side, how much faster ours is, and the share of our time that the matrix
-    products alone take; then ours in its best dtype against PEFT in both."""
-    name, over = "Llama" if args.arch == "llama" else "GPT-2", f"{args.repeat} turns" if args.repeat > 1 else "1 turn"
-    over = over if args.runs == 1 else f"the medians of {over} in {args.runs} runs"
+def table(results, args):
+    """Markdown: time and peak memory of each side, how many times as long PEFT takes, and the share of our time that
+    the matrix products alone take."""
     lines = [
-        f"{name} of {args.n_layer} layers, {args.n_embd} wide, {args.vocab_size} words, random weights; {args.question}"
-        f" + {args.answer} tokens of question and answer; {args.device}, {torch.get_num_threads()} threads, load "
-        f"{load:.1f} at the start; median [lowest, highest] of {over}.",
-        "",
-        "| | dtype | rows | batch | ours | PEFT | faster | no cache | bound |",
-        "| --- " * 9 + "|",
+        f"{args.arch}, {args.n_layer} layers, {args.n_embd} wide, {args.vocab_size} words; {args.batch_size} texts of "
+        f"{args.question} + {args.answer} tokens behind {args.rows} rows; {args.device}, {torch.get_num_threads()} "
+        f"threads; median [lowest, highest] of {args.repeat} turns.\n",
+        "| | dtype | ours | PEFT | faster | bound |\n" + "| --- " * 6 + "|",
     ]
     for r in results:
-        cells = []
-        for side in ("ours", "PEFT", "no cache"):
-            shown = ""
-            if side in r["sides"]:
-                shown = spread(seconds(r, side), "{:.3f}") + " s"
-                if r["job"] == "decode":
-                    shown = spread([r["batch"] * args.answer / s for s in seconds(r, side)], "{:.0f}") + " tok/s"
-                shown += f", {r['sides'][side]['gb']:.1f} GB"
-            cells.append(shown)
-        faster = ratio(seconds(r, "PEFT"), seconds(r, "ours")) if "PEFT" in r["sides"] else ""
-        bound = statistics.median(seconds(r, "products alone")) / statistics.median(seconds(r, "ours"))
-        head = [JOBS[r["job"]], r["dtype"], str(r["rows"]), str(r["batch"])]
-        lines.append(f"| {' | '.join([*head, *cells[:2], faster, cells[2], f'{bound:.0%}'])} |")
-    usual = [r for r in results if "PEFT" in r["sides"] and (r["rows"], r["batch"]) == (args.rows, args.batch_size)]
-    best = {r["job"]: r for r in usual}  # in bfloat16 where that was measured, since it comes second
-    if usual:
-        lines += ["", "| faster than PEFT | PEFT's dtype | ours, dtype | memory |", "| --- " * 4 + "|"]
-    for r in usual:
-        ours, peft = best[r["job"]], r["sides"]["PEFT"]
-        share, faster = ours["sides"]["ours"]["gb"] / peft["gb"], ratio(seconds(r, "PEFT"), seconds(ours, "ours"))
-        lines.append(f"| {JOBS[r['job']]} | {r['dtype']} | {faster}, {ours['dtype']} | {share:.0%} |")
+        ours, peft, products = (r["sides"][name]["seconds"] for name in SIDES)
+        cells = [JOBS[r["job"]], r["dtype"], cell(r, "ours", args), cell(r, "PEFT", args)]
+        cells += [spread([slow / fast for slow, fast in zip(peft, ours)], "{:.1f}x")]
+        lines.append(f"| {' | '.join(cells)} | {statistics.median(products) / statistics.median(ours):.0%} |")
     return "\n".join(lines)
 
 
-def plot(results, args):
-    """Seconds of a prompt-tuning step against the number of virtual tokens, of both sides."""
-    from eval.plots import finish, plt  # imported here, so that --help need not wait for matplotlib
-
-    fig, axis = plt.subplots(figsize=(7.2, 4.2), constrained_layout=True)
-    some = [r for r in results if r["job"] == "prompt" and r["batch"] == args.batch_size]
-    for dtype in sorted({r["dtype"] for r in some}):
-        for side, style in (("ours", "-"), ("PEFT", "--")):
-            same = [r for r in some if r["dtype"] == dtype and side in r["sides"]]
-            points = {r["rows"]: statistics.median(seconds(r, side)) for r in same}
-            if len(points) > 1:
-                axis.plot(*zip(*sorted(points.items())), style, marker="o", ms=4, label=f"{side}, {dtype}")
-    title = f"prompt tuning, batch {args.batch_size}"
-    axis.set(xlabel="virtual tokens", ylabel="seconds a step", ylim=(0, None), title=title)
-    finish(fig, axis, args.plot)
+def cell(r, name, args):
+    """Time and peak memory of a side of a measurement, as tokens per second where it decodes."""
+    seconds, gb = r["sides"][name]["seconds"], r["sides"][name]["gb"]
+    if r["job"] == "decode":
+        return f"{spread([args.batch_size * args.answer / s for s in seconds], '{:.0f}')} tok/s, {gb:.1f} GB"
+    return f"{spread(seconds, '{:.3f}')} s, {gb:.1f} GB"
 
 
 if __name__ == "__main__":
-    run_main(main, "bench.py")
+    run_main(main, "research.bench")

@@ -1,10 +1,10 @@
-"""How soon does a prompt add? Seconds of tuning and examples until new questions are answered exactly: by this
-project, by PEFT and by fine-tuning, on the same base, questions and evaluator.
+"""Time to accuracy: seconds of tuning, and examples, until new questions are answered exactly, by this project, by PEFT
+and by fine-tuning, on the same base, questions and evaluator.
 
-    python speedrun.py                                         every contender, five seeds: hours on an idle machine
-    python speedrun.py --quick                                 one seed of four contenders
-    python speedrun.py --contenders ours-words ours-random     some of them
-    python speedrun.py --task last_letter                      a task that no recipe was chosen on
+    python -m research.speedrun                                       every contender, five seeds: hours
+    python -m research.speedrun --quick                               one seed of four contenders
+    python -m research.speedrun --contenders ours-words ours-muon     some of them
+    python -m research.speedrun --task last_letter                    a task that no recipe was chosen on
 
 A run is measured after 0, 1, 2, 3, 5, 8, 12, ... steps. Its record is the first measurement at which the goal holds;
 only steps are timed. With its last goal it ends, and is measured beyond. A contender with several learning rates first
@@ -12,11 +12,10 @@ chooses among them, on a seed of its own. The rows on stdout are Markdown. docs/
 """
 
 import datetime
-import functools
-import importlib.util
 import math
 import os
 import random
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ from files.errors import UserError, run_main
 from files.peft import method_of_rows
 from files.safe import write_json
 from files.weights import load_model
-from methods.muon import Muon
+from methods import muon
 from prefix import METHODS
 from research import bench
 from run.flags import Parser, at_least, weight
@@ -46,74 +45,55 @@ EXAMPLES = 4000  # drawn for a seed
 
 class Contender(NamedTuple):
     label: str
-    method: str  # of prefix.py, or a class of PEFT's
+    method: str  # one of prefix.METHODS, or a class of PEFT's
     start: str  # words: the task in words; example: a worked one; none: neither
     rates: tuple  # learning rates; of several, a sweep chooses one
-    n_random: int = 0  # rows that begin at random: before those of the start; PEFT's, where there is no start
+    n_random: int = 0  # rows that begin at random
     batch_size: int = 16
     warmup: int = 3  # steps, after which the rate stays
     betas: tuple = (0.8, 0.95)  # of AdamW, which forgets sooner with these: in trials that saved steps
     momentum: float = 0.0  # of Muon, which takes AdamW's place where this is given
     full_loss: float = 0.0  # the last batch's loss below which the rate falls with it, to a tenth at the least
     shortest: int = 3  # length of the shortest examples: of sums, under AdamW, those of 3 and 4 digits teach most
-    autocast: bool = False  # PEFT in bfloat16
 
 
-RATES = 3e-3, 3e-2, 3e-1
 MUON = {"batch_size": 4, "warmup": 1, "momentum": 0.6, "full_loss": 0.3, "shortest": 1}
+GUIDE = {"batch_size": 16, "warmup": 1, "betas": (0.9, 0.999)}  # of PEFT's guide to prompt-based methods, as its 0.03
+PROMPT, PREFIX = "PromptTuningConfig", "PrefixTuningConfig"
 CONTENDERS = {
     # the fastest recipes known here: whoever finds a faster one changes these lines
-    "ours-words": Contender("ours", "hybrid", "words", (3e-2,), batch_size=8),
-    "ours-random": Contender("ours", "hybrid", "none", (3e-2,), 20, batch_size=4),
-    "ours-keys": Contender("ours, keys and values", "ptuning2", "none", (3e-2,), 20, batch_size=2),
     "ours-muon": Contender("ours, keys and values by Muon", "ptuning2", "none", (1.4,), 20, **MUON),
-    "ours-muon-words": Contender("ours, keys and values by Muon", "ptuning2", "words", (1.4,), **MUON),
+    "ours-keys": Contender("ours, keys and values", "ptuning2", "none", (3e-2,), 20, batch_size=2),
+    "ours-words": Contender("ours", "hybrid", "words", (3e-2,), batch_size=8),
     "ours-example": Contender("ours", "hybrid", "example", (3e-3,)),
     "finetune": Contender("fine-tuning", "finetune", "none", (1e-4, 3e-4, 1e-3), batch_size=8),
-    "finetune-example": Contender("fine-tuning", "finetune", "example", (1e-4, 3e-4, 1e-3), batch_size=8),
+    "peft-prompt-default": Contender("PEFT prompt tuning, defaults", PROMPT, "none", (3e-2,), 20, **GUIDE),
+    "peft-prompt-best": Contender("PEFT prompt tuning, best", PROMPT, "none", (3e-3, 3e-2, 3e-1), 20, batch_size=4),
+    "peft-prompt-muon": Contender("PEFT prompt tuning by Muon", PROMPT, "none", (0.14, 0.42, 1.4), 20, **MUON),
+    "peft-prefix-default": Contender("PEFT prefix tuning, defaults", PREFIX, "none", (3e-2,), 20, **GUIDE),
 }
-for name, method in ("prompt", "PromptTuningConfig"), ("prefix", "PrefixTuningConfig"):
-    label = f"PEFT {method[:6].lower()} tuning"
-    # 20 rows, batches of 16 and this rate without warm-up are those of PEFT's guide to prompt-based methods
-    default = Contender(f"{label}, defaults", method, "none", (3e-2,), 20, 16, warmup=1, betas=(0.9, 0.999))
-    CONTENDERS[f"peft-{name}-default"] = default
-    for start in ("none", "example"):
-        best = Contender(f"{label}, float32", method, start, RATES, 20, batch_size=4)  # as ours-random
-        CONTENDERS[f"peft-{name}-{start}"] = best
-        CONTENDERS[f"peft-{name}-{start}-bf16"] = best._replace(label=f"{label}, bfloat16", autocast=True)
-    # what our fastest recipe does for PEFT
-    CONTENDERS[f"peft-{name}-muon"] = Contender(f"{label} by Muon", method, "none", (0.14, 0.42, 1.4), 20, **MUON)
-QUICK = "ours-words", "ours-random", "ours-example", "peft-prompt-default"
+QUICK = "ours-muon", "ours-words", "ours-example", "peft-prompt-default"
 
 
 def parse_args(argv=None):
     p = Parser(__doc__)
     p.add_base()
-    p.add_argument(
-        "--task",
-        default="addition",
-        choices=[name for name in tasks.names() if len(tasks.load(name).ranges) > len(GOALS)],
-        metavar="TASK",
-        help="a synthetic task (default %(default)s, on which the recipes were chosen)",
-    )
+    names = [name for name in tasks.names() if len(tasks.load(name).ranges) > len(GOALS)]
+    p.add_argument("--task", default="addition", choices=names, help="a synthetic task (default %(default)s)")
     p.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of {', '.join(CONTENDERS)}")
     p.add_argument("--seeds", type=at_least(1, 100), default=5, help="runs of each contender (default %(default)s)")
-    p.add_argument("--max-seconds", type=weight, default=120.0, help="of tuning, a run (default %(default)g)")
-    p.add_argument("--sweep-seconds", type=weight, default=60.0, help="the same of a choice (default %(default)g)")
+    p.add_argument("--max-seconds", type=weight, default=120.0, help="of tuning; half to choose a rate (%(default)g)")
     p.add_argument("--questions", type=at_least(1, 2000), default=200, help="of each range (default %(default)s)")
     p.add_argument("--quick", action="store_true", help=f"one seed of {', '.join(QUICK)}, at most 20 seconds each")
     p.add_argument("--out", default="out/speedrun", help="folder of results.json (default %(default)s)")
-    p.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
     args = p.parse_args(argv)
     if args.quick:
-        args.seeds = 1
-        args.max_seconds, args.sweep_seconds = min(args.max_seconds, 20), min(args.sweep_seconds, 20)
+        args.seeds, args.max_seconds = 1, min(args.max_seconds, 20)
     args.contenders = list(dict.fromkeys(args.contenders or (QUICK if args.quick else CONTENDERS)))
-    missing = [name for name in ("peft", "transformers") if importlib.util.find_spec(name) is None]
-    if missing and any(name.startswith("peft") for name in args.contenders):
-        raise UserError(
-            f"no {' and '.join(missing)} here: pip install -r requirements-dev.txt, or name other --contenders"
-        )
+    if any(name.startswith("peft") for name in args.contenders):
+        bench.check_peers("peft", "transformers")
+    if (Path(args.out) / "results.json").exists():
+        raise UserError(f"{args.out} is already in use: give another --out")
     return args
 
 
@@ -125,68 +105,38 @@ class Base(NamedTuple):
     device: str
 
 
-# ---------------------------------------------------------------- the two sides: a step, and a Method to measure
+# ---------------------------------------------------------------- the two sides
 
 
-def muon_of(rows, lr, c, base):
+def ours(base, c, lr, trigger, seed):
+    """(optimizer, batch -> loss of a step, () -> Method to measure) of a method and the step of train_task.py."""
+    method = METHODS[c.method](base.model, n_random=c.n_random, trigger=trigger, seed=seed).to(base.device)
+    network = method.network(base.model)
+    optimizers = [muon_of(method.rows, base, c, lr)] if c.momentum else method.optimizers(lr, base.dtype)
+    if not c.momentum:
+        optimizers[0].param_groups[0]["betas"] = c.betas
+    return optimizers[0], lambda b: train_step(method, network, b, optimizers, base.dtype).item(), lambda: method
+
+
+def theirs(base, c, lr, trigger, seed):
+    """The same of PEFT over transformers' model, and the step of bench.py. Its prompt is read back for measuring."""
+    torch.manual_seed(seed)
+    model = bench.peft_model(base.model.folder, c.method, c.n_random, torch.float32, base.device)
+    rows = model.prompt_encoder.default.embedding.weight
+    optimizer = torch.optim.AdamW([rows], lr, c.betas, weight_decay=0)
+    if c.momentum:
+        optimizer = muon_of(rows, base, c, lr)
+
+    def tuned():
+        kind = METHODS["ptuning2" if c.method == PREFIX else "hybrid"]
+        return method_of_rows(kind, model.get_prompt_embedding_to_save("default").float(), base.model)
+
+    return optimizer, lambda batch: bench.peft_step(model, optimizer, *text_and_labels(batch)), tuned
+
+
+def muon_of(rows, base, c, lr):
     """Muon for rows (P, C), or for the keys and values of P rows in each layer, each a matrix of its own."""
-    return Muon([rows], lr, c.momentum, width=base.model.config.n_kv_head * base.model.config.head_dim)
-
-
-def share_of_rate(c, i, loss):
-    """The share of the rate at step i, after a batch with that loss. It also falls with the loss where there is a
-    full_loss: Muon's steps do not shrink with the gradient, so that at a full rate it never comes to rest."""
-    return min(1, (i + 1) / c.warmup) * (max(0.1, min(1, loss / c.full_loss)) if c.full_loss else 1)
-
-
-class Ours:
-    """A method of prefix.py and the step of train_task.py."""
-
-    def __init__(self, base, c, lr, trigger, seed):
-        self.c, self.lr, self.dtype, self.device = c, lr, base.dtype, base.device
-        self.method = METHODS[c.method](base.model, n_random=c.n_random, trigger=trigger, seed=seed).to(base.device)
-        if trigger and not self.method.n_rows():  # fine-tuning has the example in its context
-            self.method.shots = torch.tensor([trigger], device=base.device)  # (1, S)
-        self.network = self.method.network(base.model)
-        if c.momentum:
-            self.optimizers = [muon_of(self.method.rows, lr, c, base)]
-        else:
-            self.optimizers = self.method.optimizers(lr, base.dtype)
-            self.optimizers[0].param_groups[0]["betas"] = c.betas
-
-    def step(self, batch, i, last_loss=math.inf):
-        self.optimizers[0].param_groups[0]["lr"] = self.lr * share_of_rate(self.c, i, last_loss)
-        batch = [t.to(self.device) for t in batch]
-        return train_step(self.method, self.network, batch, self.optimizers, self.dtype).item()
-
-    def tuned(self):
-        return self.method
-
-
-class Theirs:
-    """PEFT over transformers' model and the step of bench.py. Its prompt is read back for measuring."""
-
-    def __init__(self, base, c, lr, trigger, seed):
-        self.c, self.lr, self.base = c, lr, base
-        self.kind = METHODS["ptuning2" if c.method == "PrefixTuningConfig" else "hybrid"]
-        torch.manual_seed(seed)
-        rows = len(trigger) or c.n_random
-        self.model = bench.peft_model(base.model.folder, c.method, rows, torch.float32, base.device)
-        weight = self.model.prompt_encoder.default.embedding.weight
-        if trigger:  # as its TEXT and its initialize_kv_prefix_from_text do, which need a tokenizer of the hub
-            weight.data.copy_(self.kind(base.model, 0, trigger).embeddings())
-        if c.momentum:
-            self.optimizer = muon_of(weight, lr, c, base)
-        else:
-            self.optimizer = torch.optim.AdamW([weight], lr, c.betas, weight_decay=0)
-
-    def step(self, batch, i, last_loss=math.inf):
-        self.optimizer.param_groups[0]["lr"] = self.lr * share_of_rate(self.c, i, last_loss)
-        text, labels = (t.to(self.base.device) for t in text_and_labels(batch))
-        return bench.peft_step(self.model, self.optimizer, text, labels, self.c.autocast)
-
-    def tuned(self):
-        return method_of_rows(self.kind, self.model.get_prompt_embedding_to_save("default").float(), self.base.model)
+    return muon.Muon([rows], lr, c.momentum, width=base.model.config.n_kv_head * base.model.config.head_dim)
 
 
 def text_and_labels(batch):
@@ -194,6 +144,24 @@ def text_and_labels(batch):
     tokens, targets, answer = batch
     text = torch.cat([tokens[:, :1], targets], 1)
     return text, torch.cat([torch.full_like(text[:, :1], -100), targets.masked_fill(~answer, -100)], 1)
+
+
+class Runner:
+    """A contender at work.
+
+    The rate warms up and stays. With a full_loss it also falls with the loss of the batch before: Muon's steps do not
+    shrink with the gradient, so that at a full rate it never comes to rest."""
+
+    def __init__(self, base, c, lr, trigger, seed):
+        side = theirs if c.method in (PROMPT, PREFIX) else ours
+        self.optimizer, self.train, self.tuned = side(base, c, lr, trigger, seed)
+        self.c, self.lr, self.device = c, lr, base.device
+
+    def step(self, batch, i, last_loss=math.inf):
+        """The loss of step i."""
+        share = max(0.1, min(1, last_loss / self.c.full_loss)) if self.c.full_loss else 1
+        self.optimizer.param_groups[0]["lr"] = self.lr * min(1, (i + 1) / self.c.warmup) * share
+        return self.train([t.to(self.device) for t in batch])
 
 
 # ---------------------------------------------------------------- one run
@@ -213,11 +181,6 @@ def records(checks):
     return {name: next((c for c in checks if c["exact"][name] >= goal), None) for name, goal in goals}
 
 
-def ranges_of(task):
-    """The names of the two ranges that have a goal, and of those that have none."""
-    return list(task.ranges)[: len(GOALS)], list(task.ranges)[len(GOALS) :]
-
-
 def exact_match(base, method, tests):
     """{range: the share of its questions that a method answers exactly}."""
     network, share = method.network(base.model), {}
@@ -228,7 +191,7 @@ def exact_match(base, method, tests):
 
 
 def tokens_of(start, base, examples):
-    """What the rows begin as, a list of tokens: [] for none."""
+    """The tokens that the rows begin as: [] for none."""
     if start == "words":
         return base.tokenizer.bos + base.tokenizer.encode(base.task.trigger + "\n")
     shown = as_text(base.task.worth_showing(examples, 1))
@@ -248,18 +211,16 @@ def one_run(base, c, lr, seed, max_seconds, questions, bar):
     """The measurements of a contender until it holds every goal, or until max_seconds of tuning are over. The last one
     has the ranges beyond too."""
     examples = base.task.examples(EXAMPLES, split="train", seed=seed)
-    tests, beyond = (
-        {name: base.task.examples(questions, name, seed=seed) for name in names} for names in ranges_of(base.task)
-    )
+    tests = {name: base.task.examples(questions, name, seed=seed) for name in base.task.ranges}
+    with_goal, beyond = (dict(list(tests.items())[part]) for part in (slice(len(GOALS)), slice(len(GOALS), None)))
     encoded = encode(base.tokenizer, [e for e in examples if e.length >= c.shortest])
     trigger = tokens_of(c.start, base, examples)
-    side = Theirs if c.method.endswith("Config") else Ours
-    side(base, c, lr, trigger, seed).step(next(mixed_batches(encoded, c.batch_size, seed)), 0)  # warms up, not timed
-    runner, seconds, loss, checks, steps = side(base, c, lr, trigger, seed), 0.0, math.inf, [], schedule()
+    Runner(base, c, lr, trigger, seed).step(next(mixed_batches(encoded, c.batch_size, seed)), 0)  # warms up, not timed
+    runner, seconds, loss, checks, steps = Runner(base, c, lr, trigger, seed), 0.0, math.inf, [], schedule()
     due = next(steps)
     for step, batch in enumerate(mixed_batches(encoded, c.batch_size, seed)):
         if step == due or seconds >= max_seconds:
-            exact = exact_match(base, runner.tuned(), tests)
+            exact = exact_match(base, runner.tuned(), with_goal)
             done = {"step": step, "examples": step * c.batch_size, "seconds": seconds}
             checks.append(done | {"exact": exact, "loss": loss if math.isfinite(loss) else None})
             bar.set_postfix_str(f"step {step}, {seconds:.1f} s, {', '.join(f'{e:.0%}' for e in exact.values())}")
@@ -267,7 +228,7 @@ def one_run(base, c, lr, seed, max_seconds, questions, bar):
                 checks[-1]["beyond"] = exact_match(base, runner.tuned(), beyond)
                 return checks
             due = next(steps)
-        spent, loss = bench.timed(functools.partial(runner.step, batch, step, loss), base.device)
+        spent, loss = bench.timed(partial(runner.step, batch, step, loss), base.device)
         seconds += spent
 
 
@@ -289,9 +250,8 @@ def cell(runs, name, max_seconds):
         last = bench.spread([100 * checks[-1]["exact"][name] for checks in runs], "{:.1f}")
         return f"not within {max_seconds:g} s ({held} of {n}), ends at {last}%"
     seconds, examples = ([r[key] if r else math.inf for r in reached] for key in ("seconds", "examples"))
-    late = f"over {max_seconds:g}"
     seconds, examples = bench.spread(seconds, "{:.2f}"), bench.spread(examples, "{:g}")
-    return f"{seconds.replace('inf', late)} s, {examples.replace('inf', 'more')}"
+    return f"{seconds.replace('inf', f'over {max_seconds:g}')} s, {examples.replace('inf', 'more')}"
 
 
 def shares(measured):
@@ -301,37 +261,33 @@ def shares(measured):
 
 def row(c, lr, runs, max_seconds):
     """A line of the table, and of the table of records."""
-    before = shares([checks[0]["exact"] for checks in runs])
-    beyond = shares([checks[-1]["beyond"] for checks in runs])
-    cells = [str(datetime.date.today()), c.label, f"{c.start}, {lr:g}, {c.batch_size}", before]
+    cells = [str(datetime.date.today()), c.label, f"{c.start}, {lr:g}, {c.batch_size}"]
+    cells += [shares([checks[0]["exact"] for checks in runs])]
     cells += [cell(runs, name, max_seconds) for name in runs[0][0]["exact"]]
-    return f"| {' | '.join([*cells, beyond])} |"
+    return f"| {' | '.join([*cells, shares([checks[-1]['beyond'] for checks in runs])])} |"
 
 
 def main(argv=None):
     args = parse_args(argv)
-    if (Path(args.out) / "results.json").exists() and not args.overwrite:
-        raise UserError(f"{args.out} is already in use: give another --out, or --overwrite it")
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     model, task = load_model(args.model, args.device, args.dtype).freeze(), tasks.load(args.task)
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, task.tokenize)
     base = Base(model, tokenizer, task, args.dtype, args.device)
     results = {"args": vars(args) | {"dtype": str(args.dtype).removeprefix("torch.")}, "contenders": {}}
-    results |= {"record": record(args.device, args.dtype, []), "load": os.getloadavg()[0]}
+    results["record"] = record(args.device, args.dtype, [])
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    settings = task.name, model.name, results["args"]["dtype"], f"{torch.get_num_threads()} threads"
-    print(f"{', '.join(settings)}, load {results['load']:.1f}\n")
-    names, beyond = ranges_of(task)
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    print(f"{task.name}, {model.name}, {results['args']['dtype']}, {torch.get_num_threads()} threads{load}\n")
+    names = list(task.ranges)
     columns = ["date", "contender", "start, rate, batch", "exact at step 0, %"]
     columns += [f"{goal:.0%} at {name}: seconds, examples" for name, goal in zip(names, GOALS)]
-    columns += [f"exact at the end, %: {'; '.join(beyond)}"]
+    columns += [f"exact at the end, %: {'; '.join(names[len(GOALS) :])}"]
     print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|", flush=True)
     for name in args.contenders:
         c, trials, runs = CONTENDERS[name], [], []
-        rates = c.rates if len(c.rates) > 1 else ()
-        with tqdm(total=len(rates) + args.seeds, desc=name, unit=" runs", leave=False) as bar:
-            for lr in rates:
-                checks = one_run(base, c, lr, SWEEP_SEED, args.sweep_seconds, args.questions, bar)
+        with tqdm(desc=name, unit=" runs", leave=False) as bar:
+            for lr in c.rates if len(c.rates) > 1 else ():
+                checks = one_run(base, c, lr, SWEEP_SEED, args.max_seconds / 2, args.questions, bar)
                 trials.append({"lr": lr, "checks": checks})
                 bar.update()
             lr = min(trials, key=order)["lr"] if trials else c.rates[0]
@@ -345,4 +301,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "speedrun.py")
+    run_main(main, "research.speedrun")

@@ -1,5 +1,8 @@
-"""README.md: its listings run as they stand, its commands exist, and its three lines are those of the source."""
+"""README.md and docs/: their listings run, their commands parse, their links lead somewhere, and their tables are made
+from the JSON files beside them."""
 
+import importlib
+import json
 import re
 import shlex
 import shutil
@@ -9,65 +12,91 @@ from pathlib import Path
 
 import pytest
 
-import sample
-import train_task
-from files import peft as peft_io
-from research import bench, compare, pretrain, speedrun
+from research import figures
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "lessons" / "README.md", *DOCS]
 LISTINGS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-PARSERS = {"train_task": train_task, "compare": compare, "sample": sample, "bench": bench, "pretrain": pretrain}
-PARSERS["speedrun"] = speedrun
+
+
+def run(argv, cwd=ROOT):
+    done = subprocess.run([sys.executable, *map(str, argv)], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def listing(mark):
+    (code,) = [code for code in LISTINGS if mark in code]
+    return code
+
+
+def test_pages_are_short():
+    assert len(README.splitlines()) <= 130
+    assert len((ROOT / "docs" / "results.md").read_text().split()) <= 1500
 
 
 def test_the_three_lines_stand_once_in_the_source_word_for_word():
-    (lines,) = [code for code in LISTINGS if code.startswith("past = ")]
+    lines = listing("past = self.past(network)")
     assert len(lines.splitlines()) == 3
     source = [re.sub(r"(?m)^ +", "", file.read_text()) for file in ROOT.glob("*.py")]
     assert sum(text.count(lines) for text in source) == 1
 
 
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    """A copy of the program with README's task and method in it."""
-    folder = tmp_path_factory.mktemp("copy")
+def test_the_library_listing_prints_what_its_comment_says():
+    code = listing("from train_task import")
+    assert run(["-c", code]).strip() == re.search(r"print\(.*\)  # (.*)", code)[1]
+
+
+def test_the_listed_task_and_method_run(tmp_path):
+    copy, ignore = tmp_path / "copy", shutil.ignore_patterns("nano-prose", "__pycache__")
+    copy.mkdir()
     for file in ROOT.glob("*.py"):
-        shutil.copy(file, folder)
-    not_needed = shutil.ignore_patterns("nano-prose", "__pycache__")
-    for name in ("tasks", "eval", "data"):
-        shutil.copytree(ROOT / name, folder / name, ignore=not_needed)
-    (method,) = [code for code in LISTINGS if "(Method):" in code]
-    (task,) = [code for code in LISTINGS if "(Task):" in code]
-    assert len(method.splitlines()) <= 20 and len(task.splitlines()) <= 20
-    before, line, after = (folder / "prefix.py").read_text().partition("METHODS = ")
-    (folder / "prefix.py").write_text(f"{before}{method}\n\n{line}{after}")
-    (folder / "tasks" / "sorting.py").write_text(task)
-    return folder
+        shutil.copy(file, copy)
+    for name in ("data", "eval", "files", "methods", "research", "run", "tasks"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+    (copy / "tasks" / "sorting.py").write_text(listing("(Task):"))
+    (copy / "methods" / "bounded.py").write_text(listing("(HybridPrefix):"))
+    flags = "--task sorting --method bounded --examples 64 --test-examples 5 --beside none --out one".split()
+    out = run(["train_task.py", *flags], copy)
+    assert "sorting on nano-2" in out and "rows between -1 and 1" in out
+    assert "rows between -1 and 1" in run(["-m", "research.measure", "one/prefix.safetensors"], copy)
 
 
-def test_the_listed_task_and_method_run(copy, tmp_path):
-    command = [sys.executable, "train_task.py", "--task", "sorting", "--test-examples", "5", "--beside", "none"]
-    saved = tmp_path / "one" / "prefix.safetensors"
-    for flags, out in (["--method", "scaled", "--examples", "64"], "one"), (["--load", saved], "two"):
-        argv = [*command, *flags, "--out", tmp_path / out]
-        done = subprocess.run(argv, cwd=copy, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "sorting on nano-2" in done.stdout and "scaled trigger" in done.stdout
+def commands():
+    """(page, module, arguments) of each command of README.md and docs/, but for those that make this environment."""
+    for page in PAGES:
+        for module, line in re.findall(r"python (-m [\w.]+|\w+\.py)([^#`|\n]*)", page.read_text()):
+            module = module.removeprefix("-m ").removesuffix(".py")
+            if module not in ("venv", "pytest"):
+                yield page.name, module, line.replace("SEED", "0").replace("TASK", "addition")
 
 
-def test_every_command_of_the_readme_and_the_docs_is_one_that_exists():
-    found = 0
-    docs = set((ROOT / "docs").glob("*.md")) - {ROOT / "docs" / "hacking.md"}  # test_hacking.py runs that page's own
-    for file in (ROOT / "README.md", *docs):
-        for program, line in re.findall(r"python (\w+)\.py ([^#`\n]*)", file.read_text()):
-            line = line.replace("SEED", "0").replace("TASK", "addition")
-            if program in PARSERS:
-                PARSERS[program].parse_args(shlex.split(line))
-                found += 1
-    assert found > 15
+@pytest.mark.parametrize("page, module, line", sorted(set(commands())))
+def test_every_command_parses(page, module, line):
+    if page == "hacking.md":  # about what its diffs add: test_hacking.py runs them
+        return
+    module = module if "." in module or (ROOT / f"{module}.py").exists() else f"{module}.__main__"
+    importlib.import_module(module).parse_args([a for a in shlex.split(line) if a != "--help"])
 
 
-def test_peft_commands_name_what_exists():
-    for what in re.findall(r"python peft_io\.py (\w+)", README):
-        assert what in peft_io.__doc__
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if link.startswith("http"):
+            continue
+        path, _, part = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        titles = re.findall(r"(?m)^#+ (.*)$", target.read_text()) if part else []
+        slugs = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+        assert not part or part in slugs, link
+
+
+def test_generated_tables_are_those_of_the_json_files():
+    assert figures.demo_table(json.loads((ROOT / "docs" / "addition.json").read_text())) in README
+    files = sorted(figures.STUDY_FILES.glob("*.json"))
+    assert len(files) > 10
+    for file in files:
+        assert figures.study_table(file)[-1] in (ROOT / "docs" / "results" / f"{file.stem}.md").read_text()

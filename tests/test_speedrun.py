@@ -1,10 +1,9 @@
-"""speedrun.py: PEFT's side is PEFT's own step, ours equals it from the same start, and the record rule by hand."""
+"""research/speedrun.py: PEFT's side is PEFT's own step, ours equals it from the same start, and the rules by hand."""
 
 import importlib.util
 import itertools
 import json
 import math
-import shutil
 import warnings
 
 import pytest
@@ -12,29 +11,15 @@ import torch
 
 import tasks
 from data.batches import encode, training_batches
-from files.weights import load_model, save_model
-from model import GPT, GPTConfig
+from files.weights import load_model
 from research import speedrun
 
 DIGITS, FIVE = "in-distribution", "5 digits"  # the two ranges of addition
 
 
-@pytest.fixture(scope="module")
-def little(tmp_path_factory):
-    """The folder of a small random base that reads nano-2's tokens."""
-    folder = tmp_path_factory.mktemp("little")
-    torch.manual_seed(1)
-    model = GPT(GPTConfig(vocab_size=1024, block_size=128, n_layer=2, n_head=2, n_embd=16))
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    save_model(model, folder)
-    shutil.copy(speedrun.Path(speedrun.__file__).parent / "data" / "nano-2" / "encoding.json", folder)
-    return folder
-
-
-def base_of(little, tokenizer):
-    tokenizer.tokenize = "bytes"
-    return speedrun.Base(load_model(little).freeze(), tokenizer, tasks.load("addition"), torch.float32, "cpu")
+@pytest.fixture
+def base(base, tokenizer):
+    return speedrun.Base(load_model(base).freeze(), tokenizer, tasks.load("addition"), torch.float32, "cpu")
 
 
 def a_batch(base, n=5):
@@ -42,29 +27,20 @@ def a_batch(base, n=5):
 
 
 @pytest.mark.parametrize("kind, ours", [("PromptTuningConfig", "hybrid"), ("PrefixTuningConfig", "ptuning2")])
-def test_the_first_steps_are_those_of_peft_and_ours_agrees(little, tokenizer, kind, ours):
+def test_the_first_steps_are_those_of_peft_and_ours_agrees(base, kind, ours):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    base, trigger, lr, betas = base_of(little, tokenizer), [300, 20, 7, 7, 500], 0.02, (0.7, 0.9)
-    batch = a_batch(base)
-    c = speedrun.Contender("", kind, "example", (lr,), warmup=2, betas=betas)
-    theirs = speedrun.Theirs(base, c, lr, trigger, seed=0)
-    same = speedrun.Ours(base, c._replace(method=ours), lr, trigger, seed=0)
-    torch.testing.assert_close(theirs.tuned().rows, same.method.rows, atol=1e-5, rtol=1e-5)
+    lr, betas, batch = 0.02, (0.7, 0.9), a_batch(base)
+    c = speedrun.Contender("", kind, "none", (lr,), n_random=5, warmup=2, betas=betas)
+    theirs = speedrun.Runner(base, c, lr, [], seed=0)
+    same = speedrun.Runner(base, c._replace(method=ours), lr, [], seed=0)
+    same.tuned().rows.data.copy_(theirs.tuned().rows)
 
-    # the reference: transformers and peft written out, with the start that peft itself makes of the tokens
+    # the reference: transformers and peft written out
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = transformers.GPT2LMHeadModel.from_pretrained(little).eval()
+        plain = transformers.GPT2LMHeadModel.from_pretrained(base.model.folder).eval()
+        torch.manual_seed(0)
         model = peft.get_peft_model(plain, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=5)).eval()
-    words = torch.tensor([trigger])
-    if ours == "hybrid":
-        model.prompt_encoder.default.embedding.weight.data.copy_(plain.transformer.wte(words)[0])
-    else:
-        with torch.no_grad(), model.disable_adapter():
-            cache = model(input_ids=words, use_cache=True).past_key_values
-        peft.initialize_kv_prefix_from_past_key_values(
-            model, past_key_values=[(layer.keys, layer.values) for layer in cache.layers]
-        )
     weight = model.prompt_encoder.default.embedding.weight
     optimizer = torch.optim.AdamW([weight], betas=betas, weight_decay=0)
     texts, labels = [], []
@@ -78,46 +54,41 @@ def test_the_first_steps_are_those_of_peft_and_ours_agrees(little, tokenizer, ki
         weight.grad *= min(1, 1 / weight.grad.norm())
         optimizer.step()
         optimizer.zero_grad()
-        assert theirs.step(batch, i) == pytest.approx(loss.item(), abs=1e-4)
-        assert same.step(batch, i) == pytest.approx(loss.item(), abs=1e-4)
-        torch.testing.assert_close(theirs.tuned().rows, weight, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(same.method.rows, weight, atol=1e-4, rtol=1e-4)
+        for runner in (theirs, same):
+            assert runner.step(batch, i) == pytest.approx(loss.item(), abs=1e-4)
+            torch.testing.assert_close(runner.tuned().rows, weight, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind, side", [("ptuning2", speedrun.Ours), ("PrefixTuningConfig", speedrun.Theirs)])
-def test_muon_moves_keys_and_values_of_each_layer_by_a_rate_that_follows_the_loss(little, tokenizer, kind, side):
+@pytest.mark.parametrize("kind", ["ptuning2", "PrefixTuningConfig"])
+def test_muon_moves_keys_and_values_of_each_layer_by_a_rate_that_follows_the_loss(base, kind):
     """The update of each (P, width) has singular values near 1, times the rate. It is full at first, and afterwards as
     small a share of it as the last batch's loss is of `full_loss`."""
-    if side is speedrun.Theirs:
+    if kind == speedrun.PREFIX:
         pytest.importorskip("peft"), pytest.importorskip("transformers")
-    base, full_loss = base_of(little, tokenizer), 50.0
+    config, full_loss, rate, loss = base.model.config, 50.0, 0.5, math.inf
     c = speedrun.Contender("", kind, "none", (0.5,), n_random=5, warmup=1, momentum=0.8, full_loss=full_loss)
-    runner, batch, rate, loss = side(base, c, 0.5, [], seed=0), a_batch(base), 0.5, math.inf
+    runner, batch = speedrun.Runner(base, c, 0.5, [], seed=0), a_batch(base)
     for i in range(2):
         before = runner.tuned().rows.detach().clone()
         loss = runner.step(batch, i, loss)
-        updates = (before - runner.tuned().rows.detach()).view(5, 4, 16).transpose(0, 1) / rate  # 2 layers, (4, P, C)
-        singular = torch.linalg.svdvals(updates)
-        assert 0.6 < singular.median() and singular.max() < 1.3, singular
+        updates = (before - runner.tuned().rows.detach()).view(5, -1, config.n_embd).transpose(0, 1) / rate
+        singular = torch.linalg.svdvals(updates)  # (2 a layer, P)
+        assert len(updates) == 2 * config.n_layer and 0.6 < singular.median() and singular.max() < 1.3, singular
         assert 0 < loss < full_loss
         rate = 0.5 * loss / full_loss
 
 
-def test_the_measured_network_is_the_trained_one(little, tokenizer):
-    base = base_of(little, tokenizer)
-    c, tests = speedrun.CONTENDERS["finetune-example"], {DIGITS: base.task.examples(4)}
-    runner = speedrun.Ours(base, c, 1e-2, [300, 20], seed=0)
+def test_the_measured_network_is_the_trained_one(base):
+    tests = {DIGITS: base.task.examples(4)}
+    runner = speedrun.Runner(base, speedrun.CONTENDERS["finetune"], 1e-2, [], seed=0)
     assert speedrun.exact_match(base, runner.tuned(), tests) == {DIGITS: 0.0}
-    before = base.model.wte.weight.clone()
-    batch = next(training_batches(encode(base.tokenizer, tests[DIGITS]), 4, speedrun.random))
-    losses = [runner.step(batch, i) for i in range(60)]  # learns the questions by heart
+    before, batch = base.model.wte.weight.clone(), a_batch(base, 4)
+    losses = [runner.step(batch, i) for i in range(60)]  # learns the answers by heart
     assert losses[-1] < 0.2 * losses[0] and torch.equal(base.model.wte.weight, before)
-    assert runner.tuned().shots.tolist() == [[300, 20]]
 
 
-def test_batches_mix_lengths_and_repeat_with_their_seed(little, tokenizer):
-    base = base_of(little, tokenizer)
-    encoded = encode(tokenizer, base.task.examples(20, split="train"))
+def test_batches_mix_lengths_and_repeat_with_their_seed(base):
+    encoded = encode(base.tokenizer, base.task.examples(20, split="train"))
     one, two = ([b[0] for b in itertools.islice(speedrun.mixed_batches(encoded, 8, seed=3), 6)] for _ in range(2))
     assert [len(b) for b in one] == [8, 8, 4] * 2
     assert all(torch.equal(a, b) for a, b in zip(one, two))
@@ -128,11 +99,8 @@ def check(step, seconds, digits, five, loss=None):
     return {"step": step, "examples": 4 * step, "seconds": seconds, "exact": {DIGITS: digits, FIVE: five}, "loss": loss}
 
 
-def test_the_schedule_grows_by_half():
+def test_runs_are_measured_ever_more_rarely_and_the_record_is_the_first_measurement_that_holds():
     assert list(itertools.islice(speedrun.schedule(), 12)) == [0, 1, 2, 3, 5, 8, 12, 18, 27, 41, 62, 93]
-
-
-def test_the_record_is_the_first_measurement_that_holds():
     checks = [check(0, 0, 0.985, 0.2), check(1, 0.5, 0.99, 0.3), check(2, 1.0, 0.9, 0.96), check(3, 1.5, 1, 0.9)]
     assert speedrun.records(checks) == {DIGITS: checks[1], FIVE: checks[2]}
     assert speedrun.records(checks[:2]) == {DIGITS: checks[1], FIVE: None}
@@ -140,13 +108,8 @@ def test_the_record_is_the_first_measurement_that_holds():
 
 def test_a_sweep_chooses_more_goals_then_less_time_then_the_better_end():
     both, slow = [check(1, 3, 1, 0.5), check(2, 9, 1, 0.95)], [check(1, 4, 1, 0.5)]
-    fast, good, low, high = (
-        [check(1, 2, 1, 0.1)],
-        [check(1, 1, 0.5, 0.1)],
-        [check(1, 1, 0, 0, 2.0)],
-        [check(1, 1, 0, 0, 3.0)],
-    )
-    lost = [check(1, 1, 0, 0, None)]  # its loss is not finite
+    fast, good, low = [check(1, 2, 1, 0.1)], [check(1, 1, 0.5, 0.1)], [check(1, 1, 0, 0, 2.0)]
+    high, lost = [check(1, 1, 0, 0, 3.0)], [check(1, 1, 0, 0, None)]  # None: a loss that is not finite
     trials = [{"checks": c} for c in (lost, high, slow, good, low, both, fast)]
     assert [t["checks"] for t in sorted(trials, key=speedrun.order)] == [both, fast, slow, good, low, high, lost]
 
@@ -159,42 +122,26 @@ def test_the_cells_of_a_line():
     assert speedrun.cell([won, later, never], FIVE, 60) == "not within 60 s (0 of 3), ends at 50.0 [25.0, 50.0]%"
 
 
-def test_a_run_of_both_sides(command, little, tmp_path):
+def test_a_run_of_both_sides_on_a_task_with_its_own_ranges(command, base, tmp_path, monkeypatch):
     pytest.importorskip("peft")
-    args = ["--model", little, "--dtype", "float32", "--seeds", 2, "--questions", 3, "--out", tmp_path]
-    args += ["--contenders", "ours-example", "peft-prompt-none-bf16", "--max-seconds", 0.001, "--sweep-seconds", 0]
-    done = command("speedrun.py", *args)
+    args = ["--model", base.model.folder, "--dtype", "float32", "--seeds", 2, "--questions", 3, "--out", tmp_path]
+    args += ["--task", "last_letter", "--contenders", "ours-words", "peft-prompt-muon", "--max-seconds", 0.001]
+    done = command("research.speedrun", *args)
     assert done.code == 0, done.err
+    assert "99% at in-distribution" in done.out and "95% at 5 words" in done.out
+    assert "at the end, %: 6 words; new words |" in done.out
     rows = [line for line in done.out.splitlines() if line.startswith("| 2")]
     assert len(rows) == 2 and all(row.count("not within 0.001 s (0 of 2), ends at 0.0%") == 2 for row in rows)
     assert len({line.count("|") for line in done.out.splitlines() if line.startswith("|")}) == 1  # columns
     saved = json.loads((tmp_path / "results.json").read_text())["contenders"]
-    assert [len(saved[name]["sweep"]) for name in saved] == [0, 3] and saved["ours-example"]["lr"] > 0
-    for c in saved.values():
-        assert [[at["step"] for at in checks] for checks in c["runs"]] == [[0, 1]] * 2
-        assert all(0 < checks[1]["seconds"] < math.inf for checks in c["runs"])
-    again = command("speedrun.py", *args)
-    assert (again.code, again.err.count("\n")) == (2, 1) and "already in use" in again.err
-
-
-def test_another_task_has_goals_in_its_own_first_two_ranges(command, little, tmp_path):
-    args = ["--model", little, "--dtype", "float32", "--seeds", 1, "--questions", 3, "--out", tmp_path]
-    args += ["--task", "last_letter", "--contenders", "ours-muon-words", "finetune-example", "--max-seconds", 0.001]
-    done = command("speedrun.py", *args, "--sweep-seconds", 0)
-    assert done.code == 0, done.err
-    assert "99% at in-distribution" in done.out and "95% at 5 words" in done.out
-    assert "at the end, %: 6 words; new words |" in done.out
-    for c in json.loads((tmp_path / "results.json").read_text())["contenders"].values():
-        first, last = c["runs"][0]
-        assert list(first["exact"]) == list(last["exact"]) == ["in-distribution", "5 words"]
+    assert [len(saved[name]["sweep"]) for name in saved] == [0, 3] and saved["ours-words"]["lr"] > 0
+    for first, last in (checks for c in saved.values() for checks in c["runs"]):
+        assert (first["step"], last["step"]) == (0, 1) and 0 < last["seconds"] < math.inf
+        assert list(first["exact"]) == list(last["exact"]) == [DIGITS, "5 words"]
         assert list(last["beyond"]) == ["6 words", "new words"] and "beyond" not in first
-    wrong = command("speedrun.py", "--task", "last_leter", "--out", tmp_path / "b")
-    assert (wrong.code, wrong.err.count("\n")) == (2, 1) and "last_leter" in wrong.err and "last_letter" in wrong.err
-
-
-def test_without_peft_its_contenders_are_refused(command, monkeypatch):
+    again = command("research.speedrun", *args)
+    assert (again.code, again.err.count("\n")) == (2, 1) and "already in use" in again.err
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
-    done = command("speedrun.py", "--contenders", "peft-prompt-none")
-    assert (done.code, done.err.count("\n"), done.out) == (2, 1, "") and "requirements-dev.txt" in done.err
-    assert speedrun.parse_args(["--contenders", "ours-words", "--out", "nowhere"]).seeds == 5
+    done = command("research.speedrun", *args)
+    assert (done.code, done.err.count("\n"), done.out) == (2, 1, "") and "pip install peft" in done.err

@@ -1,0 +1,126 @@
+"""Makes every plot and generated table of README.md and docs/ again, from the JSON files in docs/.
+
+    python -m research.figures             # all of them
+    python -m research.figures out/demo    # after copying the numbers of a run of the demo to docs/addition.json
+
+A page is written by hand; the text between its comments `<!-- figures -->` and `<!-- end -->` is replaced.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from eval import plots, report
+from files.errors import run_main
+from files.safe import write_json, write_text
+from research.studies import AXES, LEARNED_FROM, STUDIES
+
+ROOT = Path(__file__).parent.parent
+DOCS, STUDY_FILES = ROOT / "docs", ROOT / "docs" / "results" / "nano-2"
+RED, GREEN, PURPLE, BLUE = (plots.COLORS[name] for name in ("hybrid", "few-shot", "finetune", "scratch"))
+TUNED_ON = {"addition": "1-4 digits", "multiplication": "1-4 digits", "symbolic_sum": "2-5 terms"}
+TUNED_ON |= {"word_reversal": "3-8 letters", "last_letter": "2-4 words"}
+
+
+def draw_addition(results, path):
+    """Accuracy of the demo's prompts by number of digits: start, end, best context, and the model from scratch."""
+    fig, panels = plt.subplots(1, 2, figsize=(9.6, 3.6), constrained_layout=True, sharey=True)
+    for panel, name, start in zip(panels, ("hybrid-instruction", "hybrid"), ("the instruction", "one worked example")):
+        plots.style_panel(panel, f"prompt starts as {start}")
+        panel.axvspan(0.5, max(results["in_distribution_lengths"]) + 0.5, color="#000000", alpha=0.06, lw=0)
+        before, after = (plots.by_length(results[key][name], [])[:2] for key in ("before", "accuracy"))
+        panel.fill_between(before[0], before[1], after[1], color=RED, alpha=0.13, lw=0, label="what tuning adds")
+        panel.plot(*before, color=RED, marker="o", ms=5, mfc="white", ls="--", label="start")
+        panel.plot(*after, color=RED, marker="o", ms=5, lw=2, label="end")
+        for other, color, label in (("few-shot", GREEN, "best context"), ("scratch", BLUE, "trained from scratch")):
+            panel.plot(*plots.by_length(results["accuracy"][other], [])[:2], color=color, lw=1.5, label=label)
+        panel.set(xlabel="digits of the numbers (gray: tuned on)", ylim=(-4, 106), xticks=before[0])
+    panels[0].set_ylabel("right answers, %")
+    panels[1].legend(frameon=False, fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
+    plots.write(fig, path)
+
+
+def draw_tasks(rows, path):
+    """The start and end of two prompts, LoRA and the best context on every range of five tasks."""
+    place = {(r["task"], r["series"]): r for r in rows}
+    lines = [(task, name) for task in TUNED_ON for name in place[task, "best context"]["accuracy"]]
+    at = {line: -i - 0.9 * list(TUNED_ON).index(line[0]) for i, line in enumerate(lines)}
+    fig, panels = plt.subplots(1, 2, figsize=(9.6, 6.6), constrained_layout=True, sharey=True)
+    for panel, prompt, lora in zip(panels, ("hybrid, instruction", "hybrid"), ("lora", "lora, 1 shot")):
+        for (task, name), y in at.items():
+            start, end = place[task, prompt]["before"][name], place[task, prompt]["accuracy"][name]
+            weights, context = place[task, lora]["accuracy"][name], place[task, "best context"]["accuracy"][name]
+            panel.plot(end[1:], [y + 0.17] * 2, color=RED, lw=4, alpha=0.25, solid_capstyle="round")
+            panel.plot(weights[1:], [y - 0.2] * 2, color=PURPLE, lw=4, alpha=0.25, solid_capstyle="round")
+            panel.plot([context[0]] * 2, [y - 0.36, y + 0.36], color=GREEN, lw=2.5, label="best context")
+            panel.plot(start[0], y + 0.17, "o", ms=6, mfc="white", mec=RED, label="prompt: start")
+            panel.plot(end[0], y + 0.17, "o", ms=6, color=RED, label="prompt: end")
+            panel.plot(weights[0], y - 0.2, "D", ms=5, color=PURPLE, label="LoRA: end")
+        panel.set(xlim=(-4, 104), xticks=[0, 25, 50, 75, 100], xlabel="right answers, %")
+    plots.style_panel(panels[0], "prompt starts as the instruction,\nLoRA has nothing in its context")
+    plots.style_panel(panels[1], "prompt starts as one worked example,\nLoRA has the same example in its context")
+    names = [f"{task}: {TUNED_ON[task]}" if name == "in-distribution" else name for task, name in lines]
+    panels[0].set_yticks(list(at.values()), names)
+    labels = {label: handle for handle, label in zip(*panels[0].get_legend_handles_labels())}
+    fig.legend(labels.values(), labels, frameon=False, fontsize=12, loc="outside lower center", ncols=4)
+    plots.write(fig, path)
+
+
+def demo_table(results):
+    """Markdown: accuracy of the demo's contenders, before and after tuning."""
+    ranges = list(results["accuracy"]["few-shot"])
+    lines = [f"| right answers, % | {' | '.join(ranges)} |", "| --- |" + " --- |" * len(ranges)]
+    for name, label in list(results["labels"].items())[1:]:  # without zero-shot
+        for when in ["before"] * (name in results["before"] and name != "scratch") + ["accuracy"]:
+            ending = {"before": ", start", "accuracy": ", end" * (name in results["before"])}[when]
+            cells = [f"{report.percent(results[when][name][r]):.1f}" for r in ranges]
+            lines.append(f"| {label}{ending} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def study_table(file):
+    """The name of a study, its rows, what its x axis is, and its table as Markdown. Two files may be of one study."""
+    study, name = json.loads(file.read_text()), max((n for n in STUDIES if file.stem.startswith(n)), key=len)
+    learned = LEARNED_FROM.get(name, "{examples:,} examples to tune on, {questions} questions a range")
+    rows, settings, along = study["rows"], study["settings"], AXES.get(name, "")
+    return name, rows, along, report.study_table(rows, settings, 2, learned.format(**settings), along)
+
+
+def make_study(file):
+    """The table and the figures of a study, in the page of the same name."""
+    (name, rows, along, text), page = study_table(file), DOCS / "results" / f"{file.stem}.md"
+    with tempfile.TemporaryDirectory() as folder:
+        plots.plot_study(rows, folder, along)
+        for figure in sorted(Path(folder).glob("*.png")):
+            made = shutil.copy(figure, page.with_name(figure.name.replace("figure", name)))
+            text += f"\n![{made.stem.replace('_', ' ')}]({made.name})\n"
+    replace(page, text)
+
+
+def replace(page, text):
+    before, _, rest = page.read_text().partition("<!-- figures -->\n")
+    write_text(page, f"{before}<!-- figures -->\n{text}<!-- end -->{rest.partition('<!-- end -->')[2]}")
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(prog="figures.py", description=__doc__.partition("\n")[0])
+    p.add_argument("demo", nargs="?", type=Path, help="folder of a finished run of train_task.py --task addition")
+    folder = p.parse_args(argv).demo
+    if folder:
+        results, kept = json.loads((folder / "results.json").read_text()), DOCS / "addition.json"
+        copied = "task", "unit", "in_distribution_lengths", "labels", "accuracy", "before"
+        write_json(kept, {key: results[key] for key in copied})
+    demo = json.loads((DOCS / "addition.json").read_text())
+    for file in sorted(STUDY_FILES.glob("*.json")):
+        make_study(file)
+    draw_addition(demo, DOCS / "addition.png")
+    draw_tasks(json.loads((STUDY_FILES / "methods.json").read_text())["rows"], DOCS / "tasks.png")
+    replace(ROOT / "README.md", demo_table(demo))
+
+
+if __name__ == "__main__":
+    run_main(main, "figures.py")
