@@ -115,7 +115,7 @@ def color_of(results, name):
 
 def plot_confusion(results, method, path=None):
     """What was chosen for each true answer, in % of the true answer's questions."""
-    names, counts = results["answers"], results["classes"][method]["confusion"]
+    names, counts = [name[:24] for name in results["answers"]], results["classes"][method]["confusion"]
     share = [[100 * n / max(1, sum(row)) for n in row] for row in counts]
     texts = [[f"{v:.0f}" if len(names) <= 12 else "" for v in row] for row in share]  # more would not be legible
     fig, axis = plot_cells(share, texts, 0, names, [f"{n} ({sum(row)})" for n, row in zip(names, counts)])

@@ -71,7 +71,7 @@ def losses_against_start(results, name=None):
     for one in [name] if name else before:
         starts = before.get(one, {}).items()
         lost = {r: percent(start) - percent(after[one][r]) for r, start in starts}
-        points = ", ".join(f"{p:.1f} points at {r}" for r, p in lost.items() if p > 0)
+        points = ", ".join(f"{p:.1f} points ({r})" for r, p in lost.items() if p > 0)
         if points:
             sentences.append(f"{results['labels'][one]} is less accurate than before tuning: {points}")
     return sentences

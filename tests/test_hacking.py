@@ -26,7 +26,7 @@ import json, sys, torch
 import model, prefix, train_task
 from eval import page, plots
 
-plots.write = lambda fig, path: path.touch()
+plots.write = lambda fig, path: path.touch() if path else "data:,"
 for argv in json.load(sys.stdin):
     train_task.main(argv)
 page.main(["out/A metric"])

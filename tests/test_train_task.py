@@ -154,9 +154,9 @@ def test_options_of_another_method_are_refused(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_its_rivals_a_run_prints_no_table(run, tmp_path):
+def test_without_baselines_the_table_has_no_best_context(run, tmp_path):
     done = run("--beside", "none", "--out", tmp_path / "run")
-    assert done.code == 0 and "no table: --beside none" in done.out and "tuning adds" not in done.out
+    assert done.code == 0 and "tuning adds to its start" in done.out and "best context" not in done.out
     assert not (tmp_path / "run" / "report.html").exists() and "report.html" not in done.out
     results = results_of(tmp_path / "run")
     assert list(results["before"]) == list(results["accuracy"]) == ["hybrid"]

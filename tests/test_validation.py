@@ -1,4 +1,4 @@
-"""eval/validation.py: what is held back, how it is measured, and that tuning ends as its best state."""
+"""eval/validation.py: what is held out, how it is measured, and that tuning keeps the best checkpoint."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_right_answers_are_those_that_greedy_decoding_writes(tiny):
     written = generate(tiny, questions, 5, prompt.past(tiny))
     answers = [[*w[:-1], w[-1] + (i < 5)] for i, w in enumerate(written)]  # five are wrong in their last token
     encoded = list(zip(questions, answers))
-    exact, loss = answers_right(prompt, tiny, encoded, torch.float32, batch_size=4)
+    exact, loss = answers_right(prompt, tiny, encoded)
     assert exact == 7
     (batch,) = training_batches(encoded, len(encoded), random.Random(0))
     assert loss == pytest.approx(prompt.loss(tiny, *batch).item(), rel=1e-5)
@@ -61,7 +61,7 @@ def test_the_best_is_the_most_right_then_the_least_loss_then_the_earliest(tiny, 
     for step in range(5):
         with torch.no_grad():
             prompt.rows.fill_(step)
-        validation.check(prompt, tiny, step, torch.float32, 4)
+        validation.check(prompt, tiny, step)
     validation.put_back(prompt)
     assert validation.record["kept_step"] == 2 and (prompt.rows == 2).all()
 
@@ -110,9 +110,11 @@ def test_the_best_state_outlives_a_stop(arguments, monkeypatch, tmp_path):
     assert one == two
 
 
-def test_without_validation_all_examples_are_tuned_on_and_the_last_state_stays(arguments, tmp_path):
-    last = train_task.main([*arguments, "--validation", "0", "--out", str(tmp_path / "last")])
-    assert last["validation"] == {} and last["examples"]["hybrid"] == (64, 1)
+def test_it_is_due_at_the_start_four_times_and_at_the_end_and_never_again():
+    validation = Validation([], {}, {})
+    assert [step for step in range(14) if validation.due(step, 13)] == [0, 4, 8, 12, 13]
+    validation.record["steps"] += [0, 4]  # a run that was stopped after step 4
+    assert [step for step in range(4, 14) if validation.due(step, 13)] == [8, 12, 13]
 
 
 @pytest.mark.parametrize("flags", [["--shots", "2"], ["--trigger-examples", "3"]], ids=" ".join)
