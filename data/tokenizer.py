@@ -31,38 +31,19 @@ class Tokenizer:
     def load(cls, folder, vocab_size, tokenize="bytes"):
         """The encoding.json beside the weights, or the tokenizer.json of another family than GPT-2's, else GPT-2's own
         where the size is GPT-2's."""
-        path = Path(folder) / "encoding.json"
-        if path.is_file():
-            e = schemas.read_json(path, schemas.Encoding, "fetch the checkpoint again")
-            try:
-                ranks = {token.encode("latin-1"): rank for rank, token in enumerate(e["tokens"])}  # a character a byte
-            except UnicodeEncodeError as error:
-                raise UserError(f"{path}: token {error.object!r} is not made of bytes: fetch it again") from None
-            if len(ranks) + 1 != vocab_size or len(e["tokens"]) != len(ranks):
-                raise UserError(f"{path} has {len(ranks) + 1} tokens, the weights have {vocab_size}: fetch both again")
-            if lacking := [b for b in range(256) if bytes([b]) not in ranks]:
-                raise UserError(f"{path} has no token for the byte {lacking[0]}: fetch the checkpoint again")
-            check_pattern(e["pattern"], path)
-            special = {"<|endoftext|>": len(ranks)}
-            return cls(
-                tiktoken.Encoding(e["name"], pat_str=e["pattern"], mergeable_ranks=ranks, special_tokens=special),
-                tokenize,
-            )
-        config = Path(folder) / "config.json"
-        config = schemas.read_json(config, schemas.ModelType) if config.is_file() else {}
+        folder = Path(folder)
+        if (folder / "encoding.json").is_file():
+            return cls(read_encoding(folder / "encoding.json", vocab_size), tokenize)
+        config = schemas.read_json(folder / "config.json", dict) if (folder / "config.json").is_file() else {}
         if config.get("model_type", "gpt2") != "gpt2":
-            return cls(TokenizerFile(Path(folder) / "tokenizer.json", vocab_size, config.get("eos_token_id")), tokenize)
-        if vocab_size == 50257:
-            try:
-                return cls(tiktoken.get_encoding("gpt2"), tokenize)
-            except OSError as error:  # tiktoken downloads it once
-                raise UserError(
-                    f"cannot fetch GPT-2's vocabulary ({type(error).__name__}): go online once, "
-                    "or set TIKTOKEN_CACHE_DIR to a folder in which tiktoken has put it"
-                ) from None
-        raise UserError(
-            f"{folder} has {vocab_size} tokens and no encoding.json: only GPT-2's 50257 are known without one"
-        )
+            return cls(TokenizerFile(folder / "tokenizer.json", vocab_size, config.get("eos_token_id")), tokenize)
+        if vocab_size != 50257:
+            raise UserError(f"{folder} has {vocab_size} tokens and no encoding.json: only GPT-2's 50257 need none")
+        try:
+            return cls(tiktoken.get_encoding("gpt2"), tokenize)
+        except OSError as error:  # tiktoken downloads it once
+            remedy = "go online once, or set TIKTOKEN_CACHE_DIR to a folder in which tiktoken has put it"
+            raise UserError(f"cannot fetch GPT-2's vocabulary ({type(error).__name__}): {remedy}") from None
 
     def encode(self, text):
         return self.encoding.encode_ordinary(text)
@@ -82,22 +63,33 @@ class Tokenizer:
         return self.encoding.decode([t for t in tokens if t < self.encoding.n_vocab])
 
 
+def read_encoding(path, vocab_size):
+    """The tiktoken.Encoding of an encoding.json. Raises UserError where it would lose text or lacks a token."""
+    e = schemas.read_json(path, schemas.Encoding, "fetch the checkpoint again")
+    ranks = {token.encode("latin-1"): rank for rank, token in enumerate(e["tokens"])}  # a character is a byte
+    every_byte = {bytes([b]) for b in range(256)} <= ranks.keys()
+    if len(ranks) != len(e["tokens"]) or len(ranks) + 1 != vocab_size or not every_byte:
+        has = f"{len(e['tokens']) + 1} tokens{'' if every_byte else ', not one for each byte'}"
+        raise UserError(f"{path} has {has}, the weights have {vocab_size}: fetch both again")
+    try:  # where a pattern leaves something out, tiktoken would lose text or break off
+        pieces = [match.group() for match in regex.finditer(e["pattern"], SAMPLE, timeout=1)]
+        assert all(pieces) and "".join(pieces) == SAMPLE, "it loses text or matches nothing"
+    except (AssertionError, regex.error, TimeoutError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its pattern cuts no text into pieces ({error}): fetch the checkpoint again") from None
+    special = {"<|endoftext|>": len(ranks)}
+    return tiktoken.Encoding(e["name"], pat_str=e["pattern"], mergeable_ranks=ranks, special_tokens=special)
+
+
 class TokenizerFile:
     """A tokenizer.json, as the hub has it for the Llama family, with those methods of a tiktoken.Encoding that are used
-    above. A model may have more output rows than tokens: nothing is written for those.
-
-    Raises UserError where there is none, it cannot be read, or it has more tokens than the weights have rows.
-    """
+    above. A model may have more output rows than tokens: nothing is written for those."""
 
     def __init__(self, path, vocab_size, eos_token):
-        if not path.is_file():
-            raise UserError(f"no tokenizer.json in {path.parent}: fetch it from where the weights came from")
+        from tokenizers import Tokenizer as FromFile  # imported here, since GPT-2 does without
+
+        content = schemas.read_bytes(path, schemas.TOKENIZER_LIMIT)
         try:
-            from tokenizers import Tokenizer as FromFile  # imported here, since GPT-2 does without
-        except ImportError:
-            raise UserError(f"{path} needs the tokenizers library: pip install -r requirements-llama.txt") from None
-        try:
-            self.file = FromFile.from_buffer(schemas.read_bytes(path, schemas.TOKENIZER_LIMIT))
+            self.file = FromFile.from_buffer(content)
         except Exception as error:  # the library raises nothing more exact
             raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
         self.n_vocab = 1 + max(self.file.get_vocab().values(), default=-1)
@@ -137,13 +129,3 @@ def byte_alphabet():
 
 
 SAMPLE = "".join(map(chr, range(32, 127))) + "aaaa" * 8 + "!\n\t 1234  it's \u00e4\u4e2d\n\n \u2028\u200b\U0001f600 b"
-
-
-def check_pattern(pattern, path):
-    """Raise UserError for a pattern that does not cut a text into pieces: tiktoken would lose text or break off."""
-    try:
-        pieces = [match.group() for match in regex.finditer(pattern, SAMPLE, timeout=1)]
-    except (regex.error, TimeoutError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its pattern is none ({error}): fetch the checkpoint again") from None
-    if not all(pieces) or "".join(pieces) != SAMPLE:
-        raise UserError(f"{path}: its pattern loses text or matches nothing: fetch the checkpoint again")

@@ -6,6 +6,9 @@ Every other exception is a fault of the code and keeps its traceback.
 
 import os
 import sys
+import time
+
+from tqdm import tqdm
 
 
 class UserError(Exception):
@@ -13,33 +16,44 @@ class UserError(Exception):
 
 
 def run_main(main, program, argv=None):
-    """Call main(argv) as the command `program`. Exits with code 2 after a UserError, with 130 after Ctrl-C, and
-    silently where the reader of stdout has seen enough, as `head` has at some point."""
+    """Call main(argv) as the command `program`. Exits with code 2 after a UserError and with 130 after Ctrl-C. A closed
+    pipe, as `head` leaves one, is no error."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # progress bars write to it
     try:
         main(argv)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where an error can still be reported
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
     except (UserError, OSError, MemoryError, RuntimeError) as error:
         message = explain(error)
         if message is None:
             raise
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:  # Python would flush once more at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return
+        for bar in list(tqdm._instances):  # so that the message stands on a line of its own
+            bar.close()
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(5)  # process 0 reports what all of them would, and torchrun then ends this one
+            program = f"{program}, process {os.environ['RANK']}"
         print(f"{program}: {message}", file=sys.stderr)
         sys.exit(2)
 
 
 def explain(error):
-    """The line for an error that comes from an input or from the machine, None where it comes from the code."""
+    """The line for an error that comes from an input or from the machine, None for one that comes from the code."""
     text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text if len(text) < 1000 else text[:1000] + " ..."
     if isinstance(error, OSError):
         return f"{error.filename or 'cannot write'}: {error.strerror}" if error.strerror else None
     if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
         return f"the memory of this machine is too small: choose smaller sizes ({text[:500]})"
-    if isinstance(error, UserError):
-        return text[:1000]
     of_a_peer = "gloo" in text or "NCCL" in text or type(error).__name__.startswith("Dist")
     if of_a_peer and "TORCHELASTIC_RUN_ID" in os.environ:
         return f"another process has ended: its own message says why ({text[:200]})"

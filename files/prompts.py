@@ -12,8 +12,8 @@ from files.safe import read_tensors, trained, write_tensors
 from files.weights import fingerprint
 from prefix import METHODS
 
-importlib.import_module("methods")  # fills METHODS; by name, since that folder is above this one
-ROWS = "hybrid", "prompt", "cpt", "lopt", "ptuning"  # methods of rows at the input, and nothing else
+importlib.import_module("methods")  # fills METHODS, which a file's method is looked up in; nothing here calls it
+ROWS = "hybrid", "prompt", "cpt", "lopt", "ptuning"  # the methods that are rows at the input, and nothing else
 
 
 def save_prefix(method, path, model, tokenizer, task="", trigger="", question_format="{}", stop="", init_from=""):
@@ -43,58 +43,30 @@ def load_prefix(path, model, tokenizer, other_base=False):
 
     Whether the text of its task is bytes or BPE, header["tokenize"], is for the caller to follow.
     """
-    if not Path(path).is_file():
-        raise UserError(f"no prefix file {path}: train_task.py writes prefix.safetensors into its run's folder")
     header, tensors = read_tensors(path)
-    header = todays_words(header)
-    if header.get("format") != "nanoprompt prefix":
-        raise UserError(f"{path} is no prefix: name the prefix.safetensors of a run")
-    header = schemas.convert(header, schemas.PrefixHeader, path, "train it again")
-    movable = other_base and header["method"] in ROWS and "start" in tensors and tensors["start"].dim()
-    if header["base_fingerprint"] != fingerprint(model) and movable:
-        if (width := tensors["start"].shape[-1]) != model.config.n_embd:
-            raise UserError(
-                f"{path} has rows of width {width}, {model.name} of {model.config.n_embd}: name another base"
-            )
-    elif header["base_fingerprint"] != fingerprint(model):
-        tuned_on = f"{header['base']!r} ({header['base_fingerprint']})"
-        raise UserError(f"{path} was tuned on the base {tuned_on}, not on {model.name!r} ({fingerprint(model)})")
+    header = schemas.decode(header, schemas.PrefixHeader, path, "name the prefix.safetensors of a run, or train again")
+    name, c = header["method"], model.config
+    if name not in METHODS:
+        raise UserError(f"{path} is of the method {name!r}: choose from {', '.join(METHODS)}")
+    movable = other_base and name in ROWS and "start" in tensors and tensors["start"].shape[-1:] == (c.n_embd,)
+    ours, theirs = (model.name, fingerprint(model)), (header["base"], header["base_fingerprint"])
+    if ours[1] != theirs[1] and not movable:
+        width = f", {c.n_embd} wide," if other_base else ""
+        raise UserError(f"{path} was tuned on the base {theirs}, not on {ours}{width}: name that with --model")
     if header["tokenizer"] != tokenizer.name:
         raise UserError(f"{path} was tuned with the tokenizer {header['tokenizer']}, not with {tokenizer.name}")
-    if header["method"] not in METHODS:
-        raise UserError(f"{path} is of the method {header['method']!r}: choose from {', '.join(METHODS)}")
-    cls, c = METHODS[header["method"]], model.config
     text = tensors["text"].numel() if "text" in tensors else 0  # a cartridge's, which may be longer than any context
     largest = max(c.block_size, text, sum(t.numel() for t in tensors.values()) // c.n_embd)
-    method = cls(model, **schemas.method_arguments(cls, header["init_kwargs"], path, c.vocab_size, largest))
-    if "shots" in tensors:
-        method.shots = torch.zeros_like(tensors["shots"], dtype=torch.long)
-    wanted = method.state_dict()
-    for name, t in tensors.items():
-        if name in wanted and t.shape != wanted[name].shape:
-            raise UserError(
-                f"{path}: {name!r} is {tuple(t.shape)}, its header asks for {tuple(wanted[name].shape)}: train it again"
-            )
-    missing, unknown = method.load_state_dict(tensors, strict=False)
-    trained = {name for name, p in method.named_parameters() if p.requires_grad}
-    if unknown or trained & set(missing):
-        raise UserError(f"{path} is no complete {header['method']}: train it again")
-    for name, t in method.named_buffers():  # tokens: of a text, of answers, of worked examples
-        if not t.is_floating_point() and t.numel() and not (0 <= t.min() and t.max() < c.vocab_size):
-            raise UserError(f"{path}: {name!r} holds tokens past the vocabulary of {c.vocab_size}: train it again")
-    if method.shots is not None and (method.shots.dim() != 2 or len(method.shots) != 1):
-        raise UserError(f"{path}: 'shots' is {tuple(method.shots.shape)}, not (1, tokens): train it again")
+    given = schemas.method_arguments(METHODS[name], header["init_kwargs"], path, c.vocab_size, largest)
+    try:
+        method = METHODS[name](model, **given)
+        if "shots" in tensors:
+            method.shots = torch.zeros(1, tensors["shots"].size(-1), dtype=torch.long)
+        missing, unknown = method.load_state_dict(tensors, strict=False)
+        assert not unknown and not missing & trained(method).keys(), f"it lacks {missing} and has {unknown}"
+        for buffer, t in method.named_buffers():  # tokens: of a text, of answers, of worked examples
+            known = t.is_floating_point() or not t.numel() or 0 <= t.min() and t.max() < c.vocab_size
+            assert known, f"{buffer!r} holds tokens past the vocabulary of {c.vocab_size}"
+    except (AssertionError, IndexError, RuntimeError) as error:
+        raise UserError(f"{path} is no complete {name}, or its header is wrong: {error}: train it again") from None
     return method.to(model.wte.weight.device), header
-
-
-def todays_words(header):
-    """The header of a prompt's file, with what the first version called otherwise."""
-    renamed = {"made_with": "init_kwargs", "tokenise": "tokenize", "form": "question_format"}
-    header = {renamed.get(key, key): value for key, value in header.items()}
-    if header.get("tokenize") == "letters":
-        header["tokenize"] = "bytes"
-    if header.get("method") == "instruct":
-        header["method"] = "text"
-    if "init_kwargs" in header:
-        header["init_kwargs"] = header["init_kwargs"].replace('"place":', '"position":')
-    return header

@@ -42,7 +42,9 @@ def replacing(path, keep=None):
 
 def flush(path):
     """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and os.path.isdir(path):  # Windows opens no folder, and writes names by itself
+        return
+    descriptor = os.open(path, os.O_RDWR if os.path.isfile(path) else os.O_RDONLY)  # Windows flushes no O_RDONLY
     try:
         os.fsync(descriptor)
     finally:
@@ -81,7 +83,7 @@ def write_json(path, value):
 
 def write_text(path, text):
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_tensors(path):
@@ -99,11 +101,10 @@ def read_tensors(path):
 
 
 def check_finite(t, name, path):
-    """Raise UserError where a tensor holds NaN or infinity, which its smallest and largest number tell at once."""
-    if t.is_complex():
-        raise UserError(f"{path}: {name!r} is complex: weights are real numbers")
-    if t.is_floating_point() and t.numel():
-        low, high = (t.float() if t.itemsize == 1 else t).aminmax()  # of float8 there is none
-        if low.isfinite() and high.isfinite():
-            return
+    """Raise UserError where a tensor holds NaN, infinity or complex numbers."""
+    if t.is_floating_point() and t.numel():  # its smallest and largest number tell; of float8 there are none
+        finite = all(x.isfinite() for x in (t.float() if t.itemsize == 1 else t).aminmax())
+    else:
+        finite = not t.is_complex()
+    if not finite:
         raise UserError(f"{path}: {name!r} holds NaN or infinite numbers: make or fetch the file again")

@@ -1,13 +1,13 @@
 """What the files that are read have to look like: a schema for each kind of JSON, checked by msgspec.
 
 A file comes from anywhere, so whatever reads one calls `read_json` with its schema, or `read_bytes`. Both raise
-ValueError, in one line, for what is no regular file, what is too large, what is not JSON and what has other types or
+UserError, in one line, for what is no regular file, what is too large, what is not JSON and what has other types or
 sizes than its schema says. Keys that a schema does not name are left out of what is returned.
 """
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import msgspec
 from msgspec import Meta
@@ -26,13 +26,6 @@ Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Token = Annotated[int, Meta(ge=0, lt=2**24)]
 
 
-class ModelType(TypedDict):
-    """config.json: which network it is of, and the token that ends its texts."""
-
-    model_type: NotRequired[str]
-    eos_token_id: NotRequired[Token | list[Token] | None]
-
-
 class GPT2Json(TypedDict):
     """config.json of a GPT-2, with the hub's names."""
 
@@ -41,12 +34,6 @@ class GPT2Json(TypedDict):
     n_layer: Layers
     n_head: Size
     n_embd: Size
-    activation_function: NotRequired[str]
-    layer_norm_epsilon: NotRequired[float]
-    n_inner: NotRequired[Size | None]
-    scale_attn_weights: NotRequired[bool]
-    scale_attn_by_inverse_layer_idx: NotRequired[bool]
-    add_cross_attention: NotRequired[bool]
 
 
 class Rope(TypedDict):
@@ -55,7 +42,6 @@ class Rope(TypedDict):
     rope_theta: NotRequired[Positive]
     rope_type: NotRequired[str]
     type: NotRequired[str]
-    partial_rotary_factor: NotRequired[float]
     factor: NotRequired[Positive]
     low_freq_factor: NotRequired[Positive]
     high_freq_factor: NotRequired[Positive]
@@ -79,10 +65,6 @@ class LlamaJson(TypedDict):
     rope_parameters: NotRequired[Rope | None]
     rms_norm_eps: NotRequired[Annotated[float, Meta(ge=0, lt=1)]]
     tie_word_embeddings: NotRequired[bool]
-    hidden_act: NotRequired[str]
-    attention_bias: NotRequired[bool]
-    mlp_bias: NotRequired[bool]
-    quantization_config: NotRequired[Any]
     use_sliding_window: NotRequired[bool | None]
     sliding_window: NotRequired[Size | None]
     bos_token_id: NotRequired[Token | list[Token] | None]
@@ -100,7 +82,7 @@ class Encoding(TypedDict):
 
     name: str
     pattern: str
-    tokens: list[str]
+    tokens: list[Annotated[str, Meta(pattern=r"\A[\x00-\xff]+\Z")]]
 
 
 class TranslatorHeader(TypedDict):
@@ -129,23 +111,6 @@ class PrefixHeader(TypedDict):
     question_format: Annotated[str, Meta(pattern=r"\{\}")]  # {} for the question
     stop: str
     init_from: NotRequired[str]
-
-
-class AdapterConfig(TypedDict):
-    """PEFT's adapter_config.json. What is Any is refused by import_lora unless it is as in plain LoRA."""
-
-    peft_type: str
-    r: NotRequired[Any]
-    lora_alpha: NotRequired[Any]
-    use_rslora: NotRequired[Any]
-    bias: NotRequired[Any]
-    init_lora_weights: NotRequired[Any]
-    use_dora: NotRequired[Any]
-    lora_bias: NotRequired[Any]
-    rank_pattern: NotRequired[Any]
-    alpha_pattern: NotRequired[Any]
-    layer_replication: NotRequired[Any]
-    modules_to_save: NotRequired[Any]
 
 
 class LoRAConfig(TypedDict):
@@ -220,25 +185,6 @@ class Context(TypedDict):
     candidates: list
 
 
-class BenchWork(TypedDict):
-    """What bench.py calls itself with: one side of one measurement."""
-
-    side: str
-    job: str
-    arch: Literal["gpt2", "llama"]
-    folder: str
-    adapter: str
-    device: str
-    dtype: Literal["float32", "bfloat16"]
-    n_layer: Size
-    n_embd: Size
-    vocab_size: Size
-    rows: Size
-    batch_size: Size
-    question: Size
-    answer: Size
-
-
 def read_bytes(path, limit=JSON_LIMIT):
     """The content of a regular file of at most `limit` bytes: a pipe or a device might never end."""
     path = Path(path)
@@ -256,66 +202,41 @@ def read_json(path, schema, remedy="fetch it again"):
     return decode(read_bytes(path), schema, path, remedy)
 
 
-def decode(text, schema, name, remedy):
-    """JSON text as `schema` has it; `name` and `remedy` are for the message."""
+def decode(value, schema, name, remedy):
+    """JSON text, or a value that is parsed already, as `schema` has it. `name` and `remedy` are for the message."""
     try:
-        return msgspec.json.decode(text, type=schema)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{name}: {error}: {remedy}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} is not JSON ({error}): {remedy}") from None
-
-
-def convert(value, schema, name, remedy):
-    """The same for a value that is no text any more."""
-    try:
+        if isinstance(value, str | bytes):
+            return msgspec.json.decode(value, type=schema)
         return msgspec.convert(value, schema)
-    except msgspec.ValidationError as error:
+    except (ValueError, RecursionError) as error:  # msgspec.ValidationError is a ValueError
         raise UserError(f"{name}: {error}: {remedy}") from None
+
+
+convert = decode
+
+
+def check_settings(stated, allowed, name):
+    """Raise UserError for a setting with another value than those of `allowed`, {key: [values]}, the first of which
+    holds where it is not stated."""
+    for key, values in allowed.items():
+        if (value := stated.get(key, values[0])) not in values:
+            raise UserError(f"{name} says {key} = {value!r}: only {', '.join(map(str, values))} can be loaded")
 
 
 def method_arguments(cls, text, path, vocab_size, largest):
-    """The arguments, JSON text, from which the prefix file `path` makes its method `cls` again.
-
-    They are what the constructor takes beside the model. An option is checked as its flag is, tokens against
-    vocab_size, and no size may be above `largest`, since the constructor would allocate it.
-    """
-    fields, remedy = [], "train it again"
+    """The constructor's arguments of a method `cls`, from the JSON text in the prompt's file `path`: each of the type
+    of its default, with tokens below vocab_size and no size above `largest`, since the constructor allocates it."""
+    size, token = Annotated[int, Meta(ge=0, le=largest)], Annotated[int, Meta(ge=0, lt=vocab_size)]
+    kinds = {
+        "trigger": Annotated[list[token], Meta(max_length=largest)],
+        "labels": list[Annotated[list[token], Meta(min_length=1)]],
+        "seed": Annotated[int, Meta(ge=0, le=2**63 - 1)],
+    }
+    of_type = {bool: bool, str: str, float: Annotated[float, Meta(ge=0, le=1e6)], type(None): size | None}
+    fields = []
     for name, parameter in list(inspect.signature(cls).parameters.items())[1:]:
-        option = cls.options.get(name, {})
-        kind = int | float | str | bool
-        if name in ("n_random", "seed"):
-            kind = {"n_random": Count, "seed": Seed}[name]
-        elif name == "trigger":
-            kind = list[Token]
-        elif name == "labels":
-            kind = list[Annotated[list[Token], Meta(min_length=1)]]
-        elif "choices" in option:
-            kind = Literal[tuple(option["choices"])]
-        elif "action" in option or isinstance(parameter.default, bool):
-            kind = bool
-        elif "type" not in option and parameter.default is not parameter.empty:
-            kind = type(parameter.default)
-        if parameter.default is None:
-            kind = kind | None
-        fields.append((name, kind) if parameter.default is parameter.empty else (name, kind, parameter.default))
+        choices = cls.options.get(name, {}).get("choices")
+        kind = Literal[tuple(choices)] if choices else kinds.get(name) or of_type.get(type(parameter.default), size)
+        fields.append((name, kind, parameter.default))
     schema = msgspec.defstruct(cls.__name__, fields, forbid_unknown_fields=True)
-    where = f"{path}, init_kwargs"
-    given = decode(text, dict[str, Any], where, remedy)
-    convert(given, schema, where, remedy)
-    for name, option in cls.options.items():
-        if "type" in option and given.get(name) is not None:
-            try:
-                given[name] = option["type"](str(given[name]))
-            except Exception as error:  # whatever an argparse type raises
-                raise UserError(f"{where}: {name} is {given[name]!r} ({error}): {remedy}") from None
-    trigger, labels = given.get("trigger", []), given.get("labels", [])
-    for token in (*trigger, *(t for label in labels for t in label)):
-        if token >= vocab_size:
-            raise UserError(f"{where}: token {token} is past the vocabulary of {vocab_size}: {remedy}")
-    sizes = {k: v for k, v in given.items() if isinstance(v, int) and k != "seed"}
-    sizes["the length of trigger"] = len(trigger)
-    for name, size in sizes.items():
-        if not 0 <= size <= largest:
-            raise UserError(f"{where}: {name} is {size}, more than the file's tensors hold: {remedy}")
-    return given
+    return msgspec.structs.asdict(decode(text, schema, f"{path}, init_kwargs", "train it again"))

@@ -1,7 +1,4 @@
-"""Weights on disk: checkpoints by name, folder or file.
-
-Everything is safetensors and JSON. Every file is written under a temporary name and renamed when it is complete.
-"""
+"""The base's weights on disk: checkpoints by name, folder or file, as the hub and transformers write them."""
 
 import hashlib
 import math
@@ -27,11 +24,93 @@ HUB = {  # name -> repository and revision, so that the same name is the same we
     "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
     "distilgpt2": ("distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa"),
 }
-
-
-LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # the model_type of config.json that llama.py can run
 SHARDS = "model.safetensors.index.json"
+LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # the model_type of config.json that llama.py can run
+GPT2_KEYS = {"n_positions": "block_size"} | {key: key for key in ("vocab_size", "n_layer", "n_head", "n_embd")}
+LLAMA_KEYS = {  # what config.json calls a size, and what LlamaConfig does
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "block_size",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "num_key_value_heads": "n_kv_head",
+    "hidden_size": "n_embd",
+    "head_dim": "head_dim",
+    "intermediate_size": "n_inner",
+    "rms_norm_eps": "norm_eps",
+    "tie_word_embeddings": "tied",
+    "bos_token_id": "bos_token",
+    "eos_token_id": "eos_token",
+}
 LLAMA_NAMES = (("embed_tokens.", "wte."), ("layers.", "h."), (".self_attn.", ".attn."))  # the hub's and ours
+ROPE_SCALING = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # which old checkpoints store beside the weights
+
+
+FIXED = {  # settings of config.json with which the same weights would mean another network, and what is computed here
+    "activation_function": ["gelu_new"],
+    "layer_norm_epsilon": [1e-5],
+    "scale_attn_weights": [True],
+    "scale_attn_by_inverse_layer_idx": [False],
+    "add_cross_attention": [False],
+    "hidden_act": ["silu"],
+    "attention_bias": [False],
+    "mlp_bias": [False],
+    "rope_type": ["default", "llama3"],
+    "partial_rotary_factor": [1.0],
+    "quantization_config": [None],
+}
+
+
+def load_model(source, device="cpu", dtype=torch.float32):
+    """The GPT or Llama of a checkpoint: a name of BUNDLED or HUB, another of the hub as OWNER/NAME or
+    OWNER/NAME@REVISION, a folder with config.json, or one .safetensors file. `model.folder` is where its files lie.
+
+    Tensors are read one by one, the largest first, and cast at once, so that memory never holds more than the loaded
+    model and one small tensor. Raises UserError that names what is missing, broken, of another shape or unknown.
+    """
+    config_file, index = locate(source)
+    config = read_config(config_file)
+    with torch.device("meta"), WithoutValues():
+        model = Llama(config) if isinstance(config, LlamaConfig) else GPT(config)
+    wanted, tensors = dict(model.named_parameters()), {}
+    if "lm_head.weight" not in wanted:  # the head is the embedding table, whatever is stored beside it
+        index.pop("lm_head.weight", None)
+    if fault := first_fault(source, config_file, index, wanted):
+        raise UserError(fault)
+    for name, (file, key, *_) in sorted(index.items(), key=lambda item: -math.prod(item[1][2])):
+        with safe_open(file, framework="pt") as opened:  # memory-mapped, and unmapped again before the next
+            t = opened.get_tensor(key)
+        t = t.T if transposed(name) else t
+        tensors[name] = torch.empty(t.shape, dtype=dtype, device=device).copy_(t)
+        check_finite(tensors[name], key, file)
+    model.load_state_dict(tensors, assign=True)
+    model.folder = config_file.parent
+    model.name = str(source) if on_the_hub(source) else model.folder.resolve().name
+    return model
+
+
+def first_fault(source, config_file, index, wanted):
+    """What is wrong with the names, shapes and types of stored tensors, in one line; None where all are as wanted."""
+    is_llama = "wpe.weight" not in wanted
+    for name, (file, key, shape, dtype) in index.items():
+        if name not in wanted:
+            kind = "a model of the Llama family" if is_llama else "GPT-2"
+            return f"{file} holds {key!r}, which {kind} does not have: it is another model"
+        asked = tuple(wanted[name].shape[:: -1 if transposed(name) else 1])
+        if shape != asked or "F" not in dtype:  # F32, BF16, F8_E4M3
+            return f"{file}: {key!r} is {shape} of type {dtype}, {config_file.name} asks for {asked} of floating point"
+    if missing := sorted(wanted.keys() - index.keys()):
+        return f"{source} lacks {len(missing)} tensors, first {hub_name(missing[0], is_llama)!r}: fetch it again"
+    return None
+
+
+def save_model(model, folder, dtype=torch.float32):
+    """Write config.json and model.safetensors in the hub's layout, which transformers reads too."""
+    folder, is_llama = Path(folder), isinstance(model, Llama)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {hub_name(n, is_llama): (p.T if transposed(n) else p).to(dtype) for n, p in model.named_parameters()}
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_json(folder / "config.json", config_json(model))
 
 
 def fingerprint(model):
@@ -45,23 +124,26 @@ def fingerprint(model):
     return digest.hexdigest()[:16]
 
 
+class WithoutValues(TorchFunctionMode):
+    """Lets a network be made on the meta device without `normal_`, which imports torch's compiler there. That takes
+    several times as long as reading a small base."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not nn.init.normal_:  # nothing uses what that returns
+            return func(*args, **(kwargs or {}))
+
+
+# ---------------------------------------------------------------- names
+
+
 def transposed(name):
-    """The hub stores the matrices of a block as (in, out); nn.Linear holds (out, in)."""
+    """The hub stores the matrices of GPT-2's blocks as (in, out); nn.Linear holds (out, in)."""
     return name.startswith("h.") and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
 
 
-def save_model(model, folder, dtype=torch.float32):
-    """Write config.json and model.safetensors in the hub's layout, which transformers reads too."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {hub_name(n, model): (p.T if transposed(n) else p).to(dtype) for n, p in model.named_parameters()}
-    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    write_json(folder / "config.json", (llama_json if isinstance(model, Llama) else gpt2_json)(model.config))
-
-
-def hub_name(name, model):
+def hub_name(name, is_llama):
     """What the hub calls a parameter of ours."""
-    if not isinstance(model, Llama) or name.startswith("lm_head."):
+    if not is_llama or name.startswith("lm_head."):
         return name
     for theirs, ours in LLAMA_NAMES:
         name = name.replace(ours, theirs, 1)
@@ -76,104 +158,7 @@ def our_name(key):
     return name
 
 
-def gpt2_json(c):
-    return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "n_positions": c.block_size,
-        "vocab_size": c.vocab_size,
-        "n_layer": c.n_layer,
-        "n_head": c.n_head,
-        "n_embd": c.n_embd,
-    }
-
-
-def llama_json(c):
-    name = "Qwen3" if c.qk_norm else "Qwen2" if c.qkv_bias else "Llama"
-    values = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
-    return {
-        "model_type": name.lower(),
-        "architectures": [f"{name}ForCausalLM"],
-        "hidden_act": "silu",
-        "max_position_embeddings": c.block_size,
-        "vocab_size": c.vocab_size,
-        "num_hidden_layers": c.n_layer,
-        "num_attention_heads": c.n_head,
-        "num_key_value_heads": c.n_kv_head,
-        "hidden_size": c.n_embd,
-        "head_dim": c.head_dim,
-        "intermediate_size": c.n_inner,
-        "rope_theta": c.rope_theta,
-        "rope_scaling": {"rope_type": "llama3"} | dict(zip(values, c.rope_scaling)) if c.rope_scaling else None,
-        "rms_norm_eps": c.norm_eps,
-        "tie_word_embeddings": c.tied,
-        "bos_token_id": c.bos_token,
-        "eos_token_id": c.eos_token,
-    }
-
-
-def load_model(source, device="cpu", dtype=torch.float32):
-    """Read a checkpoint: a name of BUNDLED or HUB, another of the hub as OWNER/NAME or OWNER/NAME@REVISION, a folder as
-    the hub and transformers write it, or one .safetensors file. config.json's model_type says which network it is, a
-    GPT or a Llama. `model.folder` is where its tokenizer would lie.
-
-    Tensors are read one by one, the largest first, and cast at once, so that memory never holds more than the loaded
-    model and one small tensor. Raises UserError that names what is missing, broken, wrong-shaped or left over.
-    """
-    config_file, index = locate(source)
-    config = read_config(config_file, index)
-    stored = len({our_name(key).split(".")[1] for key in index if our_name(key).startswith("h.")})
-    if config.n_layer > stored:  # before so many are made
-        raise UserError(f"{config_file} says {config.n_layer} layers, the weights have {stored}: fetch both again")
-    with torch.device("meta"), WithoutValues():
-        model = Llama(config) if isinstance(config, LlamaConfig) else GPT(config)
-    wanted = dict(model.named_parameters())
-    tensors, head = {}, None
-    for key, (file, shape) in sorted(index.items(), key=lambda item: -math.prod(item[1][1])):
-        name = our_name(key)
-        if name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")):
-            continue  # the causal mask and the angles of rotary positions, which old checkpoints store
-        if name not in wanted and name != "lm_head.weight":
-            kind = "a model of the Llama family" if isinstance(model, Llama) else "GPT-2"
-            raise UserError(f"{file} holds {key!r}, which {kind} does not have: it is another model")
-        like = wanted[name if name in wanted else "wte.weight"]
-        asked = tuple(like.shape[:: -1 if transposed(name) else 1])
-        if shape != asked:
-            raise UserError(f"{file}: {key!r} is {shape}, {config_file.name} asks for {asked}")
-        with safe_open(file, framework="pt") as opened:  # memory-mapped, and unmapped again before the next
-            t = opened.get_tensor(key)
-        if not t.is_floating_point():
-            raise UserError(f"{file}: {key!r} is of type {t.dtype}: weights are floating-point numbers")
-        if name not in wanted:
-            head = t[:: max(1, len(t) // 512)].clone(), file
-            continue
-        tensors[name] = torch.empty(like.shape, dtype=dtype, device=device).copy_(t.T if transposed(name) else t)
-        check_finite(tensors[name], key, file)
-    if missing := sorted(wanted.keys() - tensors.keys()):
-        lacks = f"{source} lacks {len(missing)} tensors, first {hub_name(missing[0], model)!r}"
-        raise UserError(f"{lacks}: fetch it again")
-    model.load_state_dict(tensors, assign=True)
-    if head is not None:  # some store the head beside the embedding table: it has to be the same
-        rows = model.wte.weight[:: max(1, config.vocab_size // 512)]
-        if not torch.equal(rows, head[0].to(rows)):
-            raise UserError(
-                f"{head[1]} has a head that is not its embedding table: only tied heads are supported where "
-                f"{config_file.name} does not say tie_word_embeddings = false"
-            )
-    model.folder = config_file.parent
-    model.name = str(source) if on_the_hub(source) else model.folder.resolve().name
-    return model
-
-
-class WithoutValues(TorchFunctionMode):
-    """Lets a network be made on the meta device without `normal_`, which imports torch's compiler there. That takes
-    several times as long as reading a small base."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is not nn.init.normal_:  # nothing uses what that returns
-            return func(*args, **(kwargs or {}))
+# ---------------------------------------------------------------- files
 
 
 def on_the_hub(source):
@@ -183,12 +168,12 @@ def on_the_hub(source):
 
 
 def locate(source):
-    """The config.json of a checkpoint, and {stored name: (file, shape)} over its weight files."""
+    """The config.json of a checkpoint, and {our name: (file, stored name, shape, type)} over its weight files."""
     folder, name = Path(source), "model.safetensors"
     if source in BUNDLED:
         folder = Path(__file__).parent.parent / "data" / source
     elif on_the_hub(source):
-        folder = fetch(source, name)
+        folder = fetch(source)
     elif folder.suffix == ".safetensors":
         folder, name = folder.parent, folder.name
     elif not folder.is_dir():
@@ -197,160 +182,119 @@ def locate(source):
             f"no model {str(source)!r}: give {names}, the hub's OWNER/NAME, a checkpoint's folder or its .safetensors "
             "file"
         )
-    parts = [folder / name]
-    if not parts[0].is_file() and (folder / SHARDS).is_file():
-        parts = [folder / file for file in shards(folder / SHARDS)]
+    is_sharded = not (folder / name).is_file() and (folder / SHARDS).is_file()
     index = {}
-    for part in parts:
+    for part in [folder / file for file in (shards(folder / SHARDS) if is_sharded else [name])]:
         if not part.is_file():
             raise UserError(f"no {part.name} in {folder}: a model is a folder with config.json and {name}")
         try:
             with safe_open(part, framework="pt") as file:
-                index |= {key: (part, tuple(file.get_slice(key).get_shape())) for key in file.keys()}
+                for key in file.keys():  # noqa: SIM118
+                    stored = file.get_slice(key)
+                    if not key.endswith(BUFFERS):
+                        index[our_name(key)] = part, key, tuple(stored.get_shape()), stored.get_dtype()
         except SafetensorError as error:
             raise UserError(f"{part} cannot be read ({error}): fetch it again") from None
     return folder / "config.json", index
 
 
 def shards(path):
-    """The file names of a checkpoint in shards, from its index. Raises UserError."""
+    """The file names of a checkpoint in shards, from its index."""
     names = sorted(set(schemas.read_json(path, schemas.ShardIndex)["weight_map"].values()))
-    for name in names:
-        if Path(name).name != name:
-            raise UserError(f"{path} names {name!r}, but a shard lies beside its index: fetch it again")
+    if outside := [name for name in names if Path(name).name != name]:
+        raise UserError(f"{path} names {outside[0]!r}, but a shard lies beside its index: fetch it again")
     return names
 
 
-def fetch(source, name):
+def fetch(source):
     """The folder of the hub's cache in which a repository's files lie, downloaded where they were not yet. Gated ones
     take the hub's own login (`hf auth login`, or HF_TOKEN)."""
     from huggingface_hub import hf_hub_download  # imported here, so that --help need not wait for it
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RemoteEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
     from huggingface_hub.utils import logging
 
     repository, _, revision = source.partition("@")
     repository, revision = HUB.get(source, (repository, revision or None))
     logging.set_verbosity_error()  # its retries would bury the one line below
+    left = ["config.json", *(["tokenizer.json"] if source not in HUB else []), "model.safetensors"]
     try:
-        for file in ["config.json"] + ["tokenizer.json"] * (source not in HUB):
-            folder = Path(hf_hub_download(repository, file, revision=revision)).parent
-        try:
-            hf_hub_download(repository, name, revision=revision)
-        except EntryNotFoundError:  # it is in shards, or not to be had
-            if source in HUB:
-                raise
-            file = SHARDS
-            index = Path(hf_hub_download(repository, file, revision=revision))
-            for file in shards(index):
-                hf_hub_download(repository, file, revision=revision)
-    except GatedRepoError:
-        raise UserError(
-            f"{repository} is gated: accept its terms on https://huggingface.co/{repository}, then log in with "
-            "`hf auth login`"
-        ) from None
-    except RemoteEntryNotFoundError:
-        raise UserError(f"the hub's {repository} has no {file}: name another base") from None
+        while left:
+            file = left.pop(0)
+            try:
+                path = Path(hf_hub_download(repository, file, revision=revision))
+            except EntryNotFoundError:
+                if file != "model.safetensors":
+                    raise
+                left = [SHARDS]  # the weights are in several files
+            else:
+                left += shards(path) if file == SHARDS else []
     except (OSError, HfHubHTTPError) as error:
-        files = f"config.json and {name}" if source in HUB else f"config.json, tokenizer.json and {name} or its shards"
         raise UserError(
-            f"cannot fetch {source} ({type(error).__name__}), and it is no folder: go online once, or put {files} of "
-            f"the hub's {repository} into a folder and name that with --model"
+            f"cannot fetch {file} of {source} ({type(error).__name__}), and it is no folder: go online once; if it is "
+            f"gated, accept its terms on https://huggingface.co/{repository} and log in with `hf auth login`; or put "
+            f"config.json, tokenizer.json and the weights of {repository} into a folder and name that with --model"
         ) from None
-    return folder
+    return path.parent
 
 
-def read_config(path, index):
-    """GPTConfig or LlamaConfig of a config.json, or GPTConfig, where there is none, of the tensors' shapes."""
-    if not path.is_file():
-        return gpt2_config_of_shapes(path.parent, index)
-    kind = schemas.read_json(path, schemas.ModelType).get("model_type", "gpt2")
-    if kind not in ("gpt2", *LLAMA_FAMILY):
-        known = ", ".join(("gpt2", *LLAMA_FAMILY))
-        raise UserError(f"{path} says model_type = {kind!r}: only {known} can be loaded")
-    remedy = "only GPT-2 and Llama checkpoints can be loaded"
-    if kind == "gpt2":
-        return gpt2_config(path, schemas.read_json(path, schemas.GPT2Json, remedy))
-    return llama_config(path, schemas.read_json(path, schemas.LlamaJson, remedy))
+# ---------------------------------------------------------------- config.json
 
 
-def gpt2_config_of_shapes(folder, index):
-    shapes = {our_name(key): shape for key, (_, shape) in index.items()}
-    try:
-        (vocab_size, n_embd), block_size = shapes["wte.weight"], shapes["wpe.weight"][0]
-    except (KeyError, ValueError):
-        raise UserError(f"no config.json in {folder}, and its weights are not GPT-2's: name another") from None
-    if n_embd % 64:
-        raise UserError(f"no config.json in {folder}: it says how many heads share {n_embd} columns")
-    n_layer = len({key.split(".")[1] for key in shapes if key.startswith("h.")})
-    return GPTConfig(vocab_size, block_size, n_layer, n_embd // 64, n_embd)  # a head of GPT-2 is 64 wide
+def config_json(model):
+    """What config.json says of a model, in the hub's words."""
+    c, keys = model.config, GPT2_KEYS
+    own = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    own |= {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}
+    if isinstance(model, Llama):
+        name, keys = "Qwen3" if c.qk_norm else "Qwen2" if c.qkv_bias else "Llama", LLAMA_KEYS
+        own = {"model_type": name.lower(), "architectures": [f"{name}ForCausalLM"], "hidden_act": "silu"}
+        scaling = {"rope_type": "llama3"} | dict(zip(ROPE_SCALING, c.rope_scaling)) if c.rope_scaling else None
+        own |= {"rope_theta": c.rope_theta, "rope_scaling": scaling}
+    return own | {theirs: getattr(c, ours) for theirs, ours in keys.items()}
 
 
-def gpt2_config(path, c):
-    config = GPTConfig(c["vocab_size"], c["n_positions"], c["n_layer"], c["n_head"], c["n_embd"])
-    if config.n_embd % config.n_head:
-        raise UserError(f"{path}: n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
-    same = {  # settings under which the same weights would mean another network
-        "activation_function": ("gelu_new",),
-        "layer_norm_epsilon": (1e-5,),
-        "n_inner": (None, 4 * config.n_embd),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    }
-    for key, allowed in same.items():
-        if c.get(key, allowed[0]) not in allowed:
-            raise UserError(f"{path} says {key} = {c[key]!r}: only GPT-2's own {allowed[0]!r} is supported")
-    return config
+def read_config(path):
+    """GPTConfig or LlamaConfig of a config.json."""
+    stated, remedy = schemas.read_json(path, dict), "only GPT-2 and Llama checkpoints can be loaded"
+    kind = stated.get("model_type", "gpt2")
+    schemas.check_settings(stated, {"model_type": ["gpt2", *LLAMA_FAMILY]}, path)
+    if kind != "gpt2":
+        return llama_config(path, stated, schemas.decode(stated, schemas.LlamaJson, path, remedy))
+    c = schemas.decode(stated, schemas.GPT2Json, path, remedy)
+    fixed = FIXED | {"n_inner": [None, 4 * c["n_embd"]], "tie_word_embeddings": [True]}
+    schemas.check_settings(stated, fixed, path)
+    if c["n_embd"] % c["n_head"]:
+        raise UserError(f"{path}: n_embd {c['n_embd']} is not a multiple of n_head {c['n_head']}")
+    return GPTConfig(**{ours: c[theirs] for theirs, ours in GPT2_KEYS.items()})
 
 
-def llama_config(path, c):
-    kind = c["model_type"]
+def llama_config(path, stated, c):
+    """LlamaConfig of a config.json: `stated` is all of it, `c` the part that has been checked."""
     # transformers 5 writes rope_parameters, and what was written before has rope_theta and rope_scaling
     rope = c.get("rope_parameters") or {"rope_theta": c.get("rope_theta", 10000.0)} | (c.get("rope_scaling") or {})
-    positions = rope.get("rope_type", rope.get("type", "default"))
-    stated = c | {"rope_type": positions, "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0)}
-    same = {  # settings under which the same weights would mean another network
-        "hidden_act": ("silu",),
-        "attention_bias": (False,),
-        "mlp_bias": (False,),
-        "rope_type": ("default", "llama3"),
-        "partial_rotary_factor": (1.0,),
-        "quantization_config": (None,),
-    }
-    for key, allowed in same.items():
-        if stated.get(key, allowed[0]) not in allowed:
-            only = " and ".join(map(repr, allowed))
-            raise UserError(f"{path} says {key} = {stated[key]!r}: only {only} is supported in the Llama family")
-    scaling = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
-    if missing := {"rope_theta", *(scaling if positions == "llama3" else ())} - rope.keys():
+    rope = {"rope_type": rope.get("type", "default"), "partial_rotary_factor": 1.0} | rope
+    schemas.check_settings(stated | rope, FIXED, path)
+    scaling = ROPE_SCALING if rope["rope_type"] == "llama3" else ()
+    if missing := {"rope_theta", *scaling} - rope.keys():
         raise UserError(f"{path} has no {min(missing)}, which says how positions turn: fetch it again")
-    if positions == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
-        raise UserError(f"{path} says high_freq_factor <= low_freq_factor: fetch it again")
-    # within its window a position sees everything before it, so that no text may be longer
-    windowed = kind == "mistral" or c.get("use_sliding_window")
-    window = c.get("sliding_window", 4096) if windowed else None
+    kind, n_head, window = c["model_type"], c["num_attention_heads"], c.get("sliding_window", 4096)
+    defaults = {"num_key_value_heads": n_head, "head_dim": 128 if kind == "qwen3" else c["hidden_size"] // n_head}
+    defaults |= {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+    c = defaults | {key: value for key, value in c.items() if value is not None}
     ends = c.get("eos_token_id") or 0
     eos = ends[0] if isinstance(ends, list) else ends  # chat models have several
-    bos = c.get("bos_token_id") if isinstance(c.get("bos_token_id"), int) else eos
+    bos = c["bos_token_id"] if isinstance(c.get("bos_token_id"), int) else eos
+    c |= {"bos_token_id": bos if bos < c["vocab_size"] else 0, "eos_token_id": eos if eos < c["vocab_size"] else 0}
+    if kind == "mistral" or c.get("use_sliding_window"):  # within its window a position sees everything before it
+        c["max_position_embeddings"] = min(c["max_position_embeddings"], window or math.inf)
     config = LlamaConfig(
-        vocab_size=c["vocab_size"],
-        block_size=min(c["max_position_embeddings"], window or math.inf),
-        n_layer=c["num_hidden_layers"],
-        n_head=c["num_attention_heads"],
-        n_kv_head=c.get("num_key_value_heads") or c["num_attention_heads"],
-        n_embd=c["hidden_size"],
-        head_dim=c.get("head_dim") or (128 if kind == "qwen3" else c["hidden_size"] // c["num_attention_heads"]),
-        n_inner=c["intermediate_size"],
+        **{ours: c[theirs] for theirs, ours in LLAMA_KEYS.items()},
         rope_theta=float(rope["rope_theta"]),
-        rope_scaling=tuple(rope[key] for key in scaling) if positions == "llama3" else (),
-        norm_eps=c.get("rms_norm_eps", 1e-6),
-        tied=c.get("tie_word_embeddings", False),
+        rope_scaling=tuple(rope[key] for key in scaling),
         qkv_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",
-        bos_token=bos if bos < c["vocab_size"] else 0,
-        eos_token=eos if eos < c["vocab_size"] else 0,
     )
-    if config.n_head % config.n_kv_head or config.head_dim % 2 or config.head_dim == 0:
-        heads = f"{config.n_head} heads of {config.head_dim}, {config.n_kv_head} of keys and values"
-        raise UserError(f"{path} says {heads}: these have to share the former, and their width is even")
+    turns = not scaling or rope["high_freq_factor"] > rope["low_freq_factor"]
+    if not turns or config.n_head % config.n_kv_head or config.head_dim % 2 or config.head_dim == 0:
+        raise UserError(f"{path}: its heads, its head_dim or its rope_parameters do not fit together, fetch it again")
     return config

@@ -1,18 +1,17 @@
 """Synthetic tasks. A task is one file of this folder; `load(name)` finds it, nothing registers it.
 
-A task says how to make a question and its answer, which is a scratchpad (the steps) and the final answer, and which
-lengths are in-distribution and which are out. `python -m tasks addition --n 3` prints some.
+A task says how to make a question and its answer, which is the steps and the final answer, and which lengths are
+in-distribution and which are out. `python -m tasks addition --n 3` prints some.
 """
 
 import hashlib
 import importlib
 import os
 import random
+import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
-
-from tqdm import tqdm
 
 from files.errors import UserError
 
@@ -28,22 +27,18 @@ class Example(NamedTuple):
 
 
 class Task:
-    """Subclass with: `trigger`, words a person would write to ask for it; `unit`, what length
-    counts; `ranges`, the shortest and longest length of each range, the first of which is
-    in-distribution and tuned on; `pattern` and `steps_pattern`, regular expressions of its format
-    and of its steps alone, which no text and no answer of pretraining may contain; and
-    `example(rng, length, new_words)` -> (question, answer).
+    """A task makes questions and answers. Subclasses say what is below and `example(rng, length, new_words)` ->
+    (question, answer).
 
     `stop` ends every answer; the final answer is what stands between its last `=` and that.
-    A range whose name is in `new_words` draws words that tuning never sees.
     """
 
-    trigger = ""
-    unit = "length"
-    ranges = {}
-    new_words = ()
-    pattern = r"(?!)"
-    steps_pattern = r"(?!)"
+    trigger = ""  # words a person would write to ask for it
+    unit = "length"  # what length counts
+    ranges = {}  # {name: (shortest, longest)}; the first is in-distribution, and tuned on
+    new_words = ()  # names of ranges that draw words which tuning never sees
+    pattern = r"(?!)"  # a regular expression of its format, which no text and no answer of pretraining may contain
+    steps_pattern = r"(?!)"  # the same of its steps alone
     stop = "$"
     question_format = "{}"  # how a question is put, for sample.py
     tokenize = "bytes"  # or "bpe"
@@ -52,19 +47,16 @@ class Task:
     def examples(self, n, range_name=IN_DISTRIBUTION, split="test", seed=0):
         """A list of n `Example`s, lengths drawn uniformly from the range.
 
-        In distribution, questions of split "test" and "train" never meet: a hash of the question
-        decides. The other ranges are all test. Test examples are distinct, so short ones may run
-        out: the list is then shorter than n. Raises UserError for a range that is not the task's.
+        In distribution, questions of split "test" and "train" never meet: a hash of the question decides. The other
+        ranges are all test. Test examples are distinct, so short ones may run out: the list is then shorter than n.
         """
         if range_name not in self.ranges:
             raise UserError(f"task {self.name} has no range {range_name!r}: choose from {', '.join(self.ranges)}")
         in_distribution = range_name == next(iter(self.ranges))
-        if split == "train" and not in_distribution:
-            raise UserError(f"range {range_name!r} is out of distribution: there is nothing to train on")
+        assert split == "test" or in_distribution, f"range {range_name!r} is out of distribution"
         low, high = self.ranges[range_name]
         rng = random.Random(f"{self.name} {range_name} {split} {seed}")
         examples, seen, misses = [], set(), 0
-        bar = tqdm(total=n, desc=f"drawing {range_name}", unit=" examples", delay=2, leave=False)  # of many alone
         while len(examples) < n and misses < 10_000:
             length = rng.randint(low, high)
             question, answer = self.example(rng, length, range_name in self.new_words)
@@ -74,13 +66,10 @@ class Task:
             misses = 0
             seen.add(question)
             examples.append(Example(question, answer, length))
-            bar.update()
-        bar.close()
         return examples
 
     def worth_showing(self, examples, k):
-        """The k of some examples that a prompt begins as or a context shows: the longest, which show most; of equal
-        length the earlier ones."""
+        """The k examples that a prompt begins as or a context shows: the longest, of equal length the earlier ones."""
         return sorted(examples, key=lambda e: -e.length)[:k]
 
     def final_answer(self, answer):
@@ -89,8 +78,8 @@ class Task:
         return text.rpartition("=")[2] if stop else ""
 
     def kind_of_error(self, answer, text):
-        """What went wrong in a text, mostly where it first differs from the true answer, in two or three words; ''
-        where nothing did. Tasks with steps tell more kinds apart."""
+        """What went wrong where a text first differs from the true answer, in two or three words; '' where nothing did.
+        Tasks with steps tell more kinds apart."""
         if text == answer:
             return ""
         i = first_difference(answer, text)
@@ -102,13 +91,13 @@ class Task:
 
 
 def first_difference(a, b):
-    """The index of the first character in which two texts differ. Where one begins the other, it is where that ends."""
+    """The index of the first character in which two texts differ, which may be the end of the shorter one."""
     return len(os.path.commonprefix([a, b]))
 
 
 def error_in_list(kind, answer, text, left_out, wrong, miscopied):
-    """What Task.kind_of_error tells of an answer that lists items before its `=`, as 3;8;12=12$, told more closely: a
-    text that lists fewer, 3;12=12$; a wrong item; a wrong final answer."""
+    """Refines Task.kind_of_error for an answer that lists items before its `=`, as 3;8;12=12$: one was left out, as
+    in 3;12=12$, an item is wrong, or the final answer is."""
     if kind in ("wrong character", "space added") and "=" in text and text.count(";") < answer.count(";"):
         return left_out
     in_items = first_difference(answer, text) < answer.rindex("=")
@@ -134,24 +123,31 @@ def words(new):
     return by_length
 
 
+def files():
+    return sorted(path.stem for path in FOLDER.glob("[!_]*.py") if path.is_file())
+
+
 def names():
-    """Every task's name, variants behind a colon: addition, addition:plain, ..."""
-    files = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
-    return [
-        f"{file}:{variant}" if variant else file
-        for file in files
-        for variant in importlib.import_module(f"tasks.{file}").variants
-    ]
+    """Every task's name, variants behind a colon: addition, addition:plain, ... A file that cannot be imported is left
+    out, with one line on stderr."""
+    found = []
+    for file in files():
+        try:
+            variants = importlib.import_module(f"tasks.{file}").variants
+            found += [f"{file}:{variant}" if variant else file for variant in variants]
+        except Exception as error:  # of a file that somebody is writing
+            print(f"tasks/{file}.py is left out: {type(error).__name__}: {error}", file=sys.stderr)
+    return found
 
 
-def load(name, **files):
-    """The task of that name, or of that .jsonl, .csv or .tsv file, with `files` the rest of what YourData
-    (your_data.py) takes. Raises UserError that lists the names."""
+def load(name, **own):
+    """The task of that name, or of that .jsonl, .csv or .tsv file, with `own` the rest of what YourData takes. Only the
+    file asked for is imported. Raises UserError that lists the names."""
     if Path(name).suffix in FILES:
-        return importlib.import_module("tasks.your_data").YourData(name, **files)
-    if name not in names():
-        raise UserError(f"no task {name!r}: choose from {', '.join(names())}, or name a .jsonl, .csv or .tsv file")
+        return importlib.import_module("tasks.your_data").YourData(name, **own)
     file, _, variant = name.partition(":")
-    task = importlib.import_module(f"tasks.{file}").variants[variant]
-    task.name = name
-    return task
+    variants = importlib.import_module(f"tasks.{file}").variants if file in files() else {}
+    if variant not in variants:
+        raise UserError(f"no task {name!r}: choose from {', '.join(names())}, or name a .jsonl, .csv or .tsv file")
+    variants[variant].name = name
+    return variants[variant]

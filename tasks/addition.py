@@ -18,7 +18,7 @@ class Addition(Task):
     def __init__(self, steps=True, sign="=", longest=4):
         self.steps = steps
         self.sign = sign
-        beyond = range(longest + 1, max(9, longest + 3))  # two lengths at least; 7 and 8 digits are new to nano
+        beyond = range(longest + 1, max(9, longest + 3))  # two lengths at least; 7 and 8 digits are new to the base
         self.ranges = {IN_DISTRIBUTION: (1, longest)} | {f"{n} digits": (n, n) for n in beyond}
         self.steps_pattern = COLUMNS if steps else r"(?!)"
         self.pattern = rf"(?<!\d){COLUMNS}" if steps else rf"\d\+\d+{re.escape(sign)}\d+\$"
@@ -70,5 +70,5 @@ variants = {
     "": Addition(),
     "plain": Addition(steps=False),
     "symbolic": Addition(sign=";"),
-    "long": Addition(longest=6),  # all that nano has seen: what its prompts could reach at 5 and 6
+    "long": Addition(longest=6),  # as long as in the base's pretraining: what prompts could reach at 5 and 6
 }

@@ -1,6 +1,6 @@
 """Each letter of a word becomes the next of the alphabet: next(dog)=eph$
 
-No document that nano-2 has read shows this skill: it is here to see what a prompt cannot call up.
+No document of the base's pretraining shows this skill: it asks what a prompt cannot call up.
 """
 
 from tasks import IN_DISTRIBUTION, Task, words

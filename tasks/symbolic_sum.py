@@ -14,22 +14,17 @@ class SymbolicSum(Task):
     trigger = "Add up the values of all the symbols, one after the other, and write the total."
     unit = "terms"
 
+    steps_pattern = r"\d;\d"
+    pattern = r"x1=\d+, x2=\d+[^?]* sum\?\d"
+
     def __init__(self, sequence=False):
-        self.sequence = sequence
-        # a sequence has a middle to leave out from four terms on
-        self.ranges = (
-            {IN_DISTRIBUTION: (4, 6), "7 terms": (7, 7), "8 terms": (8, 8)}
-            if sequence
-            else {IN_DISTRIBUTION: (2, 5), "6 terms": (6, 6), "7 terms": (7, 7)}
-        )
-        self.steps_pattern = r"\d;\d"
-        self.pattern = r"x1=\d+, x2=\d+[^?]* sum\?\d"
+        self.sequence, longest = sequence, 6 if sequence else 5
+        self.ranges = {IN_DISTRIBUTION: (4 if sequence else 2, longest)}  # a sequence needs a middle to leave out
+        self.ranges |= {f"{n} terms": (n, n) for n in (longest + 1, longest + 2)}
 
     def example(self, rng, length, new_words=False):
         if self.sequence or rng.random() < 0.2:  # an arithmetic sequence now and then in the other form as well
-            first, step = (
-                (rng.randrange(20), rng.randrange(1, 20)) if self.sequence else (rng.randrange(10), rng.randrange(1, 5))
-            )
+            first, step = rng.randrange(20 if self.sequence else 10), rng.randrange(1, 20 if self.sequence else 5)
             values = [first + step * i for i in range(length)]
         else:
             values = [rng.randrange(10) for _ in range(length)]

@@ -15,7 +15,6 @@ import os
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from files import schemas
 from files.errors import UserError
@@ -29,8 +28,8 @@ class YourData(Task):
     """Rows of `path` to tune on, and of `test` to test on; without `test` a hash of the prompt holds out a fifth.
 
     answer_after: what stands between the steps of an answer and the final answer, which alone is compared.
-    `notes` are lines for the reader: broken rows by line number, prompts in both files. Raises
-    ValueError for files that are empty, lack a column or have a single answer.
+    `notes` are lines for the reader: broken rows by line number, prompts in both files. Raises UserError for files that
+    are empty, lack a column or have a single answer.
     """
 
     unit = "words in the prompt"
@@ -39,29 +38,28 @@ class YourData(Task):
     tokenize = "bpe"
 
     def __init__(self, path, test=None, prompt="prompt", answer="answer", answer_after=None):
-        self.answer_after = answer_after
-        self.name, self.notes = "-".join(filter(None, [Path(os.path.abspath(path)).parent.name, Path(path).stem])), []
+        self.answer_after, self.notes = answer_after, []
+        self.name = "-".join(filter(None, [Path(os.path.abspath(path)).parent.name, Path(path).stem]))
         rows = self.read(path, prompt, answer)
-        if test:
-            self.rows = {"train": rows, "test": self.read(test, prompt, answer)}
-            asked = {e.question for _, e in self.rows["test"]}
-            self.rows["train"] = [row for row in rows if row[1].question not in asked]
-            if both := len(rows) - len(self.rows["train"]):
-                self.notes.append(f"{path}: {both} prompts occur in {test} as well: not tuned on")
-        else:
-            self.rows = {s: [r for r in rows if in_test(r[1].question) == (s == "test")] for s in ("train", "test")}
-        for split, some in self.rows.items():
-            if not some:
-                raise UserError(f"{path}: no row is left to {split} on: give more rows, or another --test file")
-        counts = Counter(self.final_answer(e.answer) for _, e in self.rows["train"])
+        tests = self.read(test, prompt, answer) if test else [row for row in rows if in_test(row[1].question)]
+        asked = {e.question for _, e in tests}
+        self.rows = {"train": [row for row in rows if row[1].question not in asked], "test": tests}
+        if test and (both := len(rows) - len(self.rows["train"])):
+            self.notes.append(f"{path}: {both} prompts occur in {test} as well: not tuned on")
+        self.check_rows(f"{path}: no row is left to {{}} on: give more rows, or another --test file")
+        counts, tested = (Counter(self.final_answer(e.answer) for _, e in some) for some in self.rows.values())
         if len(counts) == 1:
             raise UserError(f"{path}: every answer is {next(iter(counts))!r}: there is nothing to tell apart")
         if not answer_after and len(counts) <= MOST_CLASSES and counts.total() >= ROWS_A_CLASS * len(counts):
-            self.classes = sorted(counts | Counter(self.final_answer(e.answer) for _, e in self.rows["test"]))
-            self.majority = counts.most_common(1)[0][0]
+            self.classes, self.majority = sorted(counts | tested), counts.most_common(1)[0][0]
             self.trigger = f"Answer with one of: {', '.join(self.classes)}." if len(self.classes) <= 12 else ""
         lengths = [e.length for some in self.rows.values() for _, e in some]
         self.ranges = {IN_DISTRIBUTION: (min(lengths), max(lengths))}
+
+    def check_rows(self, message):
+        for split, rows in self.rows.items():
+            if not rows:
+                raise UserError(message.format(split))
 
     def answer_line(self, answer):
         return f" {answer}{self.stop}"
@@ -92,13 +90,10 @@ class YourData(Task):
         """Drop the rows of which `too_long(example)` is true, and say which."""
         for split, rows in self.rows.items():
             self.rows[split] = [row for row in rows if not too_long(row[1])]
-            lines = sorted({line for line, _ in rows} - {line for line, _ in self.rows[split]})
-            if lines:
-                self.notes.append(
-                    f"{len(lines)} rows to {split} on are too long for the base: left out, {named(lines)}"
-                )
-            if not self.rows[split]:
-                raise UserError(f"every row to {split} on is too long for the base: use one with a longer block_size")
+            if lines := sorted({line for line, _ in rows} - {line for line, _ in self.rows[split]}):
+                left_out = f"{len(lines)} rows to {split} on are too long for the base"
+                self.notes.append(f"{left_out}: left out, {named(lines)}")
+        self.check_rows("every row to {} on is too long for the base: use one with a longer block_size")
 
     def read(self, path, prompt, answer):
         """[(line number, Example)] of the rows that can be used; notes about the others."""
@@ -106,62 +101,60 @@ class YourData(Task):
             text = schemas.read_bytes(path, schemas.DATA_LIMIT).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as that") from None
-        if not text.strip():
-            raise UserError(f"{path} is empty")
         found, broken, columns = [], {}, set()
-        for line, row in self.parse(path, text):
-            if not isinstance(row, dict):
-                broken[line] = row
-                continue
-            columns |= row.keys()
-            pair = [str(row[c]).strip() if isinstance(row.get(c), str | int | float) else "" for c in (prompt, answer)]
-            if not all(pair):
-                broken[line] = f"no {(answer if pair[0] else prompt)!r}"
-            elif self.answer_after and self.answer_after not in pair[1]:
-                broken[line] = f"no {self.answer_after!r} in {answer!r}"
-            elif sum(map(len, pair)) > MOST_CHARACTERS:
-                broken[line] = f"more than {MOST_CHARACTERS:,} characters"
-            elif self.stop in pair[1]:
-                broken[line] = f"a line break in {answer!r}"
+        for line, row in parse(path, text):
+            fault, pair = row, ()
+            if isinstance(row, dict):
+                columns |= row.keys()
+                pair = [row.get(column) for column in (prompt, answer)]
+                pair = [str(cell).strip() if isinstance(cell, str | int | float) else "" for cell in pair]
+                fault = self.fault(*pair, prompt, answer)
+            if fault:
+                broken[line] = fault
             else:
                 question = self.question_format.replace("{}", pair[0])
                 found.append((line, Example(question, self.answer_line(pair[1]), len(pair[0].split()))))
-        for column in (prompt, answer):
-            if columns and column not in columns:
-                has = ", ".join(map(repr, sorted(map(str, columns))))
-                raise UserError(f"{path} has no column {column!r} but {has}: name both with --columns")
+        if absent := [column for column in (prompt, answer) if columns and column not in columns]:
+            has = ", ".join(map(repr, sorted(map(str, columns))))
+            raise UserError(f"{path} has no column {absent[0]!r} but {has}: name both with --columns")
+        first = "".join(f"line {line}: {fault}" for line, fault in [*broken.items()][:1])
+        if not found:
+            raise UserError(f"{path}: not one row can be used; {first or 'it is empty'}")
         if broken:
-            first = next(iter(broken))
-            if not found:
-                raise UserError(f"{path}: not one row can be used; line {first}: {broken[first]}")
-            self.notes.append(
-                f"{path}: {len(broken)} broken rows left out, {named(broken)}; line {first}: {broken[first]}"
-            )
+            self.notes.append(f"{path}: {len(broken)} broken rows left out, {named(list(broken))}; {first}")
         return found
 
-    @staticmethod
-    def parse(path, text):
-        """(line number, dict of the row, or what is wrong with it)."""
-        if Path(path).suffix == ".jsonl":
-            for line, one in enumerate(text.split("\n"), 1):
-                if one.strip():
-                    try:
-                        row = schemas.decode(one, Any, f"line {line}", "")
-                        yield line, row if isinstance(row, dict) else "not an object"
-                    except ValueError:
-                        yield line, "not JSON"
-            return
-        csv.field_size_limit(schemas.DATA_LIMIT)  # too long a field is left out below, with its line
-        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if Path(path).suffix == ".tsv" else ",")
+    def fault(self, question, reply, prompt, answer):
+        """Why the row of a prompt and an answer cannot be used, or None; `prompt` and `answer` name their columns."""
+        if not question or not reply:
+            return f"no {(answer if question else prompt)!r}"
+        if self.answer_after and self.answer_after not in reply:
+            return f"no {self.answer_after!r} in {answer!r}"
+        if len(question) + len(reply) > MOST_CHARACTERS:
+            return f"more than {MOST_CHARACTERS:,} characters"
+        return f"a line break in {answer!r}" if self.stop in reply else None
+
+
+def parse(path, text):
+    """(line number, dict of the row, or what is wrong with it)."""
+    if Path(path).suffix == ".jsonl":
+        for line, one in enumerate(text.split("\n"), 1):
+            if one.strip():
+                try:
+                    yield line, schemas.decode(one, dict, f"line {line}", "")
+                except UserError:
+                    yield line, "not a JSON object"
+        return
+    csv.field_size_limit(schemas.DATA_LIMIT)  # a field that is too long is left out later, with its line
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if Path(path).suffix == ".tsv" else ",")
+    before = rows.line_num
+    for row in rows:
+        yield before + 1, "more fields than the header" if None in row else row
         before = rows.line_num
-        for row in rows:
-            yield before + 1, "more fields than the header" if None in row else row
-            before = rows.line_num
 
 
 def named(lines):
     """Line numbers for a reader: the first ten of them."""
-    lines = list(lines)
     return f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines[:10]))}{', ...' * (len(lines) > 10)}"
 
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tasks
+from files.errors import UserError
 from data.batches import encode, question_batches, training_batches
 from data.tokenizer import Tokenizer
 from research import documents
@@ -109,17 +110,17 @@ def test_without_its_vocabulary_one_line_says_where_to_put_it(monkeypatch):
         raise ConnectionError("a paragraph")
 
     monkeypatch.setattr("tiktoken.get_encoding", fetch)
-    with pytest.raises(ValueError, match="cannot fetch GPT-2's vocabulary .* TIKTOKEN_CACHE_DIR"):
+    with pytest.raises(UserError, match="cannot fetch GPT-2's vocabulary .* TIKTOKEN_CACHE_DIR"):
         Tokenizer.load("nowhere", 50257)
 
 
 def test_a_vocabulary_nobody_knows_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="777 tokens and no encoding.json"):
+    with pytest.raises(UserError, match="777 tokens and no encoding.json"):
         Tokenizer.load(tmp_path, 777)
-    with pytest.raises(ValueError, match="has 1024 tokens, the weights have 777"):
+    with pytest.raises(UserError, match="has 1024 tokens, the weights have 777"):
         Tokenizer.load("data/nano-2", 777)
     (tmp_path / "encoding.json").write_text('{"name": ')
-    with pytest.raises(ValueError, match="encoding.json is not JSON"):
+    with pytest.raises(UserError, match="encoding.json: Input data was truncated"):
         Tokenizer.load(tmp_path, 777)
 
 

@@ -331,7 +331,6 @@ def change_config(folder, **changes):
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "has no high_freq_factor"),
         ({"model_type": "qwen2"}, "lacks 6 tensors, first 'model.layers.0.self_attn.k_proj.bias'"),
-        ({"tie_word_embeddings": True}, "has a head that is not its embedding table"),
     ],
 )
 def test_what_would_be_another_network_is_refused_by_name(folder, changes, message):
@@ -410,15 +409,15 @@ def test_a_name_of_the_hub_fetches_what_the_index_of_its_shards_names(folder, mo
     assert {revision for _, _, revision in asked} == {None}
     for missing in ("tokenizer.json", "model.safetensors.index.json"):
         hub(folder, monkeypatch, missing)
-        with pytest.raises(ValueError, match=f"the hub's HuggingFaceTB/SmolLM2-135M has no {missing}: name another"):
+        with pytest.raises(ValueError, match=f"cannot fetch {missing} of HuggingFaceTB/SmolLM2-135M"):
             load_model("HuggingFaceTB/SmolLM2-135M")
 
 
 def test_what_the_hub_does_not_give_is_said_in_one_line(folder, monkeypatch):
     response = SimpleNamespace(headers={}, request=None)
     for error, message in (
-        (LocalEntryNotFoundError("a paragraph\nof advice"), "cannot fetch meta-llama/Llama-3.2-1B.*go online once"),
-        (GatedRepoError("a paragraph\nof advice", response=response), "is gated: accept its terms on .*hf auth login"),
+        (LocalEntryNotFoundError("a paragraph\nof advice"), "cannot fetch config.json of meta-llama/Llama-3.2-1B.*go online once"),
+        (GatedRepoError("a paragraph\nof advice", response=response), "gated, accept its terms on .*hf auth login"),
     ):
         hub(folder, monkeypatch, error=error)
         with pytest.raises(ValueError, match=message) as refused:
@@ -446,7 +445,7 @@ def test_the_hub_s_cache_alone_will_do_and_offline_one_line_says_what_is_missing
         env=offline,
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "cannot fetch meta-llama/Llama-3.2-1B" in done.stderr and "tokenizer.json" in done.stderr
+    assert "cannot fetch config.json of meta-llama/Llama-3.2-1B" in done.stderr and "tokenizer.json" in done.stderr
 
 
 # ---------------------------------------------------------------- tokenizers
@@ -527,7 +526,7 @@ def test_text_comes_back_and_unknown_numbers_are_nothing(tmp_path, kind):
 
 
 def test_what_is_no_tokenizer_of_these_weights_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no tokenizer.json in"):
+    with pytest.raises(ValueError, match="no file .*tokenizer.json"):
         theirs_of(*SHAPE).save_pretrained(tmp_path / "base")
         Tokenizer.load(tmp_path / "base", 101)
     byte_level().save(str(tmp_path / "base" / "tokenizer.json"))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tasks
+from files.errors import UserError
 
 ALL = [name for name in tasks.names() if name != "memory"]  # which asks what it was tuned on
 
@@ -194,11 +195,11 @@ def test_final_answers():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="no task 'sums': choose from addition, addition:plain"):
+    with pytest.raises(UserError, match="no task 'sums': choose from addition, addition:plain"):
         tasks.load("sums")
-    with pytest.raises(ValueError, match="no range '9 digits'"):
+    with pytest.raises(UserError, match="no range '9 digits'"):
         tasks.load("addition").examples(1, "9 digits")
-    with pytest.raises(ValueError, match="out of distribution"):
+    with pytest.raises(UserError, match="out of distribution"):
         tasks.load("addition").examples(1, "5 digits", split="train")
 
 
@@ -295,7 +296,7 @@ def test_broken_rows_are_counted_and_named(tmp_path):
     ],
 )
 def test_useless_files_are_refused_in_one_line(tmp_path, name, text, complaint):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         tasks.load(write(tmp_path / name, text))
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
@@ -303,9 +304,9 @@ def test_useless_files_are_refused_in_one_line(tmp_path, name, text, complaint):
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"prompt,answer\n\xff\xfe,b\n")
-    with pytest.raises(ValueError, match="is not UTF-8"):
+    with pytest.raises(UserError, match="is not UTF-8"):
         tasks.load(str(tmp_path / "a.csv"))
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(UserError, match="no file"):
         tasks.load(str(tmp_path / "b.csv"))
 
 
@@ -316,7 +317,7 @@ def test_rows_too_long_for_the_base_are_left_out_by_line(tmp_path):
     assert len(rows_of(task)) == 27
     assert sum(int(note.split()[0]) for note in task.notes) == 3
     assert all("too long for the base" in note for note in task.notes)
-    with pytest.raises(ValueError, match="every row"):
+    with pytest.raises(UserError, match="every row"):
         task.drop(lambda e: True)
 
 
