@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tasks
-from files.errors import UserError
 from data.batches import encode, question_batches, training_batches
 from data.tokenizer import Tokenizer
+from files.errors import UserError
 from research import documents
 
 CACHE = Path(__file__).parent.parent.parent / "shared" / "tiktoken_cache"

@@ -20,7 +20,16 @@ FINGERPRINT = "7d550bd50aa4c8f5"
 
 transformers = pytest.importorskip("transformers")
 
-from test_model import reference  # noqa: E402
+
+def reference(folder):
+    """A GPT-2 that transformers made and saved."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 101, "n_positions": 64, "n_layer": 2, "n_head": 4, "n_embd": 32}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    model.save_pretrained(folder)
+    return model
 
 
 def test_transformers_reads_what_we_save(tmp_path, tiny):
