@@ -1,4 +1,5 @@
 PYTHON ?= python3
+PIP = .venv/bin/pip install --quiet --constraint constraints.txt
 
 demo: .venv/demo
 	.venv/bin/python train_task.py --task addition --out out/demo --overwrite
@@ -7,19 +8,15 @@ test: .venv/test
 	.venv/bin/ruff check .
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --dist loadgroup
 
+# hours: random bad inputs, kills in the middle of runs, and a real SLURM
 torture: .venv/test
-	.venv/bin/python tests/fuzz.py 100000
-	.venv/bin/python tests/torture.py --kills 1000
-	.venv/bin/python tests/slurm.py
+	.venv/bin/python -m tests.heavy.fuzz 100000
+	.venv/bin/python -m tests.heavy.torture --kills 1000
+	.venv/bin/python -m tests.heavy.slurm
 
-.venv/demo: requirements.txt
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet -r requirements.txt
-	touch $@
-
-.venv/test: requirements-dev.txt requirements-pretrain.txt requirements-llama.txt requirements-cluster.txt .venv/demo
-	.venv/bin/pip install --quiet -r requirements-dev.txt
-	touch $@
+# every plot and generated table of README.md and docs/
+figures: .venv/demo
+	.venv/bin/python -m research.figures
 
 lessons: .venv/lessons
 	.venv/bin/jupyter notebook lessons
@@ -35,8 +32,17 @@ slides:
 	cd out/slides && npx --yes @marp-team/marp-cli@4.5.1 slides.md -o slides.html
 	cd out/slides && npx --yes @marp-team/marp-cli@4.5.1 slides.md -o slides.pdf --allow-local-files
 
-.venv/lessons: requirements-lessons.txt .venv/demo
-	.venv/bin/pip install --quiet -r requirements-lessons.txt
+.venv/demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) .
 	touch $@
 
-.PHONY: demo test torture lessons lessons-test slides
+.venv/test: .venv/demo
+	$(PIP) '.[test]'
+	touch $@
+
+.venv/lessons: .venv/demo
+	$(PIP) '.[lessons]'
+	touch $@
+
+.PHONY: demo test torture figures lessons lessons-test slides

@@ -55,7 +55,7 @@ def run_cells(found, path, namespace=None):
 
 def write_notebook(path):
     """Make the .ipynb of a lesson and fill in its outputs; the stubs stay, so that the checks say what is missing."""
-    import jupytext  # of requirements-lessons.txt
+    import jupytext  # of the extra `lessons`
     from nbclient import NotebookClient  # comes with notebook
 
     notebook = jupytext.read(path)

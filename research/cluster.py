@@ -46,7 +46,7 @@ def open_executor(args, folder):
     try:
         import submitit
     except ImportError:
-        raise UserError("--cluster needs submitit: pip install -r requirements-cluster.txt") from None
+        raise UserError("--cluster needs submitit: pip install submitit") from None
     if args.cluster == "slurm" and not shutil.which("sbatch"):
         raise UserError("--cluster slurm: sbatch is not found: start the study where SLURM's jobs are submitted")
     root = str(Path(__file__).resolve().parent.parent)  # a job imports this file by its name

@@ -105,7 +105,7 @@ def train_tokenizer(books, vocab_size, rng):
     try:  # imported here, since nothing but pretraining needs it
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     except ImportError:
-        raise UserError("pretraining needs the tokenizers library: pip install -r requirements-pretrain.txt") from None
+        raise UserError("pretraining needs the tokenizers library: pip install tokenizers") from None
     sample, length = "", 3 * vocab_size  # characters of each book: more tokens take more text to find
     for book in books:
         start = rng.randrange(max(1, len(book) - length))

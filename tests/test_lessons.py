@@ -296,7 +296,7 @@ def test_every_check_is_tried_with_wrong_answers():
 
 @pytest.mark.parametrize("path", LESSONS, ids=names)
 def test_the_notebook_is_in_step_with_the_python_file(path):
-    jupytext = pytest.importorskip("jupytext", reason="of requirements-lessons.txt")
+    jupytext = pytest.importorskip("jupytext", reason="of the extra lessons")
     ours, notebook = jupytext.read(path), jupytext.read(path.with_suffix(".ipynb"))
     assert [(c.cell_type, c.source) for c in ours.cells] == [(c.cell_type, c.source) for c in notebook.cells]
 
