@@ -17,6 +17,13 @@ from files.weights import BUNDLED, HUB
 from prefix import METHODS
 
 DEFAULT_BASE, OWN_DATA_BASE = "nano-2", "nano-prose"
+MOVED = {  # flags of earlier versions
+    "--load": "python -m research.measure FILE",
+    "--text": "python -m research.distill FILE",
+    "--reproduce": "python -m research.reproduce RUN",
+    "--shard-base": "torchrun -m research.sharded",
+    "--trigger-examples": "--trigger examples:N",
+}
 BASELINES = "finetune", "finetune-top2", "lora", "adapter", "scratch"
 
 
@@ -189,6 +196,8 @@ def parse_args(doc, argv=None):
     cls = methods.find(name)
     if cls is None:
         raise UserError(f"--method {name}: choose from {', '.join(METHODS)}")
+    for flag in MOVED.keys() & {a.partition("=")[0] for a in argv}:
+        raise UserError(f"{flag} is now called {MOVED[flag]}")
     for option in {o for other in METHODS.values() for o in other.options} - cls.options.keys():
         flag = f"--{option.replace('_', '-')}"
         if flag in argv:
