@@ -33,7 +33,7 @@ from files.prompts import save_prefix
 from files.safe import write_json, write_text
 from files.weights import fingerprint, load_model
 from run import flags, processes, record, resume
-from run.contenders import baselines, budget, build_prompts, contexts, draw_examples, shown_examples
+from run.contenders import budget, build, shown_examples
 from run.results import Results
 from tasks import IN_DISTRIBUTION
 
@@ -81,15 +81,9 @@ def main(argv=None, load_base=load_base):
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize or task.tokenize)
     out = output_folder(args, task.name, model)
     saved = resume.load(out) if args.resume else None
-
-    # what is compared
-    prompts, trigger = build_prompts(args, model, tokenizer, task)
-    n_positions = max((method.n_positions() for method in prompts.values()), default=0)
-    examples, tests, free = draw_examples(args, task, model, tokenizer, n_positions)
     known = saved and saved.state.get("context")
     known = known and schemas.convert(known, schemas.Context, f"the context in {out}", "give another --out")
-    contenders, context = contexts(args, model, tokenizer, task, examples, trigger, free, known)
-    contenders |= prompts | baselines(args, model, tokenizer, task, examples, tests, free)
+    contenders, examples, tests, trigger, context = build(args, model, tokenizer, task, known)
     results = describe(args, task, model, contenders, trigger, context, [*examples, *sum(tests.values(), [])])
     if saved:
         record.check_same(out, saved.state, asdict(results))
@@ -101,7 +95,8 @@ def main(argv=None, load_base=load_base):
 
     with resume.Checkpoint(out, lambda: asdict(results), results.seconds, saved) as checkpoint:
         run = Run(args, task, model, tokenizer, tests, results, checkpoint)
-        look_before = where_answers_look(run, prompts.get(args.method))  # prompts are untuned until here
+        prompt = None if args.method in flags.NO_PROMPTS else contenders[args.method]
+        look_before = where_answers_look(run, prompt)  # it is untuned until here
         for name, method in contenders.items():
             checkpoint.restore(name, method)
             if name in results.accuracy:
@@ -115,7 +110,7 @@ def main(argv=None, load_base=load_base):
         if task.classes and args.beside != ["none"]:
             measure_texts(run, examples)
         if processes.is_main():
-            finish(run, prompts.get(args.method), look_before)
+            finish(run, prompt, look_before)
             checkpoint.finish()
             print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))} to {out}")
     return results

@@ -14,6 +14,7 @@ from files.errors import UserError
 from files.prompts import load_prefix
 from prefix import METHODS
 from run import processes
+from run.flags import NO_PROMPTS
 
 
 class Trigger(NamedTuple):
@@ -25,6 +26,17 @@ class Trigger(NamedTuple):
 
 
 NO_TRIGGER = Trigger("", "", [])
+
+
+def build(args, model, tokenizer, task, known=None):
+    """What a run compares: ({name: Method}, training examples, {range: test examples}, Trigger, the best context as
+    results.json has it). `known` is the best context of a run that was stopped."""
+    prompts, trigger = build_prompts(args, model, tokenizer, task)
+    n_positions = max((method.n_positions() for method in prompts.values()), default=0)
+    examples, tests, free = draw_examples(args, task, model, tokenizer, n_positions)
+    found, context = contexts(args, model, tokenizer, task, examples, trigger, free, known)
+    found |= prompts | baselines(args, model, tokenizer, task, examples, tests, free)
+    return found, examples, tests, trigger, context
 
 
 def budget(args, method):
@@ -121,7 +133,7 @@ def build_prompts(args, model, tokenizer, task):
     the task in words."""
     examples = training_examples(args, task, METHODS[args.method])
     trigger, prompts = trigger_of(args, task, tokenizer, examples), {}
-    if args.method in ("zero-shot", "few-shot", "scratch"):  # contexts() and baselines() make these
+    if args.method in NO_PROMPTS:  # contexts() and baselines() make these
         return prompts, trigger
     if args.init_from:
         method, header = begin_from(args, model, tokenizer)

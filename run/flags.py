@@ -24,6 +24,7 @@ MOVED = {  # flags of earlier versions
     "--shard-base": "torchrun -m research.sharded",
     "--trigger-examples": "--trigger examples:N",
 }
+NO_PROMPTS = "zero-shot", "few-shot", "scratch"  # methods that leave no prompt's file
 BASELINES = "finetune", "finetune-top2", "lora", "adapter", "scratch"
 
 
@@ -196,11 +197,12 @@ def parse_args(doc, argv=None):
     cls = methods.find(name)
     if cls is None:
         raise UserError(f"--method {name}: choose from {', '.join(METHODS)}")
-    for flag in MOVED.keys() & {a.partition("=")[0] for a in argv}:
+    flags_given = {a.partition("=")[0] for a in argv}
+    for flag in MOVED.keys() & flags_given:
         raise UserError(f"{flag} is now called {MOVED[flag]}")
     for option in {o for other in METHODS.values() for o in other.options} - cls.options.keys():
         flag = f"--{option.replace('_', '-')}"
-        if flag in argv:
+        if flag in flags_given:
             takes = ", ".join(other.name for other in METHODS.values() if option in other.options)
             raise UserError(f"{flag} is not for --method {name}: it is an option of {takes}")
     args = train_parser(doc, cls, shown=given is not None).parse_args(argv)
@@ -215,7 +217,7 @@ def parse_args(doc, argv=None):
         raise UserError(f"--method {name} has no random rows: leave out --n-random")
     if cls.default_trigger and not (args.trigger or cls.default_trigger).startswith("example"):
         raise UserError(f"--method {name} reads worked examples: leave out --trigger {args.trigger}")
-    if args.init_from and name in ("zero-shot", "few-shot", "scratch"):
+    if args.init_from and name in NO_PROMPTS:
         raise UserError(f"--init-from {args.init_from} is for what learns on the base, not for {name}")
     if "none" in (args.beside or []) and len(args.beside) > 1:
         raise UserError(f"--beside {' '.join(args.beside)}: none stands alone")
