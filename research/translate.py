@@ -1,14 +1,15 @@
-"""Train a translator: the network that makes a prompt out of worked examples in one pass, for any format.
+"""Train a translator: the network that makes a prompt out of worked examples in one pass, in any format.
 
-    python translator.py                   train one for the default base, and say what it carries: an hour on a core
-    python translator.py --measure         measure the one that lies beside the base
+    python -m research.translate                train one for the default base, and measure it: an hour on a core
+    python -m research.translate --steps 0      measure the one beside the base, or that of --init-from
 
-Each step draws synthetic documents (data/documents.py, in which the tasks' formats never occur). The first examples of
-each are translated into the keys and values of a prompt, behind which the frozen base answers the next ones:
-cross-entropy trains the translator alone. `train_task.py --method translator` uses it. prefix.py has the network.
+Each step draws synthetic documents (documents.py, in which the tasks' formats never occur). The first examples of each
+are translated into the keys and values of a prompt, behind which the frozen base answers the next ones: cross-entropy
+trains the translator alone. `train_task.py --method translator` uses it. methods/translator.py has the network.
 """
 
 import random
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ def parse_args(argv=None):
     p = Parser(__doc__)
     p.add_base()
     p.add_argument("--out", default=f"out/{TRANSLATOR}", help="its file; beside a base's weights it is found there")
-    p.add_argument("--steps", type=at_least(0), default=2000, help="of training (default %(default)s; 0: as it begins)")
+    p.add_argument("--steps", type=at_least(0), default=2000, help="of training (default %(default)s)")
     p.add_argument("--rows", type=at_least(1, 1000), default=16, help="positions of its prompts (default %(default)s)")
     p.add_argument("--rank", type=at_least(1, 1000), default=16, help="of its low-rank updates (default %(default)s)")
     p.add_argument("--width", type=at_least(4, 1000), default=64, help="of its attention to examples (%(default)s)")
@@ -40,15 +41,13 @@ def parse_args(argv=None):
     p.add_argument("--question-weight", type=weight, default=0.1, help="of the loss on questions (default %(default)s)")
     p.add_argument("--test-documents", type=at_least(1, 1000), default=32, help="per skill (default %(default)s)")
     p.add_argument("--init-from", metavar="FILE", help="go on with that translator; give another --seed with it")
-    p.add_argument("--measure", action="store_true", help="measure the base's own, or that of --init-from, and stop")
     p.add_argument("--seed", type=seed, default=0, help="of weights and documents (default %(default)s)")
     args = p.parse_args(argv)
     if args.width % TranslatorNetwork.heads:
         raise UserError(f"--width {args.width} is not a multiple of {TranslatorNetwork.heads} heads")
+    if args.steps and Path(args.out).exists():
+        raise UserError(f"{args.out} is there already: give another --out")
     return args
-
-
-# ---------------------------------------------------------------- data
 
 
 def encode(tokenizer, examples):
@@ -86,9 +85,6 @@ def draw_batches(tokenizer, n_rows, n, rng):
         yield from batches
 
 
-# ---------------------------------------------------------------- training
-
-
 def loss_of(translator, model, batch, question_weight):
     """(loss, its part on answers), (), of a batch of documents: cross-entropy of the questions that follow the
     examples, each behind its own document's prompt."""
@@ -96,8 +92,7 @@ def loss_of(translator, model, batch, question_weight):
     past = translator(model, [shown for shown, _ in batch])  # of batch D
     each = torch.tensor([len(questions) for _, questions in batch], device=device)
     past = [tuple(x.repeat_interleave(each, 0) for x in pair) for pair in past]  # of batch B
-    questions = [question for _, questions in batch for question in questions]
-    tokens, targets, answer = (t.to(device) for t in pad(questions))  # (B, T) each
+    tokens, targets, answer = (t.to(device) for t in pad([q for _, questions in batch for q in questions]))  # (B, T)
     asked = answer.cumsum(1) == 0  # True before the first answer token: the target belongs to a question
     hidden = model(tokens, past)  # (B, T, C)
     on_answers = model.loss(hidden[answer], targets[answer])
@@ -111,18 +106,16 @@ def train(translator, model, tokenizer, args):
     second half of the steps."""
     optimizer = torch.optim.AdamW(translator.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0)
     batches = draw_batches(tokenizer, args.rows, args.documents, random.Random(f"translator {args.seed}"))
-    losses = []
-    for step in tqdm(range(args.steps), desc="translator", unit=" steps"):
+    losses, bar = [], tqdm(islice(batches, args.steps), "translator", args.steps, unit=" steps")
+    for step, batch in enumerate(bar):
         optimizer.param_groups[0]["lr"] = args.lr * min(1, (step + 1) / 30, 2 * (1 - step / args.steps))
-        loss, on_answers = loss_of(translator, model, next(batches), args.question_weight)
+        loss, on_answers = loss_of(translator, model, batch, args.question_weight)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(translator.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(on_answers.item())
-        if len(losses) % 100 == 0:
-            tqdm.write(f"step {len(losses)}: loss on answers {sum(losses[-100:]) / 100:.4f}")
-            save_translator(translator, args.out, model)
+        bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
     return losses
 
 
@@ -145,24 +138,20 @@ def new_documents(tokenizer, skill, k, n, n_rows, block_size):
 
 
 @torch.no_grad()
-def accuracy_by_skill(past_of, model, tokenizer, k, n, n_rows):
-    """{skill: share of questions whose every answer token is the likeliest}, k worked examples behind past_of(tokens).
-    Skills whose examples are so long that not one document holds them are left out."""
-    device, share = model.wte.weight.device, {}
-    for skill in tqdm(documents.SKILLS, desc=f"{k} examples", leave=False):
-        right = []
-        for shown, asked in new_documents(tokenizer, skill, k, n, n_rows, model.config.block_size):
-            tokens, targets, answer = (t.to(device) for t in pad(asked))
-            missed = model.logits(model(tokens, past_of(shown))).argmax(-1) != targets  # (3, T)
-            right += (~(missed & answer).any(1)).tolist()
-        if right:
-            share[skill] = sum(right) / len(right)
-    return share
+def share_right(past_of, model, found):
+    """The share of questions whose every answer token is the likeliest, behind past_of(tokens of the examples)."""
+    right = []
+    for shown, asked in found:
+        tokens, targets, answer = (t.to(model.wte.weight.device) for t in pad(asked))
+        missed = model.logits(model(tokens, past_of(shown))).argmax(-1) != targets  # (3, T)
+        right += (~(missed & answer).any(1)).tolist()
+    return sum(right) / len(right)
 
 
 def measure(translator, model, tokenizer, n):
-    """{contender: {k: {skill: accuracy}}}: the translator, the same examples as text, the last tokens of that text (as
-    many as the prompt has positions), and nothing."""
+    """{contender: {k: {skill: accuracy}}} of n documents each: the translator, the same k examples as text, the last
+    tokens of that text (as many as the prompt has positions), and nothing. Skills of which not one document holds k
+    examples are left out."""
     P, device = translator.sizes["n_rows"], model.wte.weight.device
     contenders = {
         "translator": lambda shown: translator(model, [shown]),
@@ -170,29 +159,27 @@ def measure(translator, model, tokenizer, n):
         f"last {P} tokens as text": lambda shown: model.prefill(torch.tensor([shown[-P:]], device=device)),
         "nothing": lambda shown: None,
     }
-    return {
-        name: {k: accuracy_by_skill(past_of, model, tokenizer, k, n, P) for k in SHOTS}
-        for name, past_of in contenders.items()
-    }
-
-
-def mean(share):
-    """The mean over skills, as often as pretraining draws each."""
-    often = {skill: documents.SKILLS[skill][0] for skill in share}
-    return sum(often[skill] * share[skill] for skill in share) / max(1, sum(often.values()))
+    accuracy = {name: {k: {} for k in SHOTS} for name in contenders}
+    for k, skill in tqdm([(k, skill) for k in SHOTS for skill in documents.SKILLS], "measuring", leave=False):
+        found = new_documents(tokenizer, skill, k, n, P, model.config.block_size)
+        for name, past_of in contenders.items() if found else ():
+            accuracy[name][k][skill] = share_right(past_of, model, found)
+    return accuracy
 
 
 def table(accuracy):
-    """Markdown: accuracy in % behind 8 examples by skill, and by number of examples over all skills."""
-    rows = [f"| | {' | '.join(accuracy)} |", "| --- " * (len(accuracy) + 1) + "|"]
-    for skill in documents.SKILLS:
-        shares = [by_k[8].get(skill) for by_k in accuracy.values()]
-        if None not in shares:
-            rows.append(f"| {skill}, 8 examples | {' | '.join(f'{100 * s:.0f}' for s in shares)} |")
+    """Markdown: accuracy in % behind 8 examples by skill, and by number of examples over all skills, weighted by how
+    often pretraining draws each."""
+    rows = {f"{skill}, 8 examples": [by_k[8].get(skill) for by_k in accuracy.values()] for skill in documents.SKILLS}
     for k in SHOTS:
-        means = (100 * mean(by_k[k]) for by_k in accuracy.values())
-        rows.append(f"| all skills, {k} example{'s' * (k > 1)} | {' | '.join(f'{m:.0f}' for m in means)} |")
-    return "\n".join(rows)
+        often = {skill: documents.SKILLS[skill][0] for skill in accuracy["nothing"][k]}
+        means = [sum(often[s] * by_k[k][s] for s in often) / max(1, sum(often.values())) for by_k in accuracy.values()]
+        rows[f"all skills, {k} example{'s' * (k > 1)}"] = means
+    lines = [f"| | {' | '.join(accuracy)} |", "| --- " * (len(accuracy) + 1) + "|"]
+    for name, shares in rows.items():
+        if None not in shares:
+            lines.append(f"| {name} | {' | '.join(f'{100 * s:.0f}' for s in shares)} |")
+    return "\n".join(lines)
 
 
 def main(argv=None):
@@ -200,26 +187,22 @@ def main(argv=None):
     model = load_model(args.model, args.device, args.dtype).freeze()
     if model.config.block_size < 512:
         raise UserError(f"{model.name} has {model.config.block_size} positions, and documents up to 512 tokens")
-    tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
-    if args.init_from or args.measure:
+    tokenizer, out = Tokenizer.load(model.folder, model.config.vocab_size), Path(args.out)
+    if args.init_from or not args.steps:
         translator = load_translator(model, args.init_from)
         args.rows = translator.sizes["n_rows"]
     else:
         translator = TranslatorNetwork(model, args.rows, args.rank, args.width, args.seed).to(args.device)
-    if args.measure:
-        print(table(measure(translator, model, tokenizer, args.test_documents)))
-        return
-    args.out = Path(args.out)
-    if args.out.exists():
-        raise UserError(f"{args.out} is there already: give another --out")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     losses = train(translator, model, tokenizer, args)
-    save_translator(translator, args.out, model)
-    print(f"wrote {args.out}: {sum(p.numel() for p in translator.parameters()):,} weights")
+    if losses:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_translator(translator, out, model)
+        print(f"wrote {out}: {sum(p.numel() for p in translator.parameters()):,} weights")
     accuracy = measure(translator, model, tokenizer, args.test_documents)
     print(table(accuracy))
-    write_json(args.out.with_suffix(".json"), {"loss": losses, "accuracy": accuracy})
+    if losses:
+        write_json(out.with_suffix(".json"), {"loss": losses, "accuracy": accuracy})
 
 
 if __name__ == "__main__":
-    run_main(main, "translator.py")
+    run_main(main, "research.translate")
