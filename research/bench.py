@@ -31,8 +31,8 @@ from files.safe import read_tensors, write_json
 from files.weights import load_model, save_model
 from generate import generate
 from llama import Llama, LlamaConfig
+from methods.weights import Finetune
 from model import GPT, GPTConfig
-from prefix import Finetune
 from run.flags import Parser, at_least, best_dtype
 from train_task import train_step
 

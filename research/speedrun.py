@@ -34,7 +34,7 @@ from files.weights import load_model
 from methods import muon
 from prefix import METHODS
 from research import bench
-from run.flags import Parser, at_least, weight
+from run.flags import Parser, at_least, number
 from run.record import record
 from train_task import train_step
 
@@ -82,7 +82,9 @@ def parse_args(argv=None):
     p.add_argument("--task", default="addition", choices=names, help="a synthetic task (default %(default)s)")
     p.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of {', '.join(CONTENDERS)}")
     p.add_argument("--seeds", type=at_least(1, 100), default=5, help="runs of each contender (default %(default)s)")
-    p.add_argument("--max-seconds", type=weight, default=120.0, help="of tuning; half to choose a rate (%(default)g)")
+    p.add_argument(
+        "--max-seconds", type=number(0), default=120.0, help="of tuning; half to choose a rate (%(default)g)"
+    )
     p.add_argument("--questions", type=at_least(1, 2000), default=200, help="of each range (default %(default)s)")
     p.add_argument("--quick", action="store_true", help=f"one seed of {', '.join(QUICK)}, at most 20 seconds each")
     p.add_argument("--out", default="out/speedrun", help="folder of results.json (default %(default)s)")

@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from data.batches import pad
 from data.tokenizer import Tokenizer
+from eval.accuracy import exact_answers
 from files.errors import UserError, run_main
 from files.safe import write_json
 from files.weights import load_model
 from methods.translator import TRANSLATOR, TranslatorNetwork, load_translator, save_translator
 from research import documents
-from run.flags import Parser, at_least, rate, seed, weight
+from run.flags import Parser, at_least, learning_rate, number, seed_number
 
 MOST_TOKENS = 300  # of a document's worked examples while training
 SHOTS = (1, 2, 4, 8, 16)  # at which it is measured
@@ -36,12 +37,12 @@ def parse_args(argv=None):
     p.add_argument("--rows", type=at_least(1, 1000), default=16, help="positions of its prompts (default %(default)s)")
     p.add_argument("--rank", type=at_least(1, 1000), default=16, help="of its low-rank updates (default %(default)s)")
     p.add_argument("--width", type=at_least(4, 1000), default=64, help="of its attention to examples (%(default)s)")
-    p.add_argument("--lr", type=rate, default=1e-3, help="peak learning rate (default %(default)s)")
+    p.add_argument("--lr", type=learning_rate, default=1e-3, help="peak learning rate (default %(default)s)")
     p.add_argument("--documents", type=at_least(1, 1000), default=16, help="per step (default %(default)s)")
-    p.add_argument("--question-weight", type=weight, default=0.1, help="of the loss on questions (default %(default)s)")
+    p.add_argument("--question-weight", type=number(0), default=0.1, help="of the loss on questions (%(default)s)")
     p.add_argument("--test-documents", type=at_least(1, 1000), default=32, help="per skill (default %(default)s)")
     p.add_argument("--init-from", metavar="FILE", help="go on with that translator; give another --seed with it")
-    p.add_argument("--seed", type=seed, default=0, help="of weights and documents (default %(default)s)")
+    p.add_argument("--seed", type=seed_number, default=0, help="of weights and documents (default %(default)s)")
     args = p.parse_args(argv)
     if args.width % TranslatorNetwork.heads:
         raise UserError(f"--width {args.width} is not a multiple of {TranslatorNetwork.heads} heads")
@@ -138,16 +139,6 @@ def new_documents(tokenizer, skill, k, n, n_rows, block_size):
 
 
 @torch.no_grad()
-def share_right(past_of, model, found):
-    """The share of questions whose every answer token is the likeliest, behind past_of(tokens of the examples)."""
-    right = []
-    for shown, asked in found:
-        tokens, targets, answer = (t.to(model.wte.weight.device) for t in pad(asked))
-        missed = model.logits(model(tokens, past_of(shown))).argmax(-1) != targets  # (3, T)
-        right += (~(missed & answer).any(1)).tolist()
-    return sum(right) / len(right)
-
-
 def measure(translator, model, tokenizer, n):
     """{contender: {k: {skill: accuracy}}} of n documents each: the translator, the same k examples as text, the last
     tokens of that text (as many as the prompt has positions), and nothing. Skills of which not one document holds k
@@ -163,7 +154,8 @@ def measure(translator, model, tokenizer, n):
     for k, skill in tqdm([(k, skill) for k in SHOTS for skill in documents.SKILLS], "measuring", leave=False):
         found = new_documents(tokenizer, skill, k, n, P, model.config.block_size)
         for name, past_of in contenders.items() if found else ():
-            accuracy[name][k][skill] = share_right(past_of, model, found)
+            right = [exact for shown, asked in found for exact, *_ in exact_answers(model, past_of(shown), asked)]
+            accuracy[name][k][skill] = torch.cat(right).float().mean().item()
     return accuracy
 
 

@@ -15,8 +15,8 @@ from files.errors import UserError
 from files.prompts import load_prefix, save_prefix
 from files.safe import read_tensors, write_tensors
 from files.weights import load_model, save_model
+from methods.translator import TRANSLATOR, Translator, TranslatorNetwork, load_translator, save_translator
 from model import GPT, GPTConfig
-from prefix import TRANSLATOR, Translator, TranslatorNetwork, load_translator, save_translator
 from research import documents, translate
 
 TEXTS = [[7, 8, 9, 10, 11, 12, 13], [20, 21, 22, 23]]
