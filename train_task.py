@@ -129,7 +129,7 @@ def describe(args, task, model, contenders, trigger, context, data):
     """The Results before anything is measured."""
     settings = {k: v for k, v in vars(args).items() if k not in NO_SETTINGS}
     method = contenders[args.method]
-    reads_trigger = method.trigger or method.shots is not None  # LoRA with nothing in front reads none
+    reads_trigger = method.trigger or method.needs_trigger or method.shots is not None  # LoRA alone reads none
     return Results(
         command=args.command,
         task=task.name,
