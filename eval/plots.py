@@ -196,6 +196,11 @@ def plot_dots(rows, ranges, path):
     write(fig, path)
 
 
+def style_panel(panel, title):
+    panel.set_title(title, fontsize=15)
+    panel.tick_params(labelsize=13)
+
+
 def panels_of(ranges, columns, rows, height=None):
     """A figure with a panel for each range, `columns` side by side: (figure, panels)."""
     lines = -(-len(ranges) // columns)
@@ -203,8 +208,7 @@ def panels_of(ranges, columns, rows, height=None):
     fig, panels = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False)
     fig.suptitle(f"{rows[0]['task']}: final-answer accuracy (%)", fontsize=16)
     for panel, name in zip(panels.flat, ranges):
-        panel.set_title(f"on\n{name[3:]}" if name.startswith("on ") else name, fontsize=15)
-        panel.tick_params(labelsize=13)
+        style_panel(panel, f"on\n{name[3:]}" if name.startswith("on ") else name)
     for panel in panels.flat[len(ranges) :]:
         panel.remove()
     return fig, panels.flat

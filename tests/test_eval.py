@@ -15,16 +15,10 @@ import tasks
 from data.batches import encode
 from eval import plots, report
 from eval.accuracy import classification, generate_answers, majority_vote, rank_choices, score, wilson
-from eval.contexts import as_text, best_context, exact_match, majority, tfidf
+from eval.contexts import as_text, best_context, majority, tfidf
 from eval.neighbors import nearest_tokens
 from model import GPT, GPTConfig
 from prefix import HybridPrefix, TextPrompt
-
-
-def test_wilson_from_a_textbook():
-    low, high = wilson(8, 10)
-    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
-    assert wilson(0, 0) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("correct, n", [(0, 20), (1, 20), (7, 20), (20, 20), (990, 1000)])
@@ -35,13 +29,14 @@ def test_wilson_bounds_are_where_the_score_test_turns(correct, n):
             assert math.isclose(abs(correct / n - p), 1.959964 * math.sqrt(p * (1 - p) / n), rel_tol=1e-6)
         else:
             assert correct in (0, n)
+    assert wilson(0, 0) == (0.0, 1.0)
 
 
 def test_answers_equal_decoding_one_question_at_a_time_without_a_cache(tiny, tokenizer):
     task = tasks.load("addition")
     examples = task.examples(12)
     before = tokenizer.encode_task("Add: ")
-    past = TextPrompt(tiny, before).past(tiny)
+    past = TextPrompt(tiny, trigger=before).past(tiny)
     got = generate_answers(tiny, past, tokenizer, task, encode(tokenizer, examples), batch_size=3)
     longest = max(len(e.answer) for e in examples)
     stop = tokenizer.encode_task("$")[0]
@@ -54,17 +49,12 @@ def test_answers_equal_decoding_one_question_at_a_time_without_a_cache(tiny, tok
 
 
 def test_score_counts_by_hand():
-    task = tasks.load("addition")
-    e = [
-        tasks.Example("1+2=", "1203;000=3$", 1),
-        tasks.Example("9+9=", "9908;001=18$", 1),
-        tasks.Example("10+1=", "0101;1001;000=11$", 2),
-    ]
-    got = score(task, e, ["1203;000=3$", "wrong=18$", "0101;1001;000=11"])  # the last never ended
+    true = ("1203;000=3$", 1), ("9908;001=18$", 1), ("0101;1001;000=11$", 2)
+    examples = [tasks.Example("", answer, length) for answer, length in true]
+    got = score(tasks.load("addition"), examples, ["1203;000=3$", "wrong=18$", "0101;1001;000=11"])  # no end
     assert (got["correct"], got["n"], got["exact_match"]) == (2, 3, 1)
     assert got["by_length"] == {"1": {"correct": 2, "n": 2}, "2": {"correct": 0, "n": 1}}
     assert got["errors"] == {"another format": 1, "sum miscopied": 1}
-    assert got["low"] < 2 / 3 < got["high"]
 
 
 def test_most_prompts_win_a_vote_and_the_first_a_tie(tiny, tokenizer):
@@ -139,22 +129,13 @@ def some_results():
 
 def some_classes():
     """The same of a task with two classes, on which word frequencies do best."""
-
-    def ranked(right):
-        low, high = wilson(right, 30)
-        confusion = [[right, 20 - right], [10, 0]]
-        return {"correct": right, "n": 30, "low": low, "high": high, "macro_f1": right / 40, "confusion": confusion}
-
-    results, right = some_results(), {"few-shot": 9, "hybrid": 12, "tfidf": 15, "scratch": 18}
+    results, right = some_results(), {"few-shot": 9, "hybrid": 12, "tfidf": 15, "scratch": 18, "start": 13}
+    ranked = {n: {"correct": k, "n": 30, "low": 0, "high": k / 30, "macro_f1": k / 40} for n, k in right.items()}
+    start, every = ranked.pop("start"), {"in-distribution": results["accuracy"]["zero-shot"]["5 digits"]}
     results["labels"] |= {"tfidf": "TF-IDF + logistic regression", "scratch": "from scratch"}
-    every = results["accuracy"]["zero-shot"]["in-distribution"]
-    return results | {
-        "answers": ["yes", "no"],
-        "accuracy": {name: {"in-distribution": every} for name in right},
-        "before": {"hybrid": {"in-distribution": every}},
-        "classes": {name: ranked(n) for name, n in right.items()},
-        "classes_before": {"hybrid": ranked(13)},
-    }
+    ranked["hybrid"]["confusion"] = [[12, 8], [10, 0]]
+    results |= {"answers": ["yes", "no"], "classes": ranked, "classes_before": {"hybrid": start}}
+    return results | {"accuracy": dict.fromkeys(ranked, every), "before": {"hybrid": every}}
 
 
 def test_the_table_shows_every_number():
@@ -183,12 +164,15 @@ def test_the_table_shows_every_number():
 
 def test_the_table_of_classes_shows_the_likeliest_and_names_the_base_as_the_limit():
     results = some_classes()
-    text = report.table(results)
-    for words in ("before tuning 43.3 [27.4, 60.8]", "tuned 40.0 [24.6, 57.7]", "start -3.3", "best context +10.0"):
-        assert words in " ".join(text.split())
-    assert "macro-F1, % best context (1 longest) 22.5 prefix for $1 or $2 30.0" in " ".join(text.split())
-    assert "prefix for $1 or $2 is less accurate than before tuning: 3.3 points (likeliest answer)" in text
-    assert "On little no contender does better than 'TF-IDF + logistic regression': the base is the limit" in text
+    text = " ".join(report.table(results).split())
+    for words in (
+        "before tuning 43.3 [0.0, 43.3] tuned 40.0 [0.0, 40.0]",
+        "tuning adds to its start -3.3 and to the best context +10.0",
+        "macro-F1, % best context (1 longest) 22.5 prefix for $1 or $2 30.0",
+        "prefix for $1 or $2 is less accurate than before tuning: 3.3 points (likeliest answer)",
+        "On little no contender does better than 'TF-IDF + logistic regression': the base is the limit",
+    ):
+        assert words in text
     results["classes"]["hybrid"]["correct"] = 16
     assert "the limit" not in report.table(results)
 
@@ -247,26 +231,6 @@ def test_figures_are_png_files_or_svg_and_no_matplotlibrc_changes_them(tmp_path)
 # ---------------------------------------------------------------- contexts and classes
 
 
-def test_exact_match_in_one_pass_equals_greedy_decoding(tiny, tokenizer):
-    """Answers that the base itself writes count, and one that differs in its last token does not."""
-    context = tokenizer.encode_task("1+1=2$\n")
-    past = tiny.prefill(torch.tensor([context]))
-    encoded, loss = [], []
-    for question in ("2+3=", "45+1=", "7*8=", "x"):
-        tokens = tokenizer.encode_task(question)
-        answer = tiny.generate(torch.tensor([tokens]), 6, past)[0].tolist()
-        encoded.append((tokens, answer))
-        text = torch.tensor([tokens + answer])
-        log_p = tiny.logits(tiny(text[:, :-1], past)).log_softmax(-1)[0, len(tokens) - 1 :]
-        loss.append(-log_p.gather(1, torch.tensor(answer)[:, None]))
-    exact, got = exact_match(tiny, context, encoded)
-    assert exact == 4
-    assert math.isclose(got, torch.cat(loss).mean().item(), rel_tol=1e-4)
-    question, answer = encoded[2]
-    encoded[2] = question, [*answer[:-1], (answer[-1] + 1) % 256]
-    assert exact_match(tiny, context, encoded)[0] == 3
-
-
 def test_the_best_context_is_the_best_of_its_candidates(tokenizer, monkeypatch):
     torch.manual_seed(1)
     tiny = GPT(GPTConfig(vocab_size=1024, block_size=512, n_layer=1, n_head=2, n_embd=16)).freeze()
@@ -318,7 +282,7 @@ def test_the_likeliest_answer_by_brute_force(tiny, tokenizer, tmp_path):
     tiny.h[0].attn.c_attn.weight.data *= 10
     examples = task.examples(None, split="train")
     before = tokenizer.encode("Say so: ")
-    past = TextPrompt(tiny, before).past(tiny)
+    past = TextPrompt(tiny, trigger=before).past(tiny)
     got = rank_choices(tiny, past, tokenizer, task, encode(tokenizer, examples), batch_size=4)
     for e, chosen in zip(examples, got):
         totals = []
