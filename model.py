@@ -62,11 +62,11 @@ class Attention(nn.Module):
         mask: (T, S) or (B, 1, T, S), see build_mask. past, kv_cache: (keys, values) of this layer. k and v are written
         into kv_cache, which is allocated for a whole text, behind its first `cache_len` positions.
         """
+        if kv_cache is not None:
+            for cached, new in zip(kv_cache, (k, v)):
+                cached[:, :, cache_len : cache_len + new.size(2)] = new
+            k, v = kv_cache  # whole, since a part of it would be copied; the mask hides what is not written yet
         if not kernels.can_fuse(q, mask, past, kv_cache):
-            if kv_cache is not None:
-                for cached, new in zip(kv_cache, (k, v)):
-                    cached[:, :, cache_len : cache_len + new.size(2)] = new
-                k, v = kv_cache  # whole, since a part of it would be copied; the mask hides what is not written yet
             keys, values = ([k], [v]) if past is None else ([past[0], k], [past[1], v])
             scores = kernels.matmul_parts(q, keys) / math.sqrt(q.size(-1))  # q @ keys.mT / sqrt(D): (B, n_head, T, S)
             mask = mask[..., -scores.size(-1) :].to(q.dtype)  # a layer with a shorter past sees the end of the mask
