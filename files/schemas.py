@@ -42,6 +42,7 @@ class Rope(TypedDict):
     rope_theta: NotRequired[Positive]
     rope_type: NotRequired[str]
     type: NotRequired[str]
+    partial_rotary_factor: NotRequired[float]
     factor: NotRequired[Positive]
     low_freq_factor: NotRequired[Positive]
     high_freq_factor: NotRequired[Positive]

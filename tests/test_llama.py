@@ -207,7 +207,6 @@ def folder(tmp_path):
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "has no high_freq_factor"),
         ({"model_type": "qwen2"}, "lacks 6 tensors, first 'model.layers.0.self_attn.k_proj.bias'"),
-        ({"tie_word_embeddings": True}, "has a head that is not its embedding table"),
     ],
 )
 def test_what_would_be_another_network_is_refused_by_name(folder, changes, message):
@@ -244,14 +243,14 @@ def test_a_name_of_the_hub_fetches_what_the_index_of_its_shards_names(folder, mo
         raise error("a paragraph", response=no_answer)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    with pytest.raises(UserError, match="the hub's HuggingFaceTB/SmolLM2-135M has no tokenizer.json: name another"):
+    with pytest.raises(UserError, match="cannot fetch tokenizer.json of HuggingFaceTB/SmolLM2-135M"):
         load_model("HuggingFaceTB/SmolLM2-135M")
     (folder / "tokenizer.json").write_text("{}")
     model = load_model("HuggingFaceTB/SmolLM2-135M@abc123")
     assert model.name == "HuggingFaceTB/SmolLM2-135M@abc123" and model.folder == folder
     assert asked >= {path.name for path in folder.glob("*.safetensors")}
     (folder / "config.json").unlink()
-    with pytest.raises(UserError, match="is gated: accept its terms on .*hf auth login"):
+    with pytest.raises(UserError, match="gated, accept its terms on .*hf auth login"):
         load_model("meta-llama/Llama-3.2-1B")
 
 
@@ -321,7 +320,7 @@ def test_sentencepiece_goes_on_behind_a_text_and_puts_its_token_before_one(tmp_p
 
 def test_what_is_no_tokenizer_of_these_weights_is_refused(folder):
     for write, message in (
-        (lambda: None, "no tokenizer.json in"),
+        (lambda: None, "no file .*tokenizer.json"),
         (lambda: byte_level().save(str(folder / "tokenizer.json")), "has 500 tokens, the weights have 101: fetch both"),
         (lambda: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read"),
     ):
