@@ -19,6 +19,12 @@ def wilson(correct, n, z=1.959964):
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
+def counts(right):
+    """The number of right ones among booleans, and the interval of their share."""
+    low, high = wilson(sum(right), len(right))
+    return {"correct": sum(right), "n": len(right), "low": low, "high": high}
+
+
 def longest_answer(encoded):
     """The number of tokens of the longest true answer."""
     return max((len(answer) for _, answer in encoded), default=0)
@@ -91,20 +97,14 @@ def score(task, examples, texts):
     """Counts of right final answers, over all and by length, of exact matches (every step right), and of each kind of
     error, which include wrong steps before a right final answer."""
     right = [task.final_answer(text) == task.final_answer(e.answer) for e, text in zip(examples, texts)]
-    low, high = wilson(sum(right), len(right))
     errors = Counter(task.kind_of_error(e.answer, text) for e, text in zip(examples, texts) if text != e.answer)
     by_length = {}
-    for e, ok in zip(examples, right):
-        correct, n = by_length.get(e.length, (0, 0))
-        by_length[e.length] = (correct + ok, n + 1)
-    return {
-        "correct": sum(right),
-        "n": len(right),
-        "low": low,
-        "high": high,
+    for e, ok in sorted(zip(examples, right), key=lambda pair: pair[0].length):
+        by_length.setdefault(str(e.length), []).append(ok)
+    return counts(right) | {
         "exact_match": sum(text == e.answer for e, text in zip(examples, texts)),
         "errors": dict(errors.most_common()),
-        "by_length": {str(k): {"correct": c, "n": n} for k, (c, n) in sorted(by_length.items())},
+        "by_length": {length: {"correct": sum(ok), "n": len(ok)} for length, ok in by_length.items()},
     }
 
 
@@ -130,11 +130,10 @@ def rank_choices(model, past, tokenizer, task, encoded, batch_size=250):
 def classification(task, examples, chosen):
     """Accuracy with its interval, macro-F1 and confusion[true][chosen] of the chosen classes."""
     k = len(task.classes)
-    confusion = [[0] * k for _ in range(k)]
-    for e, i in zip(examples, chosen):
-        confusion[task.classes.index(task.final_answer(e.answer))][i] += 1
-    correct, n = sum(confusion[i][i] for i in range(k)), len(examples)
-    low, high = wilson(correct, n)
+    true = [task.classes.index(task.final_answer(e.answer)) for e in examples]
+    pairs = Counter(zip(true, chosen))
+    confusion = [[pairs[i, j] for j in range(k)] for i in range(k)]
     occur = [i for i in range(k) if any(confusion[i])]  # as a true answer
     f1 = [2 * confusion[i][i] / (sum(confusion[i]) + sum(row[i] for row in confusion)) for i in occur]
-    return {"correct": correct, "n": n, "low": low, "high": high, "macro_f1": sum(f1) / len(f1), "confusion": confusion}
+    right = [i == j for i, j in zip(true, chosen)]
+    return counts(right) | {"macro_f1": sum(f1) / len(f1), "confusion": confusion}

@@ -78,13 +78,13 @@ def plot_lengths(results, path=None):
     low, high = results["in_distribution_lengths"]
     axis.axvspan(low - 0.5, high + 0.5, color=INK, alpha=0.1, lw=0, label="tuned on")
     for name, after in results["accuracy"].items():
-        style = {"color": color_of(results, name), "marker": "o", "ms": 4}
         label, before = results["labels"][name], results["before"].get(name)
-        x, y, errors = by_length(after, results["new_words"])
-        axis.errorbar(x, y, errors, label=label, **style)
+        drawn = [(after, label, {})]
         if before and name != "scratch":
-            _, y, errors = by_length(before, results["new_words"])
-            axis.errorbar(x, y, errors, label=f"{label}, before", ls="--", mfc="white", **style)
+            drawn.append((before, f"{label}, before", {"ls": "--", "mfc": "white"}))
+        for by_range, text, style in drawn:
+            x, y, errors = by_length(by_range, results["new_words"])
+            axis.errorbar(x, y, errors, label=text, color=color_of(results, name), marker="o", ms=4, **style)
         axis.set_xticks(x)
     axis.set(xlabel=results["unit"], ylabel="final-answer accuracy (%)", ylim=(-4, 104), title=results["task"])
     return finish(fig, axis, path)
@@ -92,18 +92,18 @@ def plot_lengths(results, path=None):
 
 def by_length(by_range, new_words):
     """Lengths, accuracy in %, and the reach of its interval below and above, of the ranges without new words."""
-    points = {}
-    for name, a in by_range.items():
-        if name not in new_words:
-            points |= {int(length): (v["correct"], v["n"]) for length, v in a["by_length"].items()}
-    x, y = sorted(points), [100 * correct / n for _, (correct, n) in sorted(points.items())]
-    bounds = [wilson(*points[k]) for k in x]
-    return x, y, reach(y, [100 * low for low, _ in bounds], [100 * high for _, high in bounds])
+    counts = {int(x): c for name, a in by_range.items() if name not in new_words for x, c in a["by_length"].items()}
+    x = sorted(counts)
+    intervals = [wilson(counts[k]["correct"], counts[k]["n"]) for k in x]
+    points = [
+        [100 * counts[k]["correct"] / counts[k]["n"], 100 * low, 100 * high] for k, (low, high) in zip(x, intervals)
+    ]
+    return x, [y for y, _, _ in points], reach(points)
 
 
-def reach(middle, low, high):
-    """How far a whisker from low to high reaches below and above the middle."""
-    return [[max(0, m - v) for m, v in zip(middle, low)], [max(0, v - m) for m, v in zip(middle, high)]]
+def reach(points):
+    """How far whiskers reach below and above, from points (y, lowest, highest)."""
+    return [[max(0, y - low) for y, low, _ in points], [max(0, high - y) for y, _, high in points]]
 
 
 def color_of(results, name):
@@ -115,25 +115,25 @@ def color_of(results, name):
 
 def plot_confusion(results, method, path=None):
     """What was chosen for each true answer, in % of the true answer's questions."""
-    names, counts = [name[:24] for name in results["answers"]], results["classes"][method]["confusion"]
-    share = [[100 * n / max(1, sum(row)) for n in row] for row in counts]
-    texts = [[f"{v:.0f}" if len(names) <= 12 else "" for v in row] for row in share]  # more would not be legible
-    fig, axis = plot_cells(share, texts, 0, names, [f"{n} ({sum(row)})" for n, row in zip(names, counts)])
+    names, cells = [name[:24] for name in results["answers"]], {}
+    for name, row in zip(names, results["classes"][method]["confusion"]):
+        share = [100 * n / max(1, sum(row)) for n in row]
+        cells[f"{name} ({sum(row)})"] = [(v, f"{v:.0f}" if len(row) <= 12 else "") for v in share]  # legible ones
+    fig, axis = plot_cells(cells, names)
     axis.set(xlabel="chosen", ylabel="true (questions)", title=f"{results['task']}\n{results['labels'][method]} (%)")
     return write(fig, path)
 
 
-def plot_cells(values, texts, lowest, columns, rows):
-    """A table of texts on cells that are the darker blue, the nearer their value is to 100."""
-    fig, axis = plt.subplots(figsize=(0.7 * len(columns) + 3, 0.6 * len(rows) + 1.8))
-    axis.imshow(values, cmap="Blues", vmin=lowest, vmax=100, aspect="auto")
-    for i, row in enumerate(values):
-        for j, v in enumerate(row):
-            axis.text(
-                j, i, texts[i][j], ha="center", va="center", color="white" if v > (lowest + 100) / 2 else "#333333"
-            )
+def plot_cells(cells, columns, lowest=0):
+    """A table {row: [(value, text)]}, the darker blue, the nearer a value is to 100."""
+    fig, axis = plt.subplots(figsize=(0.7 * len(columns) + 3, 0.6 * len(cells) + 1.8))
+    axis.imshow([[v for v, _ in row] for row in cells.values()], cmap="Blues", vmin=lowest, vmax=100, aspect="auto")
+    for i, row in enumerate(cells.values()):
+        for j, (v, text) in enumerate(row):
+            color = "white" if v > (lowest + 100) / 2 else "#333333"
+            axis.text(j, i, text, ha="center", va="center", color=color)
     axis.set_xticks(range(len(columns)), columns, rotation=20, ha="right")
-    axis.set_yticks(range(len(rows)), rows)
+    axis.set_yticks(range(len(cells)), list(cells))
     axis.grid(False)
     return fig, axis
 
@@ -161,12 +161,12 @@ def plot_curves(rows, ranges, along, path):
     for panel, name in zip(panels, ranges):
         for i, s in enumerate(dict.fromkeys(r["series"] for r in rows)):
             mine = sorted((r for r in rows if r["series"] == s), key=lambda r: r["x"] or 0)
-            mean, low, high = zip(*(r["accuracy"].get(name, [math.nan] * 3) for r in mine))
+            points = [r["accuracy"].get(name, [math.nan] * 3) for r in mine]
             if not mine[-1]["x"]:
-                panel.axhline(mean[0], color=INK, ls=("--", ":", "-.")[i % 3], label=s)
+                panel.axhline(points[0][0], color=INK, ls=("--", ":", "-.")[i % 3], label=s)
                 continue
             x, color = [r["x"] for r in mine], plt.cm.tab10(i % 10)
-            panel.errorbar(x, mean, reach(mean, low, high), color=color, marker="o", ms=4, label=s)
+            panel.errorbar(x, [y for y, _, _ in points], reach(points), color=color, marker="o", ms=4, label=s)
             panel.plot(x, [r["before"].get(name, [math.nan])[0] for r in mine], color=color, ls="--", lw=1)
         panel.set(xscale="log", ylim=(-4, 104), xlabel=along)
         panel.set_xticks(at, [f"{x:,}" if x < 1e6 else f"{x / 1e6:.1f}M" for x in at])
@@ -181,7 +181,7 @@ def plot_dots(rows, ranges, path):
     fig, panels = panels_of(ranges, len(ranges), rows, 0.38 * len(series) + 2)
     for panel, name in zip(panels, ranges):
         for r in (r for r in rows if name in r["accuracy"]):
-            y, (mean, low, high) = -series.index(r["series"]), r["accuracy"][name]
+            y, mean = -series.index(r["series"]), r["accuracy"][name][0]
             color = RED if name in r["before"] else COLORS["few-shot"]
             if r["series"] == "best context":
                 panel.axvline(mean, color=color, ls="--")
@@ -189,7 +189,7 @@ def plot_dots(rows, ranges, path):
                 start = r["before"][name][0]
                 panel.plot([start, mean], [y, y], color=RED, lw=1, alpha=0.5)
                 panel.plot(start, y, "o", ms=6, mfc="white", mec=RED)
-            panel.errorbar(mean, y, xerr=reach([mean], [low], [high]), fmt="o", ms=7, color=color)
+            panel.errorbar(mean, y, xerr=reach([r["accuracy"][name]]), fmt="o", ms=7, color=color)
         panel.set_yticks([-i for i in range(len(series))], series, fontsize=14)
         panel.set(xticks=[0, 50, 100], xlim=(-4, 104), ylim=(0.5 - len(series), 0.6))
     fig.supxlabel("hollow before tuning, red after; dashed line: best context", fontsize=14)
@@ -207,27 +207,25 @@ def panels_of(ranges, columns, rows, height=None):
     size = (2.2 * columns + 3.2, height) if height else (4.2 * columns + 0.6, 3.5 * lines + 1.8)
     fig, panels = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False)
     fig.suptitle(f"{rows[0]['task']}: final-answer accuracy (%)", fontsize=16)
-    for panel, name in zip(panels.flat, ranges):
-        style_panel(panel, f"on\n{name[3:]}" if name.startswith("on ") else name)
-    for panel in panels.flat[len(ranges) :]:
-        panel.remove()
+    for panel, name in zip(panels.flat, [*ranges, *[None] * (lines * columns)]):
+        style_panel(panel, name.replace("on ", "on\n")) if name else panel.remove()
     return fig, panels.flat
 
 
 def plot_heat(rows, path):
     """Accuracy in % before > after tuning on each task (across) from the prompt of each task (down). Below it other
     starts, tuned on as many examples of the same task."""
-    names, pairs = list(dict.fromkeys(r["task"] for r in rows)), {}
-    for r in rows:
-        if "on " + names[0] in r["accuracy"]:
-            on = [f"on {name}" for name in names]
-            pairs[f"prompt of {r['task']}"] = [(r["before"][name][0], r["accuracy"][name][0]) for name in on]
-    for r in rows:
-        if r["before"] and "on " + names[0] not in r["accuracy"]:
-            first = next(iter(r["accuracy"]))
-            pairs.setdefault(r["series"], []).append((r["before"][first][0], r["accuracy"][first][0]))
-    after = [[end for _, end in row] for row in pairs.values()]
-    texts = [[f"{start:.0f} > {end:.0f}" for start, end in row] for row in pairs.values()]
-    fig, axis = plot_cells(after, texts, min(map(min, after)) - 1, names, list(pairs))
+
+    def cell(r, name):
+        start, end = r["before"][name][0], r["accuracy"][name][0]
+        return end, f"{start:.0f} > {end:.0f}"
+
+    names, cells = list(dict.fromkeys(r["task"] for r in rows)), {}
+    for r in sorted(rows, key=lambda r: f"on {names[0]}" not in r["accuracy"]):  # prompts first
+        if f"on {names[0]}" in r["accuracy"]:
+            cells[f"prompt of {r['task']}"] = [cell(r, f"on {name}") for name in names]
+        elif r["before"]:
+            cells.setdefault(r["series"], []).append(cell(r, next(iter(r["accuracy"]))))
+    fig, axis = plot_cells(cells, names, lowest=min(min(row)[0] for row in cells.values()) - 1)
     axis.set(xlabel="tuned on a tenth of its examples, four times over", title="accuracy (%), before > after tuning")
     write(fig, path)

@@ -1,8 +1,6 @@
 """eval/validation.py: what is held out, how it is measured, and that tuning keeps the best checkpoint."""
 
-import os
 import random
-import signal
 
 import pytest
 import torch
@@ -17,13 +15,6 @@ from files.weights import load_model
 from generate import generate
 from prefix import HybridPrefix, TextPrompt
 from tasks import Example
-
-
-@pytest.fixture
-def arguments(base):
-    """A prompt alone, tuned for 13 steps."""
-    few = f"--task addition --model {base} --examples 64 --batch-size 4 --test-examples 20 --n-random 4".split()
-    return [*few, "--beside", "none"]
 
 
 def test_what_is_held_out_by_hand():
@@ -49,20 +40,22 @@ def test_right_answers_are_those_that_greedy_decoding_writes(tiny):
     assert of_context == pytest.approx(answers_right(TextPrompt(tiny, trigger=[40, 41]), tiny, encoded))
 
 
-def test_the_best_is_the_most_right_then_the_least_loss_then_the_earliest(tiny, monkeypatch):
-    prompt, measured = (
-        HybridPrefix(tiny, n_random=3),
-        iter([(5, 2.0), (6, 2.0), (6, 1.0), (6, 1.0), (4, 0.5), (0, 9.0)]),
-    )
-    monkeypatch.setattr("eval.validation.answers_right", lambda *args: next(measured))
-    validation = Validation([], {}, {})
-    for step in range(5):
+def test_the_best_is_the_most_right_then_the_least_loss_then_the_earliest(tiny):
+    prompt, record, best = HybridPrefix(tiny, n_random=3), {}, {}
+    for step, measured in enumerate([(5, 2.0), (6, 2.0), (6, 1.0), (6, 1.0), (4, 0.5)]):
         prompt.rows.data.fill_(step)
-        validation.check(prompt, tiny, step)
+        validation = Validation([([40], [41])], record, best)  # made again after each stop of a run
+        validation.check(prompt, tiny, step, first=lambda _, measured=measured: measured)
     validation.put_back(prompt)
-    assert validation.record["kept_step"] == 2 and (prompt.rows == 2).all()
-    validation.check(prompt, tiny, 5, first=lambda measured: (7, 0.1))  # what another process has measured
-    assert validation.record["kept_step"] == 5 and validation.record["exact_match"] == [5, 6, 6, 6, 4, 7]
+    assert record["kept_step"] == 2 and (prompt.rows == 2).all()
+    assert record["steps"] == [0, 1, 2, 3, 4] and record["exact_match"] == [5, 6, 6, 6, 4]
+
+
+def test_it_is_due_at_the_start_four_times_and_at_the_end_and_never_again():
+    validation = Validation([], {}, {})
+    assert [step for step in range(14) if validation.due(step, 13)] == [0, 4, 8, 12, 13]
+    validation.record["steps"] += [0, 4]  # a run that was stopped after step 4
+    assert [step for step in range(4, 14) if validation.due(step, 13)] == [8, 12, 13]
 
 
 def test_a_start_that_tuning_ruins_is_what_it_ends_as(tokenizer):
@@ -78,34 +71,8 @@ def test_a_start_that_tuning_ruins_is_what_it_ends_as(tokenizer):
     assert torch.equal(prompt.rows, prompt.start)
 
 
-def test_the_best_checkpoint_outlives_a_stop(arguments, monkeypatch, tmp_path):
-    """If every step is for the worse, a run that was stopped ends as its start, and as a run that was not stopped."""
-    moved = lambda method, *args: (0, (method.rows - method.start).norm().item())  # noqa: E731
-    monkeypatch.setattr("eval.validation.answers_right", moved)
-    train_task.main([*arguments, "--out", str(tmp_path / "whole")])
-    whole = results_of(tmp_path / "whole")
-    assert whole["validation"]["hybrid"]["kept_step"] == 0 and whole["examples"]["hybrid"] == [52, 1]
-    assert whole["validation"]["hybrid"]["steps"] == [0, 4, 8, 12, 13]
-    assert whole["accuracy"] == whole["before"] and whole["loss"]["hybrid"]["examples"][-1] == 52
-    original, calls = train_task.train_step, []
-
-    def train_step(*args):
-        calls.append(1)
-        if len(calls) == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args)
-
-    monkeypatch.setattr(train_task, "train_step", train_step)
-    with pytest.raises(SystemExit):
-        train_task.main([*arguments, "--out", str(tmp_path / "stopped")])
-    train_task.main([*arguments, "--out", str(tmp_path / "stopped"), "--resume"])
-    assert len(calls) == 13 and results_of(tmp_path / "stopped") == whole
-    one, two = ((tmp_path / name / "prefix.safetensors").read_bytes() for name in ("whole", "stopped"))
-    assert one == two
-
-
 @pytest.mark.parametrize("flags", [["--shots", "2"], ["--trigger", "examples:3"]], ids=" ".join)
-def test_nothing_held_out_is_tuned_on_tested_or_shown(arguments, tokenizer, monkeypatch, tmp_path, flags):
+def test_nothing_held_out_is_tuned_on_tested_or_shown(base, tokenizer, monkeypatch, tmp_path, flags):
     original, seen = train_task.train, []
 
     def train(method, model, encoded, *args):
@@ -114,7 +81,8 @@ def test_nothing_held_out_is_tuned_on_tested_or_shown(arguments, tokenizer, monk
         return original(method, model, encoded, *args)
 
     monkeypatch.setattr(train_task, "train", train)
-    train_task.main([*arguments, *flags, "--out", str(tmp_path / "run")])
+    few = f"--task addition --model {base} --examples 64 --test-examples 20 --beside none".split()
+    train_task.main([*few, *flags, "--out", str(tmp_path / "run")])
     tuned_on, held_out = ({tokenizer.decode(question) for question, _ in some} for some in seen[:2])
     task = tasks.load("addition")
     tested = {e.question for r in task.ranges for e in task.examples(20, r)}
