@@ -28,19 +28,19 @@ TUNED_ON |= {"word_reversal": "3-8 letters", "last_letter": "2-4 words"}
 
 def draw_addition(results, path):
     """Accuracy of the demo's prompts by number of digits: start, end, best context, and the model from scratch."""
-    fig, panels = plt.subplots(1, 2, figsize=(9.6, 3.6), constrained_layout=True, sharey=True)
+    fig, panels = plt.subplots(1, 2, figsize=(9.6, 3.6), sharey=True)
     for panel, name, start in zip(panels, ("hybrid-instruction", "hybrid"), ("the instruction", "one worked example")):
-        plots.style_panel(panel, f"prompt starts as {start}")
+        panel.set_title(f"prompt starts as {start}")
         panel.axvspan(0.5, max(results["in_distribution_lengths"]) + 0.5, color="#000000", alpha=0.06, lw=0)
         before, after = (plots.by_length(results[key][name], [])[:2] for key in ("before", "accuracy"))
+        for other, color, label in (("few-shot", GREEN, "best context"), ("scratch", BLUE, "trained from scratch")):
+            panel.plot(*plots.by_length(results["accuracy"][other], [])[:2], color=color, lw=2, label=label)
         panel.fill_between(before[0], before[1], after[1], color=RED, alpha=0.13, lw=0, label="what tuning adds")
         panel.plot(*before, color=RED, marker="o", ms=5, mfc="white", ls="--", label="start")
         panel.plot(*after, color=RED, marker="o", ms=5, lw=2, label="end")
-        for other, color, label in (("few-shot", GREEN, "best context"), ("scratch", BLUE, "trained from scratch")):
-            panel.plot(*plots.by_length(results["accuracy"][other], [])[:2], color=color, lw=1.5, label=label)
         panel.set(xlabel="digits of the numbers (gray: tuned on)", ylim=(-4, 106), xticks=before[0])
     panels[0].set_ylabel("right answers, %")
-    panels[1].legend(frameon=False, fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
+    panels[1].legend(fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
     plots.write(fig, path)
 
 
@@ -49,7 +49,7 @@ def draw_tasks(rows, path):
     place = {(r["task"], r["series"]): r for r in rows}
     lines = [(task, name) for task in TUNED_ON for name in place[task, "best context"]["accuracy"]]
     at = {line: -i - 0.9 * list(TUNED_ON).index(line[0]) for i, line in enumerate(lines)}
-    fig, panels = plt.subplots(1, 2, figsize=(9.6, 6.6), constrained_layout=True, sharey=True)
+    fig, panels = plt.subplots(1, 2, figsize=(9.6, 6.6), sharey=True)
     for panel, prompt, lora in zip(panels, ("hybrid, instruction", "hybrid"), ("lora", "lora, 1 shot")):
         for (task, name), y in at.items():
             start, end = place[task, prompt]["before"][name], place[task, prompt]["accuracy"][name]
@@ -61,19 +61,20 @@ def draw_tasks(rows, path):
             panel.plot(end[0], y + 0.17, "o", ms=6, color=RED, label="prompt: end")
             panel.plot(weights[0], y - 0.2, "D", ms=5, color=PURPLE, label="LoRA: end")
         panel.set(xlim=(-4, 104), xticks=[0, 25, 50, 75, 100], xlabel="right answers, %")
-    plots.style_panel(panels[0], "prompt starts as the instruction,\nLoRA has nothing in its context")
-    plots.style_panel(panels[1], "prompt starts as one worked example,\nLoRA has the same example in its context")
+    panels[0].set_title("prompt starts as the instruction,\nLoRA has nothing in its context")
+    panels[1].set_title("prompt starts as one worked example,\nLoRA has the same example in its context")
     names = [f"{task}: {TUNED_ON[task]}" if name == "in-distribution" else name for task, name in lines]
     panels[0].set_yticks(list(at.values()), names)
     labels = {label: handle for handle, label in zip(*panels[0].get_legend_handles_labels())}
-    fig.legend(labels.values(), labels, frameon=False, fontsize=12, loc="outside lower center", ncols=4)
+    fig.legend(labels.values(), labels, fontsize=12, loc="outside lower center", ncols=4)
     plots.write(fig, path)
 
 
 def demo_table(results):
     """Markdown: accuracy of the demo's contenders, before and after tuning."""
     ranges = list(results["accuracy"]["few-shot"])
-    lines = [f"| right answers, % | {' | '.join(ranges)} |", "| --- |" + " --- |" * len(ranges)]
+    tuned_on = "{}-{} {}".format(*results["in_distribution_lengths"], results["unit"])
+    lines = [f"| right answers, % | {' | '.join([tuned_on, *ranges[1:]])} |", "| --- |" + " --- |" * len(ranges)]
     for name, label in list(results["labels"].items())[1:]:  # without zero-shot
         for when in ["before"] * (name in results["before"] and name != "scratch") + ["accuracy"]:
             ending = {"before": ", start", "accuracy": ", end" * (name in results["before"])}[when]
