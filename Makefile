@@ -2,7 +2,7 @@ PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --constraint constraints.txt
 
 demo: .venv/demo
-	.venv/bin/python train_task.py --task addition --out out/demo --overwrite
+	.venv/bin/python train_task.py --task addition --dtype float32 --out out/demo --overwrite
 
 test: .venv/test
 	.venv/bin/ruff check .
