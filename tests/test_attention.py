@@ -4,44 +4,28 @@ import math
 
 import pytest
 import torch
+import transformers
 
 import tasks
 from data.batches import encode
 from eval.attention import attention_to_rows, attention_weights
 from files.weights import load_model
-from prefix import METHODS, DeepPrefix, HybridPrefix
+from methods import METHODS
+from prefix import DeepPrefix, HybridPrefix
 
-transformers = pytest.importorskip("transformers")
-
-
-def gpt2():
-    return transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=1024, n_positions=160, n_layer=2, n_head=4, n_embd=32, attn_implementation="eager"
-        )
-    )
+SIZES = {
+    "GPT2": {"n_positions": 160, "n_layer": 2, "n_head": 4, "n_embd": 32},
+    "Llama": {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32},
+}
 
 
-def llama():
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=1024,
-            max_position_embeddings=160,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            hidden_size=32,
-            intermediate_size=48,
-            attn_implementation="eager",
-        )
-    )
-
-
-@pytest.fixture(params=[gpt2, llama])
+@pytest.fixture(params=SIZES)
 def networks(request, tmp_path):
     """The same random weights as transformers' network and as ours."""
     torch.manual_seed(0)
-    theirs = request.param().eval()
+    config = getattr(transformers, f"{request.param}Config")
+    config = config(vocab_size=1024, attn_implementation="eager", **SIZES[request.param])
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     for p in theirs.parameters():
         torch.nn.init.normal_(p, std=0.3)
     theirs.save_pretrained(tmp_path)
@@ -51,9 +35,8 @@ def networks(request, tmp_path):
 def their_weights(theirs, tokens, past):
     """transformers' attentions, [(B, n_head, T, P + T)], behind a cache of ours."""
     cache = transformers.DynamicCache()
-    for layer, (keys, values) in enumerate(past or []):
-        B = len(tokens)
-        cache.update(keys.expand(B, -1, -1, -1).clone(), values.expand(B, -1, -1, -1).clone(), layer)
+    for layer, pair in enumerate(past or []):
+        cache.update(*(x.expand(len(tokens), -1, -1, -1).clone() for x in pair), layer)
     with torch.no_grad():
         return theirs(tokens, past_key_values=cache, output_attentions=True).attentions
 
@@ -62,7 +45,7 @@ def their_weights(theirs, tokens, past):
 def test_weights_equal_those_of_transformers(networks, rows):
     theirs, ours = networks
     tokens = torch.randint(1024, (3, 7), generator=torch.Generator().manual_seed(1))
-    past = HybridPrefix(ours, rows).past(ours) if rows else None
+    past = HybridPrefix(ours, n_random=rows).past(ours) if rows else None
     got = list(attention_weights(ours, tokens, past))
     assert len(got) == 2
     for weights, want in zip(got, their_weights(theirs, tokens, past)):
@@ -74,7 +57,7 @@ def test_weights_equal_those_of_transformers(networks, rows):
 def test_the_mean_over_answers_equals_one_question_at_a_time(networks, tokenizer):
     """With transformers' weights: for each token of each answer, what the position before it attends to."""
     theirs, ours = networks
-    method = HybridPrefix(ours, 4, tokenizer.encode("Add them:"))
+    method = HybridPrefix(ours, n_random=4, trigger=tokenizer.encode("Add them:"))
     method.shots = torch.tensor([tokenizer.encode_task("1+1=2$")])
     examples = tasks.load("addition:plain").examples(6)
     got = attention_to_rows(method, ours, tokenizer, examples)
@@ -91,14 +74,15 @@ def test_the_mean_over_answers_equals_one_question_at_a_time(networks, tokenizer
                     shares[layer, k] += part.sum() / 4
             n += 1
     torch.testing.assert_close(torch.tensor(got["rows"]), rows / n, atol=1e-4, rtol=0)
-    assert [list(s) for s in got["shares"]] == [["rows", "shots", "question", "answer so far"]] * 2
-    want = (shares / n).tolist()
-    for share, expected in zip(got["shares"], want):
-        assert all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(share.values(), expected))
+    for share, want in zip(got["shares"], (shares / n).tolist()):
+        assert list(share) == ["rows", "shots", "question", "answer so far"]
+        assert all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(share.values(), want))
 
 
 def test_layers_without_rows_give_them_nothing(tiny, tokenizer):
-    got = attention_to_rows(DeepPrefix(tiny, 3, layers=1), tiny, tokenizer, tasks.load("word_reversal").examples(5))
+    got = attention_to_rows(
+        DeepPrefix(tiny, n_random=3, layers=1), tiny, tokenizer, tasks.load("word_reversal").examples(5)
+    )
     lower, upper = torch.tensor(got["rows"])  # (n_head, P) each
     assert lower.count_nonzero() == 0 and (upper > 0).all()
     assert got["shares"][0]["rows"] == 0 < got["shares"][1]["rows"]

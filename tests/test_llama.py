@@ -3,30 +3,28 @@
 import json
 from types import SimpleNamespace
 
+import peft
 import pytest
+import test_prefix
 import tokenizers
 import torch
-import torch.nn.functional as F
+import transformers
 from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError
 from tokenizers import decoders, normalizers, pre_tokenizers, processors, trainers
 
 import llama
-import methods  # noqa: F401
 import prefix
 from data.tokenizer import Tokenizer
 from files import peft as peft_files
 from files.errors import UserError
-from files.prompts import load_prefix, save_prefix
+from files.prompts import load_prefix
 from files.weights import fingerprint, load_model, save_model
 from llama import Llama, LlamaConfig
 
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
 transformers.utils.logging.disable_progress_bar()
 
-SIZES = "vocab_size=101 hidden_size=32 intermediate_size=24 num_hidden_layers=2 num_attention_heads=4"
-SIZES += " num_key_value_heads=2 max_position_embeddings=64"
-SHAPE = {name: int(size) for name, size in (pair.split("=") for pair in SIZES.split())}
+SHAPE = dict(vocab_size=101, hidden_size=32, intermediate_size=24, num_hidden_layers=2, max_position_embeddings=64)
+SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 FAMILIES = {  # what differs from SHAPE: heads that share keys, heads of any width, tied or not
     "Llama": {"num_key_value_heads": 1, "head_dim": 6, "rms_norm_eps": 1e-5},
@@ -112,45 +110,9 @@ def test_an_adapter_prefix_equals_peft_s_llama_adapter(tmp_path):
     torch.testing.assert_close(network.logits(network(tokens)), want, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in prefix.METHODS if name not in ("translator", "scratch")])
-def test_the_file_and_the_gradients_of_every_method(tiny_llama, tokenizer, tmp_path, name):
-    """What is loaded is what was saved, and gradients equal finite differences in float64."""
-    kind, tokens, rng = prefix.METHODS[name], torch.tensor([[3, 1, 4, 1, 5]]), torch.Generator().manual_seed(5)
-
-    def made(model):  # as if tuned
-        labels = {"labels": [[11, 12], [13]]} if kind.needs_labels else {}
-        method = kind(model, n_random=3, trigger=[40, 41], seed=3, **labels)
-        learned = [p for p in method.parameters() if p.requires_grad]
-        for p in learned:
-            p.data = torch.randn(p.shape, generator=rng).to(model.wte.weight) * 0.3
-        return method.to(model.wte.weight.dtype), learned
-
-    def logits(method, model):
-        network = method.network(model)
-        return network.logits(network(tokens, method.past(network)))[0]
-
-    method, _ = made(tiny_llama)
-    save_prefix(method, tmp_path / "p.safetensors", tiny_llama, tokenizer, "addition", "two words")
-    again, _ = load_prefix(tmp_path / "p.safetensors", tiny_llama, tokenizer)
-    assert torch.equal(logits(again, tiny_llama), logits(method, tiny_llama))
-    model = tiny_llama.double()
-    method, learned = made(model)
-    if not learned:
-        return
-
-    def loss():
-        return F.cross_entropy(logits(method, model), torch.tensor([11, 12, 13, 12, 13]))
-
-    loss().backward()
-    assert all(p.grad is None for p in model.parameters())
-    for p in learned[:: max(1, len(learned) // 6)]:
-        direction, before, ends = torch.randn(p.shape, generator=rng).double(), p.data.clone(), []
-        for step in (1e-5, -1e-5):
-            p.data = before + step * direction
-            ends.append(loss().item())
-        p.data = before
-        slope = (p.grad * direction).sum().item()
-        assert abs((ends[0] - ends[1]) / 2e-5 - slope) < 1e-5 + 1e-4 * abs(slope)
+@pytest.mark.parametrize("case", [c for c in test_prefix.CASES if c not in ("zero-shot", "text", "few-shot", "hard")])
+def test_the_gradients_of_every_method_equal_finite_differences(tiny_llama, case):
+    test_prefix.test_gradients_equal_finite_differences(tiny_llama, case)
 
 
 # ---------------------------------------------------------------- positions
@@ -290,32 +252,25 @@ def saved(file, folder, eos=0):
 TEXTS = ["321+654=", "What is an atom ?\nAnswer:", " description\n", "\n\n two", "naïve 日本 ", "<s> <|endoftext|>", ""]
 
 
-def decodes_what_it_encodes(tokenizer):
-    """Text comes back, and numbers that no token has are nothing."""
-    for text in TEXTS:
-        for tokens in (tokenizer.encode(text), tokenizer.encode_bytes(text)):
-            assert tokenizer.decode([*tokens, 1023]) == text
-
-
 def test_a_tokenizer_json_encodes_as_transformers_does(tmp_path):
     ours, theirs = saved(byte_level(), tmp_path)
+    assert (ours.bos, ours.eot) == ([], 0)
+    assert len(ours.encode("2026")) == 4  # one digit a token
     for text in TEXTS:
         assert ours.encode(text) == theirs.encode(text, split_special_tokens=True)
-    assert len(ours.encode("2026")) == 4  # one digit a token
-    assert (ours.bos, ours.eot) == ([], 0)
-    decodes_what_it_encodes(ours)
+        assert ours.decode([*ours.encode(text), 1023]) == ours.decode(ours.encode_bytes(text)) == text
 
 
 def test_sentencepiece_goes_on_behind_a_text_and_puts_its_token_before_one(tmp_path):
     """What stands behind other text gets no space of its own before it, as in the whole text."""
     ours, theirs = saved(sentence_piece(), tmp_path, eos=[2, 7])
     assert (ours.bos, ours.eot) == ([1], 2)
-    for text in TEXTS[:5]:
+    for text in TEXTS:
         whole = theirs.encode("\n" + text)
-        assert whole[0] == 1 and whole[3:] == ours.encode(text)
+        assert "<s>" in text or whole[0] == 1 and whole[3:] == ours.encode(text)
+        assert ours.decode([*ours.encode(text), 1023]) == ours.decode(ours.encode_bytes(text)) == text
     for byte, token in (("x", "x"), (" ", "\u2581"), ("\n", "<0x0A>")):
         assert ours.encode_bytes(byte) == [theirs.convert_tokens_to_ids(token)]
-    decodes_what_it_encodes(ours)
 
 
 def test_what_is_no_tokenizer_of_these_weights_is_refused(folder):

@@ -6,13 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 
 import kernels
 from files.weights import load_model
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig, build_mask
-
-transformers = pytest.importorskip("transformers")
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -75,10 +74,14 @@ def test_empty_positions_are_not_seen_and_take_no_number(either):
                 x[row, :, :n], x[row, :, n:] = 7, y[0]  # what stands in an empty position does not matter
     both, _ = either.run(tokens, past, past_pad=gone.expand(2, -1), left_pad=left)
     no_past, _ = either.run(tokens, left_pad=left)
+    half_past = [tuple(x.bfloat16() for x in pair) for pair in past]
+    half, _ = copy.deepcopy(either).bfloat16().run(tokens, half_past, past_pad=gone.expand(2, -1), left_pad=left)
+    assert half.isfinite().all()  # those of empty positions as well, which others multiply by 0
     for row, (n, skip) in enumerate(zip(gone, left)):
         text = tokens[row : row + 1, skip:]
         want = either(text, either.prefill(before[row : row + 1, n:]))[0]
         torch.testing.assert_close(both[row, skip:], want, atol=1e-5, rtol=1e-5)
+        assert (half[row, skip:] - want).norm() < 0.03 * want.norm()
         torch.testing.assert_close(no_past[row, skip:], either(text)[0], atol=1e-5, rtol=1e-5)
 
 
