@@ -8,7 +8,6 @@ Trains a tokenizer, prepares token files, pretrains, and writes a model folder t
 """
 
 import itertools
-import math
 import multiprocessing
 import os
 import random
@@ -32,10 +31,12 @@ from run.flags import Parser, at_least, learning_rate, number, seed_number
 
 # words with their leading space, each digit alone, runs of marks, white space
 PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
-FREE = "text", "out", "tokens", "show_documents", "compile", "device", "dtype", "eval_interval", "decay_frac", "resume"
+QUESTION_WEIGHT = 0.2  # of the loss on questions, which nothing foretells
+SHORT_CONTEXT, DECAY = 0.75, 0.4  # first share of the steps, in windows of half a block; last, with falling rates
 PIECE = 2**21  # tokens of documents that a process draws at a time
 MOST_DRAWN = 2**26  # tokens of documents in all: a longer run reads them more than once
 SHOTS = (0, 1, 2, 4, 8)
+NO_SETTINGS = "text", "out", "tokens", "show_documents", "compile", "device", "dtype", "eval_interval", "resume"
 
 
 def parse_args(argv=None):
@@ -45,23 +46,16 @@ def parse_args(argv=None):
     p.add_argument("--show-documents", type=at_least(1), metavar="N", help="print N synthetic documents and stop")
     p.add_argument("--tokens", type=number(1, 1e12), default=32e6, help="to train on (default %(default).0f)")
     p.add_argument("--prose", type=number(0, 1), default=0.1, help="share of prose among them (default %(default)s)")
-    p.add_argument("--question-weight", type=number(0), default=0.2, help="of the loss on questions (%(default)s)")
     vocab = "257: plain bytes; more: byte-level BPE (%(default)s)"
     p.add_argument("--vocab-size", type=at_least(257, 65536), default=1024, help=vocab)
     p.add_argument("--block-size", type=at_least(2, 65536), default=512, help="positions (default %(default)s)")
-    short = "first share of the steps, in windows of half a block, which is faster (default %(default)s)"
-    p.add_argument("--short-context-frac", type=number(0, 1), default=0.75, help=short)
     p.add_argument("--n-layer", type=at_least(1, 1000), default=6, help="number of layers (default %(default)s)")
     p.add_argument("--n-embd", type=at_least(2, 65536), default=256, help="width (default %(default)s: 5M weights)")
     p.add_argument("--n-head", type=at_least(1, 65536), help="number of heads (default: --n-embd divided by 64)")
     p.add_argument("--batch-tokens", type=at_least(1, 2**24), default=4096, help="tokens a step (default %(default)s)")
     p.add_argument("--lr", type=learning_rate, default=0.02, help="of the matrices, by Muon (default %(default)s)")
     p.add_argument("--adam-lr", type=learning_rate, default=2e-3, help="of the rest, by AdamW (default %(default)s)")
-    decay = "last share of the steps, in which both rates fall to zero (%(default)s)"
-    p.add_argument("--decay-frac", type=number(0, 1, above=True), default=0.4, help=decay)
-    p.add_argument(
-        "--seed", type=seed_number, default=0, help="of weights, documents and windows (default %(default)s)"
-    )
+    p.add_argument("--seed", type=seed_number, default=0, help="of weights, documents and windows (%(default)s)")
     p.add_argument("--eval-interval", type=at_least(1), default=250, help="steps between measurements (%(default)s)")
     p.add_argument("--resume", action="store_true", help="go on where the run in --out was stopped, if it was")
     p.add_argument("--compile", action="store_true", help="torch.compile the model")
@@ -119,13 +113,9 @@ def document_tokens(tokenizer, document):
     return tokens + [tokenizer.eot], asked + [0]
 
 
-def prose_tokens(tokenizer, book):
-    tokens = tokenizer.encode(book) + [tokenizer.eot]
-    return tokens, [0] * len(tokens)
-
-
 def prepare(args, out):
-    """The tokenizer, and {part: array (2, N) of tokens and asked} for training and validation, memory-mapped."""
+    """The tokenizer; {part: array (2, N) of tokens and asked} for training and validation, which stay on the disk until
+    they are read; and how many of the books show a task's format, as no synthetic document does."""
     files = sorted(f for f in Path(args.text).glob("**/*.txt") if f.is_file())  # a pipe would never end
     if not files:
         raise UserError(f"no .txt file in {args.text}: name a folder of prose with --text")
@@ -143,27 +133,19 @@ def prepare(args, out):
         "documents": (min(int(args.tokens * (1 - args.prose)), MOST_DRAWN), f"pages {args.seed}"),
         "documents-val": (100_000, f"validation pages {args.seed}"),
     }
+    data = {}
     for name, (n, source) in parts.items():
-        if not (out / f"{name}.npy").exists():
-            n = max(n, args.block_size + 1)  # a window at least
-            print(f"writing {name}.npy ...", flush=True)
+        file, n = out / f"{name}.npy", max(n, args.block_size + 1)  # a window at least
+        if not file.exists():
+            print(f"writing {file} ...", flush=True)
             if isinstance(source, str):
-                data = draw_documents((out, args.vocab_size), source, n)
+                tokens = draw_documents((out, args.vocab_size), source, n)
             else:
-                data = first_tokens((prose_tokens(tokenizer, book) for book in source), n)
-            with replacing(out / f"{name}.npy") as temporary, open(temporary, "wb") as file:
-                np.save(file, data)
-    return tokenizer, {name: load_tokens(out / f"{name}.npy") for name in parts}
-
-
-def load_tokens(path):
-    """What `first_tokens` made, from its file, (2, N); it stays on the disk until it is read."""
-    try:
-        data = np.load(path, mmap_mode="r")
-        assert data.dtype == np.uint16 and data.ndim == 2 and len(data) == 2, f"{data.dtype} of shape {data.shape}"
-    except Exception as error:  # numpy reads the header as Python, which has many ways to be wrong
-        raise UserError(f"{path} is not as it was written ({error}): remove it, and it is made again") from None
-    return data
+                tokens = first_tokens((document_tokens(tokenizer, ("prose", book, [])) for book in source), n)
+            with replacing(file) as temporary, open(temporary, "wb") as opened:
+                np.save(opened, tokens)
+        data[name] = np.load(file, mmap_mode="r")
+    return tokenizer, data, sum(documents.is_held_out([(book, "", "")]) for book in prose)
 
 
 def draw_documents(tokenizer_of, seed, n):
@@ -193,26 +175,6 @@ def first_tokens(stream, n):
     return np.concatenate(parts, axis=1)[:, :n]
 
 
-def count_held_out(tokenizer, data):
-    """How many of the documents or books in data, (2, N), show a task's format, or a task's steps in an answer.
-
-    `documents.document` leaves them out; this searches what is read, text by text.
-    """
-    ends = np.flatnonzero(data[0] == tokenizer.eot)
-    starts, found = np.concatenate([[0], ends[:-1] + 1]), 0
-    for start, end in zip(tqdm(starts, desc="searching for the tasks' formats", unit=" texts"), ends):
-        tokens, asked = data[:, start:end]
-        turns = np.flatnonzero(np.diff(asked)) + 1  # from a question to its answer, and to the next question
-        parts = [tokenizer.decode(part.tolist()) for part in np.split(tokens, turns)]
-        if asked.any():  # a heading, which may be empty, and then questions and answers
-            parts = parts if not asked[0] else ["", *parts]
-            examples = [("", parts[0], ""), *zip(parts[1::2], parts[2::2], itertools.repeat(""))]
-        else:
-            examples = [("".join(parts), "", "")]  # a book
-        found += documents.is_held_out(examples)
-    return found
-
-
 # ---------------------------------------------------------------- batches
 
 
@@ -234,7 +196,7 @@ def positions(rng, B, T, block_size):
 def draw_batch(args, data, step):
     """This process's share of a step's tokens, targets, asked and positions, (B, T) each. They depend on the seed and
     the step alone."""
-    is_short = step < args.short_context_frac * (args.tokens // args.batch_tokens)
+    is_short = step < SHORT_CONTEXT * (args.tokens // args.batch_tokens)
     T = args.block_size // 2 if is_short else args.block_size
     rng, B = np.random.default_rng([args.seed, step]), args.batch_tokens // T
     n_prose = rng.binomial(B, args.prose)
@@ -290,16 +252,10 @@ def kshot_accuracy(model, tokenizer, T, n=32):
 
 def measure(model, tokenizer, data, tokens_seen, T):
     """A row of the log: losses on held-out text, and accuracy behind k worked examples."""
-    row = {"tokens": tokens_seen, "kshot": kshot_accuracy(model, tokenizer, T)}
-    row["prose"], _ = validation_loss(model, data["prose-val"], T)
-    row["documents"], row["answers"] = validation_loss(model, data["documents-val"], T)
-    return row
-
-
-def line(row):
-    four = ", ".join(f"{skill} {100 * v.get('4', math.nan):.0f}" for skill, v in row["kshot"].items())
-    losses = ", ".join(f"{name} {row[name]:.3f}" for name in ("documents", "answers", "prose"))
-    return f"{row['tokens'] / 1e6:.1f}M tokens, {losses}, 4-shot {four}"
+    prose, _ = validation_loss(model, data["prose-val"], T)
+    all_tokens, answers = validation_loss(model, data["documents-val"], T)
+    kshot = kshot_accuracy(model, tokenizer, T)
+    return {"tokens": tokens_seen, "kshot": kshot, "prose": prose, "documents": all_tokens, "answers": answers}
 
 
 # ---------------------------------------------------------------- training
@@ -307,7 +263,7 @@ def line(row):
 
 def check_arguments(args, out):
     """The arguments that a run's numbers depend on, {name: value}. Raises UserError where `out` holds another run."""
-    settings = {name: value for name, value in vars(args).items() if name not in FREE}
+    settings = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
     if out.exists() and not out.is_dir() or resume.is_stopped(out) and not args.resume:
         raise UserError(f"{out} is already in use: give another --out, or --resume to go on")
     if os.path.lexists(out / "args.json"):
@@ -343,13 +299,13 @@ def train(args, out, model, tokenizer, data, state, checkpoint):
     upcoming = draw_batch(args, data, state["step"])
     shown = {"desc": "pretraining", "unit": "step", "disable": not processes.is_main()}
     for step in (bar := tqdm(range(state["step"], steps), initial=state["step"], total=steps, **shown)):
-        factor = min(1, (step + 1) / 50, (steps - step) / (args.decay_frac * steps))  # warm up, hold, fall to zero
+        factor = min(1, (step + 1) / 50, (steps - step) / (DECAY * steps))  # warm up, hold, fall to zero
         for optimizer, lr in zip(optimizers, (args.lr, args.adam_lr)):
             optimizer.param_groups[0]["lr"] = lr * factor
         x, y, asked, position = upcoming
         with torch.autocast(args.device, args.dtype, enabled=args.dtype != torch.float32):
             losses = losses_of(model, x, y.flatten(), position)  # (B * T)
-        weight = 1 - (1 - args.question_weight) * asked.flatten()
+        weight = 1 - (1 - QUESTION_WEIGHT) * asked.flatten()
         loss = (losses * weight).sum() / weight.sum()
         loss.backward()
         loss = processes.average(model.parameters(), loss.detach(), weight)
@@ -364,47 +320,26 @@ def train(args, out, model, tokenizer, data, state, checkpoint):
         row = {"step": step + 1, "tokens": (step + 1) * args.batch_tokens, "loss": loss.item()}
         if processes.is_main() and (row["step"] % args.eval_interval == 0 or row["step"] == steps):
             state["log"].append(measure(model, tokenizer, data, row["tokens"], x.size(1)))
-            bar.write(line(state["log"][-1]))
+            bar.write(", ".join(f"{k} {v:.3f}" for k, v in state["log"][-1].items() if isinstance(v, float)))
             write_json(out / "log.json", state["log"])
         checkpoint.after_step(optimizers, row)
     return optimizers
 
 
-def write_card(args, out, model, state):
+def write_card(args, out, model, state, seconds, held_out):
     """README.md of a base: what it was made with, and what it can do."""
-    c, last, seconds = model.config, state["log"][-1], sum(state["seconds"].values())
-    facts = {
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "shape": f"{c.n_layer} layers, {c.n_embd} wide, {c.n_head} heads, {c.block_size} positions",
-        "vocabulary": f"{c.vocab_size:,} tokens",
-        "tokens seen": f"{last['tokens']:,}, {100 * args.prose:.0f}% of them prose, the rest synthetic documents",
-        "loss in nats per token": ", ".join(f"{part} {last[part]:.3f}" for part in ("prose", "documents", "answers")),
-        "texts that show a task's format": state["held_out"],
-        "time": f"{seconds / 60:.0f} minutes on {args.device}",
-    } | {f"`--{name.replace('_', '-')}`": value for name, value in vars(args).items() if name not in FREE}
-    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    rows = [
-        [skill, *(f"{100 * by_k[k]:.0f}" if k in by_k else "" for k in map(str, SHOTS))]
-        for skill, by_k in last["kshot"].items()
-    ]
-    kshot = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    write_text(
-        out / "README.md",
-        f"""# {out.name}
-
-A small GPT-2, made by `python -m research.pretrain`.
-
-| | |
-| --- | --- |
-{table}
-
-Accuracy in % on new documents, each in a new format, after {", ".join(map(str, SHOTS))} examples:
-
-| skill | {" | ".join(map(str, SHOTS))} |
-| --- {"| --- " * len(SHOTS)}|
-{kshot}
-""",
-    )
+    last, settings = state["log"][-1], {k: v for k, v in vars(args).items() if k not in NO_SETTINGS}
+    facts = {"parameters": sum(p.numel() for p in model.parameters()), "tokens seen": last["tokens"], **settings}
+    facts |= {f"loss on {part}, nats per token": round(last[part], 3) for part in ("prose", "documents", "answers")}
+    facts |= {"books that show a task's format": held_out, "time": f"{seconds / 60:.0f} minutes on {args.device}"}
+    lines = [f"# {out.name}\n\nA small GPT-2, made by `python -m research.pretrain`.\n", "| | |\n| --- | --- |"]
+    lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items()]
+    lines += ["\nAccuracy in % on new documents, each in a new format, behind worked examples:\n"]
+    lines += ["| skill | " + " | ".join(f"{k} shots" for k in SHOTS) + " |", "| --- " * (len(SHOTS) + 1) + "|"]
+    for skill, by_k in last["kshot"].items():
+        cells = [f"{100 * by_k[str(k)]:.0f}" if str(k) in by_k else "" for k in SHOTS]
+        lines.append(f"| {skill} | {' | '.join(cells)} |")
+    write_text(out / "README.md", "\n".join(lines) + "\n")
 
 
 def main(argv=None):
@@ -428,23 +363,22 @@ def main(argv=None):
             write_json(out / "args.json", settings)
         else:
             processes.wait()  # until the first process has written the data
-        tokenizer, data = prepare(args, out)
+        tokenizer, data, held_out = prepare(args, out)
         if processes.is_main():
             processes.wait()
-            if "held_out" not in state:
-                state["held_out"] = sum(count_held_out(tokenizer, data[name]) for name in ("prose", "documents"))
         model = initial_model(args).to(args.device)
         checkpoint.restore("model", model)
         checkpoint.modules["model"] = model
         print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
         with checkpoint.part("pretraining"):
             optimizers = train(args, out, model, tokenizer, data, state, checkpoint)
-        if processes.is_main():
-            save_model(model, out, torch.bfloat16)
-            write_card(args, out, model, state)
-            print(f"saved {out}")
-            state["written"] = state["step"]
-            checkpoint.save(optimizers)  # it stays, so that --resume with more --tokens goes on from here
+            checkpoint.count()
+            if processes.is_main():
+                save_model(model, out, torch.bfloat16)
+                write_card(args, out, model, state, sum(state["seconds"].values()), held_out)
+                print(f"saved {out}")
+                state["written"] = state["step"]
+                checkpoint.save(optimizers)  # it stays, so that --resume with more --tokens goes on from here
 
 
 if __name__ == "__main__":
