@@ -1,14 +1,12 @@
 """report.html in headless Chromium shows what results.json and details.json say."""
 
 import json
-import re
 import shutil
 from contextlib import redirect_stdout
 from io import StringIO
 
 import pytest
 
-import tasks
 import train_task
 from eval import page
 from files.errors import UserError
@@ -108,59 +106,52 @@ def test_the_page_is_made_again_of_its_files(runs, tmp_path):
         page.main([str(tmp_path)])
 
 
-def wrong_by_hand(out, when):
-    """{range: [(question, true answer, text, kind)]} of the prompt's wrong final answers, which results.json counts."""
-    task, details, found = tasks.load("addition"), read(out, "details"), {}
+def wrong_answers(out, when):
+    """[(range, question, true answer, text, kind of error)], as many as results.json counts."""
+    details, found = read(out, "details"), []
     for r, questions in details["questions"].items():
-        texts = [
-            (q, truth, truth if answer is None else answer[0])
-            for (q, truth, _), answer in zip(questions, details["written"][when]["hybrid"][r])
-        ]
-        wrong = [(q, a, text) for q, a, text in texts if task.final_answer(text) != task.final_answer(a)]
-        found[r] = [(q, a, text, task.kind_of_error(a, text)) for q, a, text in wrong]
+        pairs = zip(questions, details["written"][when]["hybrid"][r])
+        wrong = [(r, q, truth, answer[0], answer[2]) for (q, truth, _), answer in pairs if answer and not answer[1]]
         measured = read(out, "results")[when]["hybrid"][r]
         assert measured["n"] - measured["correct"] == len(wrong)
+        found += wrong
     return found
 
 
 def test_wrong_answers_come_first_with_their_first_wrong_character_marked(runs, show):
-    shown = show(runs["hybrid"])
-    wrong = wrong_by_hand(runs["hybrid"], "accuracy")
-    listed = [(r, *answer) for r, answers in wrong.items() for answer in answers]
-    assert shown.locator("#found").inner_text() == f"{len(listed)} questions"
+    shown, wrong = show(runs["hybrid"]), wrong_answers(runs["hybrid"], "accuracy")
+    assert shown.locator("#found").inner_text() == f"{len(wrong)} questions"
     items = shown.locator(".answers li").all()
-    assert len(items) == min(20, len(listed)) > 0
-    for item, (r, question, truth, text, kind) in zip(items, listed):
+    assert len(items) == min(20, len(wrong)) > 0
+    for item, (r, question, truth, text, kind) in zip(items, wrong):
         assert item.locator("div").first.inner_text() == f"{r} · {kind}"
         i = next(i for i in range(99) if truth[i : i + 1] != text[i : i + 1])
-        marked = text[i : i + 1]
-        glyph = {"": "(end)", " ": "␣", "\n": "⏎"}.get(marked, marked)
+        glyph = {"": "(end)", " ": "␣", "\n": "⏎"}.get(text[i : i + 1], text[i : i + 1])
         assert item.locator("mark").text_content() == glyph
         assert item.locator(".mono").last.text_content() == question + text[:i] + glyph + text[i + 1 :]
 
 
 def test_filters_and_counts(runs, show):
-    shown, wrong = show(runs["hybrid"]), wrong_by_hand(runs["hybrid"], "before")
+    shown, wrong = show(runs["hybrid"]), wrong_answers(runs["hybrid"], "before")
+    questions, kinds = read(runs["hybrid"], "details")["questions"], sorted({kind for *_, kind in wrong})
     shown.select_option("[name=who]", "before:hybrid")
     rows = {
-        row.locator("th").inner_text(): [cell.inner_text() for cell in row.locator("td").all()]
+        row.locator("th").inner_text(): row.locator("td").all_inner_texts()
         for row in shown.locator(".kinds tbody tr").all()
     }
-    assert rows["wrong"] == [str(len(answers) or "") for answers in wrong.values()]
-    kinds = {kind for answers in wrong.values() for *_, kind in answers}
-    assert set(rows) - {"all", "right", "right, with a wrong step", "wrong"} == kinds
-    for kind in kinds:
-        assert rows[kind] == [str(sum(k == kind for *_, k in a) or "") for a in wrong.values()]
-    shown.get_by_role("button", name=min(kinds), exact=True).click()
+    assert set(rows) - {"all", "right", "right, with a wrong step", "wrong"} == set(kinds)
+    for name in ("wrong", *kinds):
+        counts = [sum(r == of[0] and name in ("wrong", of[-1]) for of in wrong) for r in questions]
+        assert rows[name] == [str(n or "") for n in counts]
+    shown.get_by_role("button", name=kinds[0], exact=True).click()
     shown.select_option("[name=range]", "6 digits")
-    n = sum(kind == min(kinds) for *_, kind in wrong["6 digits"])
-    assert shown.locator(".answers li").count() == n
+    n = sum((r, kind) == ("6 digits", kinds[0]) for r, *_, kind in wrong)
     again = show(runs["hybrid"], hash=shown.url[shown.url.index("#") :])  # the address holds the filters
-    assert again.locator(".answers li").count() == n and again.input_value("[name=who]") == "before:hybrid"
+    assert shown.locator(".answers li").count() == again.locator(".answers li").count() == n
     shown.get_by_role("button", name="all", exact=True).click()
     shown.select_option("[name=range]", "all")
     shown.click("#more")
-    assert shown.locator(".answers li").count() == sum(map(len, read(runs["hybrid"], "details")["questions"].values()))
+    assert shown.locator(".answers li").count() == sum(map(len, questions.values()))
 
 
 def test_rows_are_shown_with_their_nearest_words_before_and_now(runs, show):
@@ -194,32 +185,15 @@ def test_the_heat_map_reads_as_the_attention_it_is_made_of(runs, show, name, whe
     assert canvas.evaluate(read_pixel, [4 * row + 1, 9 * layer + 4 * head + 1]) == [0xC1, 0x27, 0x2D, 255]
 
 
-@pytest.mark.parametrize("name, charts", [("hybrid", 2), ("own", 2)])
-def test_figures_are_drawn_and_text_of_the_data_never_becomes_markup(runs, show, name, charts):
+@pytest.mark.parametrize("name", ["hybrid", "own"])
+def test_figures_are_drawn_and_text_of_the_data_never_becomes_markup(runs, show, name):
     shown = show(runs[name], hash="#result=all")
-    assert shown.locator("img").count() == charts  # none of them the data's
+    assert shown.locator("img").count() == 2  # none of them the data's
     assert all(
         image.evaluate("image => image.decode().then(() => image.naturalWidth)") for image in shown.locator("img").all()
     )
     assert shown.evaluate("window.hacked") is None and shown.locator("script").count() == 2
     assert HOSTILE in shown.locator("#rows pre" if name == "hybrid" else ".answers li").first.inner_text()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_is_legible_in_light_and_dark(runs, show, scheme):
-    """Contrast of text as WCAG 2 defines it: at least 4.5 for AA."""
-    shown = show(runs["hybrid"], color_scheme=scheme)
-
-    def color(selector, which):
-        css = re.findall(r"\d+", shown.locator(selector).first.evaluate(f"e => getComputedStyle(e).{which}"))[:3]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (int(x) / 255 for x in css)]
-        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear))  # luminance
-
-    paper = color("html", "backgroundColor")
-    assert (paper > 0.9) if scheme == "light" else (paper < 0.02)
-    for selector in ("body", ".soft", ".red", ".answers .q"):
-        low, high = sorted((paper, color(selector, "color")))
-        assert (high + 0.05) / (low + 0.05) > 4.5, selector
 
 
 @pytest.mark.parametrize("name, width", [("hybrid", 390), ("deep", 390), ("own", 390), ("own", 1920)])
