@@ -28,19 +28,15 @@ COLORS = {
     "zero-shot": "#8a8a8a",
 }
 matplotlib.rcdefaults()  # whatever a user's matplotlibrc says
-plt.rcParams |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-plt.rcParams |= {
-    "text.parse_math": False,  # labels may hold a $
-    "svg.fonttype": "none",
-    "svg.hashsalt": "",  # the same figure gives the same SVG
-    "figure.constrained_layout.use": True,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "errorbar.capsize": 2,
-}
+plt.rc("text", color=INK, parse_math=False)  # labels may hold a $
+plt.rc("axes", grid=True, labelcolor=INK, edgecolor=INK)
+plt.rc("axes.spines", top=False, right=False)
+plt.rc(("xtick", "ytick"), color=INK)
+plt.rc("svg", fonttype="none", hashsalt="")  # the same figure gives the same SVG
+plt.rc("figure.constrained_layout", use=True)
+plt.rc("grid", alpha=0.25)
+plt.rc("legend", frameon=False)
+plt.rc("errorbar", capsize=2)
 
 
 def finish(fig, axis, path):

@@ -65,15 +65,14 @@ def table(results):
     return "\n".join(lines + losses_against_start(results) + how_each_learned(results) + base_is_the_limit(results))
 
 
-def losses_against_start(results, name=None):
-    """A sentence for each contender, or for one, that is less accurate on some range after tuning."""
+def losses_against_start(results):
+    """A sentence for each contender that is less accurate on some range after tuning."""
     (after, before), sentences = scores(results), []
-    for one in [name] if name else before:
-        starts = before.get(one, {}).items()
-        lost = {r: percent(start) - percent(after[one][r]) for r, start in starts}
+    for name, starts in before.items():
+        lost = {r: percent(start) - percent(after[name][r]) for r, start in starts.items()}
         points = ", ".join(f"{p:.1f} points ({r})" for r, p in lost.items() if p > 0)
         if points:
-            sentences.append(f"{results['labels'][one]} is less accurate than before tuning: {points}")
+            sentences.append(f"{results['labels'][name]} is less accurate than before tuning: {points}")
     return sentences
 
 

@@ -30,9 +30,8 @@ class Validation:
     """Checks a method now and then while it is tuned, and restores its best checkpoint at the end: most questions
     answered exactly, then the lowest loss, then the earliest.
 
-    encoded: [(question tokens, answer tokens)], never tuned on. record: a dict for results.json that receives the
-    measured values. best: a dict that receives the best checkpoint, {name: tensor}. A resumed run passes the record
-    and best of before.
+    encoded: [(question tokens, answer tokens)], never tuned on. record: a dict for results.json that receives what is
+    measured. best: a dict that receives the best checkpoint, {name: tensor}. A resumed run passes both as they were.
     """
 
     def __init__(self, encoded, record, best):

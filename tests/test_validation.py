@@ -64,11 +64,13 @@ def test_a_start_that_tuning_ruins_is_what_it_ends_as(tokenizer):
     tuned_on, held_out = hold_back(task, task.examples(15, split="train"), 3, [])
     prompt = HybridPrefix(nano, trigger=tokenizer.encode_task(as_text(tuned_on[:1])))
     validation = Validation(encode(tokenizer, held_out), {}, {})
-    settings = 1, 4, 100.0, torch.float32, 0
+    settings = 1, 4, 100.0, torch.bfloat16, 0
     train_task.train(prompt, nano, encode(tokenizer, tuned_on), *settings, validation=validation)
     assert validation.record["steps"] == [0, 1, 2, 3] and validation.record["kept_step"] == 0
     assert validation.record["loss"][0] < 1 < validation.record["loss"][-1]
     assert torch.equal(prompt.rows, prompt.start)
+    measured = validation.record["exact_match"][0], validation.record["loss"][0]
+    assert measured == answers_right(prompt, nano, validation.encoded)  # in float32, as a run measures, not autocast
 
 
 @pytest.mark.parametrize("flags", [["--shots", "2"], ["--trigger", "examples:3"]], ids=" ".join)
