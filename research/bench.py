@@ -36,13 +36,7 @@ from model import GPT, GPTConfig
 from run.flags import Parser, at_least, best_dtype
 from train_task import train_step
 
-JOBS = {
-    "prompt": "prompt tuning, a step",
-    "checkpoint": "same, checkpointed",
-    "prefix": "prefix-tuning, a step",
-    "finetune": "fine-tuning, a step",
-    "decode": "greedy decoding",
-}
+JOBS = ("prompt", "prefix", "finetune", "decode")  # a step of prompt tuning, ..., or greedy decoding
 
 
 def parse_args(argv=None):
@@ -56,7 +50,7 @@ def parse_args(argv=None):
     p.add_argument("--question", type=at_least(1, 100_000), default=10, help="tokens of it (default %(default)s)")
     p.add_argument("--answer", type=at_least(2, 100_000), default=30, help="tokens of it (default %(default)s)")
     p.add_argument("--repeat", type=at_least(1, 1000), default=5, help="turns of each side (default %(default)s)")
-    p.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS), help="(default: all)")
+    p.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS, help="(default: all)")
     p.add_argument("--json", metavar="FILE", help="write the numbers")
     args = p.parse_args(argv)
     default = LlamaConfig() if args.arch == "llama" else GPTConfig()
@@ -81,7 +75,6 @@ def ours(w):
     """() -> loss of one step, or text of one decoding, by this project: the step is the one that trains."""
     dtype = getattr(torch, w.dtype)
     model = load_model(w.folder, w.device, dtype).freeze()
-    model.checkpoint_activations = w.job == "checkpoint"
     tokens, Q = w.tokens.to(w.device), w.question
     method = Finetune(model) if w.job == "finetune" else peft_files.import_peft(w.adapter, model)
     if w.job == "decode":
@@ -96,7 +89,7 @@ def ours(w):
 
 
 def theirs(w):
-    """The same by transformers and PEFT, which does not checkpoint activations behind a prefix."""
+    """The same by transformers and PEFT."""
     autocast = w.dtype == "bfloat16" and w.job != "decode"
     dtype = torch.bfloat16 if w.dtype == "bfloat16" and not autocast else torch.float32
     kind = {"finetune": None, "prefix": "PrefixTuningConfig"}.get(w.job, "PromptTuningConfig")
@@ -156,7 +149,7 @@ def products_alone(w):
     passes = [(B, T, T if own else P + T, B * A, 2 if own else 1)]
     if w.job == "decode":
         passes = [(B, Q, P + Q, B, 0)] + [(B, 1, P + Q + i, B, 0) for i in range(1, A)]
-    elif w.job in ("prompt", "checkpoint"):  # its rows go through the network as well, once
+    elif w.job == "prompt":  # its rows go through the network as well, once
         passes.append((1, P, P, 0, 1))
     products = []  # (shape of a, shape of b, how often)
     for n, T, S, logits, backward in passes:
@@ -287,7 +280,7 @@ def table(results, args):
     ]
     for r in results:
         ours, peft, products = (r["sides"][name]["seconds"] for name in SIDES)
-        cells = [JOBS[r["job"]], r["dtype"], cell(r, "ours", args), cell(r, "PEFT", args)]
+        cells = [r["job"], r["dtype"], cell(r, "ours", args), cell(r, "PEFT", args)]
         cells += [spread([slow / fast for slow, fast in zip(peft, ours)], "{:.1f}x")]
         lines.append(f"| {' | '.join(cells)} | {statistics.median(products) / statistics.median(ours):.0%} |")
     return "\n".join(lines)

@@ -4,7 +4,7 @@
     python -m research.pretrain --show-documents 5      print some of the synthetic documents
 
 Trains a tokenizer, prepares token files, pretrains, and writes a model folder that train_task.py --model takes. With
---resume the same command goes on where it was stopped, or where it ended if --tokens grew.
+--resume the same command goes on where it was stopped.
 """
 
 import itertools
@@ -36,7 +36,7 @@ SHORT_CONTEXT, DECAY = 0.75, 0.4  # first share of the steps, in windows of half
 PIECE = 2**21  # tokens of documents that a process draws at a time
 MOST_DRAWN = 2**26  # tokens of documents in all: a longer run reads them more than once
 SHOTS = (0, 1, 2, 4, 8)
-NO_SETTINGS = "text", "out", "tokens", "show_documents", "compile", "device", "dtype", "eval_interval", "resume"
+NO_SETTINGS = "text", "out", "show_documents", "compile", "device", "dtype", "eval_interval", "resume"
 
 
 def parse_args(argv=None):
@@ -264,7 +264,8 @@ def measure(model, tokenizer, data, tokens_seen, T):
 def check_arguments(args, out):
     """The arguments that a run's numbers depend on, {name: value}. Raises UserError where `out` holds another run."""
     settings = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
-    if out.exists() and not out.is_dir() or resume.is_stopped(out) and not args.resume:
+    in_use = resume.is_stopped(out) or (out / "model.safetensors").exists()
+    if out.exists() and not out.is_dir() or in_use and not args.resume:
         raise UserError(f"{out} is already in use: give another --out, or --resume to go on")
     if os.path.lexists(out / "args.json"):
         before = schemas.read_json(out / "args.json", dict, "give another --out")
@@ -292,7 +293,7 @@ def token_losses(model, x, y, position):
 
 
 def train(args, out, model, tokenizer, data, state, checkpoint):
-    """Train to the last step, from where the run was stopped if it was. Returns the optimizers."""
+    """Train to the last step, from where the run was stopped if it was."""
     optimizers, steps = muon.optimizers(model, args.lr, args.adam_lr, args.dtype), int(args.tokens // args.batch_tokens)
     checkpoint.restore_optimizers(optimizers)
     losses_of = torch.compile(token_losses, dynamic=False) if args.compile else token_losses
@@ -323,23 +324,19 @@ def train(args, out, model, tokenizer, data, state, checkpoint):
             bar.write(", ".join(f"{k} {v:.3f}" for k, v in state["log"][-1].items() if isinstance(v, float)))
             write_json(out / "log.json", state["log"])
         checkpoint.after_step(optimizers, row)
-    return optimizers
 
 
-def write_card(args, out, model, state, seconds, held_out):
+def write_card(args, out, model, state, held_out):
     """README.md of a base: what it was made with, and what it can do."""
     last, settings = state["log"][-1], {k: v for k, v in vars(args).items() if k not in NO_SETTINGS}
-    facts = {"parameters": sum(p.numel() for p in model.parameters()), "tokens seen": last["tokens"], **settings}
+    facts = {"parameters": sum(p.numel() for p in model.parameters()), **settings}
     facts |= {f"loss on {part}, nats per token": round(last[part], 3) for part in ("prose", "documents", "answers")}
-    facts |= {"books that show a task's format": held_out, "time": f"{seconds / 60:.0f} minutes on {args.device}"}
-    lines = [f"# {out.name}\n\nA small GPT-2, made by `python -m research.pretrain`.\n", "| | |\n| --- | --- |"]
-    lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items()]
-    lines += ["\nAccuracy in % on new documents, each in a new format, behind worked examples:\n"]
-    lines += ["| skill | " + " | ".join(f"{k} shots" for k in SHOTS) + " |", "| --- " * (len(SHOTS) + 1) + "|"]
+    facts |= {"books that show a task's format": held_out, "minutes": round(sum(state["seconds"].values()) / 60)}
     for skill, by_k in last["kshot"].items():
-        cells = [f"{100 * by_k[str(k)]:.0f}" if str(k) in by_k else "" for k in SHOTS]
-        lines.append(f"| {skill} | {' | '.join(cells)} |")
-    write_text(out / "README.md", "\n".join(lines) + "\n")
+        facts[f"{skill}, right after so many examples"] = ", ".join(f"{k}: {a:.0%}" for k, a in by_k.items())
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items())
+    what = f"# {out.name}\n\nA small GPT-2, made by `python -m research.pretrain`.\n\n| | |\n| --- | --- |\n"
+    write_text(out / "README.md", f"{what}{rows}\n")
 
 
 def main(argv=None):
@@ -353,11 +350,11 @@ def main(argv=None):
     processes.start(args.device)
     out = Path(args.out)
     settings = check_arguments(args, out)
-    saved = resume.load(out) if args.resume else None
-    state = saved.state if saved else {"step": 0, "log": [], "written": 0, "seconds": {}}
-    if state["written"] >= int(args.tokens // args.batch_tokens):
+    if (out / "model.safetensors").exists() and not resume.is_stopped(out):
         print(f"{out} is finished: nothing is left to do")
         return
+    saved = resume.load(out) if args.resume else None
+    state = saved.state if saved else {"step": 0, "log": [], "seconds": {}}
     with resume.Checkpoint(out, lambda: state, state["seconds"], saved) as checkpoint:
         if processes.is_main():
             write_json(out / "args.json", settings)
@@ -371,14 +368,12 @@ def main(argv=None):
         checkpoint.modules["model"] = model
         print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
         with checkpoint.part("pretraining"):
-            optimizers = train(args, out, model, tokenizer, data, state, checkpoint)
-            checkpoint.count()
-            if processes.is_main():
-                save_model(model, out, torch.bfloat16)
-                write_card(args, out, model, state, sum(state["seconds"].values()), held_out)
-                print(f"saved {out}")
-                state["written"] = state["step"]
-                checkpoint.save(optimizers)  # it stays, so that --resume with more --tokens goes on from here
+            train(args, out, model, tokenizer, data, state, checkpoint)
+        if processes.is_main():
+            save_model(model, out, torch.bfloat16)
+            write_card(args, out, model, state, held_out)
+            checkpoint.finish()
+            print(f"saved {out}")
 
 
 if __name__ == "__main__":

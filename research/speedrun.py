@@ -17,6 +17,7 @@ import os
 import random
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -99,14 +100,6 @@ def parse_args(argv=None):
     return args
 
 
-class Base(NamedTuple):
-    model: torch.nn.Module  # frozen
-    tokenizer: Tokenizer
-    task: tasks.Task
-    dtype: torch.dtype
-    device: str
-
-
 # ---------------------------------------------------------------- the two sides
 
 
@@ -169,12 +162,9 @@ class Runner:
 # ---------------------------------------------------------------- one run
 
 
-def schedule():
-    """The steps after which a run is measured: 0, 1, 2, 3, 5, 8, 12, 18, ..., each half as many again."""
-    step = 0
-    while True:
-        yield step
-        step = max(step + 1, math.ceil(1.5 * step))
+def next_check(step):
+    """Runs are measured after 0, 1, 2, 3, 5, 8, 12, 18, ... steps, each half as many again."""
+    return max(step + 1, math.ceil(1.5 * step))
 
 
 def records(checks):
@@ -218,8 +208,8 @@ def one_run(base, c, lr, seed, max_seconds, questions, bar):
     encoded = encode(base.tokenizer, [e for e in examples if e.length >= c.shortest])
     trigger = tokens_of(c.start, base, examples)
     Runner(base, c, lr, trigger, seed).step(next(mixed_batches(encoded, c.batch_size, seed)), 0)  # warms up, not timed
-    runner, seconds, loss, checks, steps = Runner(base, c, lr, trigger, seed), 0.0, math.inf, [], schedule()
-    due = next(steps)
+    runner, seconds, loss, checks = Runner(base, c, lr, trigger, seed), 0.0, math.inf, []
+    due = 0
     for step, batch in enumerate(mixed_batches(encoded, c.batch_size, seed)):
         if step == due or seconds >= max_seconds:
             exact = exact_match(base, runner.tuned(), with_goal)
@@ -229,7 +219,7 @@ def one_run(base, c, lr, seed, max_seconds, questions, bar):
             if seconds >= max_seconds or all(records(checks).values()):
                 checks[-1]["beyond"] = exact_match(base, runner.tuned(), beyond)
                 return checks
-            due = next(steps)
+            due = next_check(step)
         spent, loss = bench.timed(partial(runner.step, batch, step, loss), base.device)
         seconds += spent
 
@@ -274,7 +264,8 @@ def main(argv=None):
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     model, task = load_model(args.model, args.device, args.dtype).freeze(), tasks.load(args.task)
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, task.tokenize)
-    base = Base(model, tokenizer, task, args.dtype, args.device)
+    about = {"model": model, "tokenizer": tokenizer, "task": task, "dtype": args.dtype, "device": args.device}
+    base = SimpleNamespace(**about)  # what the contenders have in common
     results = {"args": vars(args) | {"dtype": str(args.dtype).removeprefix("torch.")}, "contenders": {}}
     results["record"] = record(args.device, args.dtype, [])
     Path(args.out).mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights(monkeypatch, command, prose, 
     whole, stopped = load_model(tmp_path / "whole"), load_model(tmp_path / "stopped")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), stopped.parameters()))
     card = (tmp_path / "whole" / "README.md").read_text()
-    assert "| seed | 0 |" in card and "| tokens seen | 2560 |" in card and "| copy | 0 |" in card
+    assert (
+        "| seed | 0 |" in card
+        and "| tokens | 2560.0 |" in card
+        and "| copy, right after so many examples | 0: " in card
+    )
 
 
 def test_bad_input(command, tmp_path):

@@ -124,7 +124,6 @@ def make(box):
     (box / "pretraining").mkdir()
     arguments = pretrain.check_arguments(pretrain.parse_args(["--text", str(box)]), box / "pretraining")
     write_json(box / "pretraining" / "args.json", arguments)
-    np.save(box / "pretraining" / "prose.npy", np.arange(400, dtype=np.uint16).reshape(2, 200) % 257)
 
     for path in box.glob("**/*.safetensors"):  # the library writes its header in any order
         content = path.read_bytes()
@@ -199,11 +198,6 @@ def write_page(box):
     page.main([str(box / "out" / "run")])
 
 
-def read_tokens(box):
-    rng = np.random.default_rng(0)
-    pretrain.windows(pretrain.load_tokens(box / "pretraining" / "prose.npy"), 2, 16, rng)
-
-
 def peft(box, *args):
     return peft_io.main([*map(str, args), "--model", str(box / "base")])
 
@@ -250,7 +244,6 @@ KINDS = {
         "pretraining/args.json",
         lambda box: pretrain.check_arguments(pretrain.parse_args(["--text", str(box)]), box / "pretraining"),
     ),
-    "tokens": ("pretraining/prose.npy", read_tokens),
     "study": ("run/results.json", lambda box: compare.read_results(box / "run")),
     "jsonl": ("rows.jsonl", lambda box: read_rows(box, "rows.jsonl")),
     "csv": ("rows.csv", lambda box: read_rows(box, "rows.csv")),
