@@ -71,7 +71,7 @@ def best_dtype(device):
     """bfloat16 where the device multiplies matrices faster in it, else float32."""
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    capable = torch.cpu.get_capabilities() if device == "cpu" else {}
+    capable = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}  # none in old torch
     return torch.bfloat16 if capable.get("amx_bf16") or capable.get("avx512_bf16") else torch.float32
 
 
