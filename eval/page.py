@@ -65,20 +65,9 @@ def write_page(path, results, details):
         figures["Accuracy by length"] = plots.plot_lengths(results)
     if results["loss"]:
         figures["Loss while tuning"] = plots.plot_loss(results)
-    page = environment.get_template("report.html.jinja").render(
-        r=results,
-        details=details,
-        red=plots.RED,
-        after=after,
-        before=before,
-        percent=report.percent,
-        difference=report.difference,
-        table=report.table(results),
-        notes=report.losses_against_start(results) + report.base_is_the_limit(results),
-        learned=report.how_each_learned(results),
-        figures=figures,
-    )
-    write_text(path, page)
+    template = environment.get_template("report.html.jinja")
+    shown = {"after": after, "before": before, "figures": figures, "red": plots.RED, "report": report}
+    write_text(path, template.render(r=results, details=details, **shown))
 
 
 def main(argv=None):

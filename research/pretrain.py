@@ -378,3 +378,4 @@ def main(argv=None):
 
 if __name__ == "__main__":
     run_main(main, "research.pretrain")
+    processes.leave()

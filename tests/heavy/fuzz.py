@@ -25,7 +25,6 @@ import time
 import traceback
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
