@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -83,22 +81,16 @@ def test_symbolic_sum_sequence():
             assert int(e.answer[:-1].split("=")[1]) == n * (first + last) // 2  # Gauss
 
 
-@pytest.mark.parametrize("range_name", tasks.load("word_reversal").ranges)
-def test_word_reversal(range_name):
-    for e in tasks.load("word_reversal").examples(300, range_name):
-        word = re.fullmatch(r"reverse\((\w+)\)=", e.question)[1]
-        assert len(word) == e.length
-        assert [word[len(word) - 1 - i] for i in range(len(word))] == list(e.answer[:-1])
-        assert e.answer[-1] == "$"
-
-
-@pytest.mark.parametrize("range_name", tasks.load("next_letter").ranges)
-def test_next_letter(range_name):
+@pytest.mark.parametrize("name, range_name", ranges("word_reversal", "next_letter"))
+def test_words_letter_by_letter(name, range_name):
     alphabet = "abcdefghijklmnopqrstuvwxyza"
-    for e in tasks.load("next_letter").examples(300, range_name):
-        word = re.fullmatch(r"next\((\w+)\)=", e.question)[1]
+    for e in tasks.load(name).examples(300, range_name):
+        word = re.fullmatch(r"\w+\((\w+)\)=", e.question)[1]
         assert len(word) == e.length
-        assert [alphabet[alphabet.index(c) + 1] for c in word] == list(e.answer[:-1])
+        if name == "next_letter":
+            assert [alphabet[alphabet.index(c) + 1] for c in word] == list(e.answer[:-1])
+        else:
+            assert [word[len(word) - 1 - i] for i in range(len(word))] == list(e.answer[:-1])
         assert e.answer[-1] == "$"
 
 
@@ -123,23 +115,18 @@ def test_memory_asks_what_it_was_tuned_on():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_train_and_test_never_meet(name):
+def test_ranges_seeds_patterns_and_that_train_and_test_never_meet(name):
     task = tasks.load(name)
-    train = {e.question for e in task.examples(3000, split="train")}
+    (first, (_, high)), (_, one), (_, two), *_ = task.ranges.items()
+    assert (first, one, two) == ("in-distribution", (high + 1, high + 1), (high + 2, high + 2)) and task.trigger
+    train = task.examples(3000, split="train", seed=1)
+    assert train[:50] == task.examples(50, split="train", seed=1) != task.examples(50, split="train", seed=2)
     for r in task.ranges:
-        test = [e.question for e in task.examples(1000, r)]
-        assert len(set(test)) == len(test)
-        assert not train & set(test)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_ranges_in_distribution_first_then_longer_by_one_and_by_two(name):
-    task = tasks.load(name)
-    assert next(iter(task.ranges)) == "in-distribution"
-    (_, high), one, two, *_ = task.ranges.values()
-    assert one == (high + 1, high + 1)
-    assert two == (high + 2, high + 2)
-    assert task.trigger
+        test = task.examples(1000, r)
+        asked = {e.question for e in test}
+        assert len(asked) == len(test) and not asked & {e.question for e in train}
+        for e in test[:100]:
+            assert re.search(task.pattern, e.question + e.answer) or e.answer.startswith("000=")  # 0+0 has no steps
 
 
 def test_enough_questions_to_measure_on():
@@ -171,21 +158,6 @@ def test_the_word_list():
     assert all(re.fullmatch(r"[a-z]{3,12}", w) for w in everything)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_the_same_seed_gives_the_same_examples(name):
-    task = tasks.load(name)
-    one, again, other = (task.examples(50, split="train", seed=s) for s in (1, 1, 2))
-    assert one == again != other
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_patterns_match_their_own_format(name):
-    task = tasks.load(name)
-    for r in task.ranges:
-        for e in task.examples(100, r):
-            assert re.search(task.pattern, e.question + e.answer) or e.answer.startswith("000=")  # 0+0 has no steps
-
-
 def test_final_answers():
     task = tasks.load("addition")
     assert task.final_answer("1405;2507;3609;000=975$") == "975"
@@ -195,28 +167,40 @@ def test_final_answers():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UserError, match="no task 'sums': choose from addition, addition:plain"):
-        tasks.load("sums")
+    for name in ("sums", "addition:sums", "_x", "../model", "__init__"):
+        with pytest.raises(UserError, match=f"no task '{name}': choose from addition, addition:plain"):
+            tasks.load(name)
     with pytest.raises(UserError, match="no range '9 digits'"):
         tasks.load("addition").examples(1, "9 digits")
 
 
-def test_looking_at_examples_from_the_command_line():
-    def run(*args):
-        return subprocess.run([sys.executable, "-m", "tasks", *args], capture_output=True, text=True)
+def test_a_broken_task_is_left_out_with_one_line_and_shows_its_traceback_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tasks, "FOLDER", tmp_path)
+    monkeypatch.setattr(tasks, "__path__", [str(tmp_path)])
+    (tmp_path / "notes.txt").write_text("no task")
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "mine.py").write_text("from tasks import Task\nvariants = {'': Task(), 'hard': Task()}\n")
+    (tmp_path / "half.py").write_text("import nothing_of_that_name\n")
+    (tmp_path / "empty.py").touch()
+    assert tasks.names() == ["mine", "mine:hard"]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" is left out: ")[0] for line in lines] == ["tasks/empty.py", "tasks/half.py"]
+    assert "ModuleNotFoundError: No module named 'nothing_of_that_name'" in lines[1]
+    assert tasks.load("mine:hard").name == "mine:hard" and not capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):
+        tasks.load("half")
 
-    lines = run("addition", "--n", "3", "--range", "5 digits", "--seed", "4").stdout.splitlines()
+
+def test_looking_at_examples_from_the_command_line(command):
+    lines = command("tasks.__main__", "addition", "--n", 3, "--range", "5 digits", "--seed", 4).out.splitlines()
     assert len(lines) == 3
     for line in lines:
         question, worked, final = line.split("\t")
-        assert eval(question[:-1].replace("+", "+")) == int(final)
-        assert worked.endswith(f"={final}$")
-    assert "word_reversal\tin-distribution (3-8 letters), 9 letters" in run("--list").stdout
-    for bad in (["nope"], [], ["addition", "--range", "x"]):
-        done = run(*bad)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1
-        assert not done.stdout
+        assert eval(question[:-1]) == int(final) and worked.endswith(f"={final}$")
+    assert "word_reversal\tin-distribution (3-8 letters), 9 letters" in command("tasks.__main__", "--list").out
+    for bad in (["nope"], ["addition", "--range", "x"]):
+        done = command("tasks.__main__", *bad)
+        assert (done.code, done.err.count("\n"), done.out) == (2, 1, "")
 
 
 # ---------------------------------------------------------------- your own data
@@ -274,7 +258,7 @@ def test_broken_rows_are_counted_and_named(tmp_path):
     bad = ["{", "[1]", json.dumps({"prompt": "p"}), json.dumps({"prompt": "p", "answer": "a\nb"}), "", json.dumps({"prompt": " ", "answer": "a"})]  # fmt: skip # noqa: E501
     task = tasks.load(write(tmp_path / "a.jsonl", "\n".join(good + bad)))
     assert len(rows_of(task)) == 20
-    assert "5 broken rows left out, lines 21, 22, 23, 24, 26; line 21: not JSON" in task.notes[0]
+    assert "5 broken rows left out, lines 21, 22, 23, 24, 26; line 21: not a JSON object" in task.notes[0]
     text = 'prompt,answer\n"two\nlines",a\n' + "".join(f"p{i},{'ab'[i % 2]}\n" for i in range(20)) + "x,y,z\n,b\n"
     task = tasks.load(write(tmp_path / "a.csv", text))
     assert len(rows_of(task)) == 21
@@ -284,12 +268,12 @@ def test_broken_rows_are_counted_and_named(tmp_path):
 @pytest.mark.parametrize(
     "name, text, complaint",
     [
-        ("a.jsonl", "", "is empty"),
-        ("a.jsonl", " \n\n", "is empty"),
-        ("a.csv", "prompt,answer\n", "no row is left to train on"),
+        ("a.jsonl", " \n\n", "it is empty"),
+        ("a.csv", "prompt,answer\n", "it is empty"),
+        ("a.csv", "prompt,answer\na,b\n", "no row is left to t"),
         ("a.csv", "text,label\na,b\n", "no column 'prompt' but 'label', 'text': name both with --columns"),
         ("a.jsonl", '{"prompt": "a", "label": "b"}', "no column 'answer' but 'label', 'prompt'"),
-        ("a.jsonl", "x\ny\n", "not one row can be used; line 1: not JSON"),
+        ("a.jsonl", "x\ny\n", "not one row can be used; line 1: not a JSON object"),
         ("a.tsv", "prompt\tanswer\n" + "".join(f"p{i}\tyes\n" for i in range(30)), "every answer is 'yes'"),
     ],
 )
@@ -328,45 +312,30 @@ CARRIED = "9908;9919;001=198$"  # of 99+99=
     [
         ("addition", ANSWER, ANSWER, ""),
         ("addition", ANSWER, "7405;2507;3609;000=975$", "digit misread"),
-        ("addition", ANSWER, "1405;2807;3609;000=975$", "digit misread"),
         ("addition", ANSWER, "1405;2517;3609;000=975$", "carry wrong"),
         ("addition", CARRIED, "9908;9908;001=188$", "carry missed"),
         ("addition", CARRIED, "9908;9919;000=98$", "carry missed"),
         ("addition", ANSWER, "1405;2508;3609;000=985$", "digits added wrong"),
         ("addition", ANSWER, "1405;2507;3609;000=957$", "sum miscopied"),
-        ("addition", ANSWER, "1405;2507;3609;000=97$", "sum miscopied"),
         ("addition", ANSWER, "1405;2507;000=75$", "stopped early"),
-        ("addition", ANSWER, "1405;25$", "stopped early"),
-        ("addition", ANSWER, "$", "stopped early"),
         ("addition", ANSWER, "1405;2507;3609;0000;000=975$", "ran on"),
-        ("addition", ANSWER, "1405;2507;3609;4509;000=9975$", "ran on"),
         ("addition", ANSWER, "The sum is 975$", "another format"),
-        ("addition", ANSWER, "1405,2507,3609,000=975$", "another format"),
         ("addition", ANSWER, "", "stopped early"),
-        ("addition", ANSWER, "1405;250", "stopped early"),
         ("addition:plain", "975$", "965$", "wrong character"),
-        ("addition:plain", "975$", "97$", "stopped early"),
         ("addition:plain", "975$", "9750$", "ran on"),
         ("multiplication", "7602;4648;002=282$", "7602;4648;002=228$", "product miscopied"),
         ("multiplication", "7602;4648;002=282$", "7602;4608;000=82$", "carry missed"),
-        ("multiplication", "7602;4648;002=282$", "7602;4638;002=282$", "carry wrong"),
         ("multiplication", "7602;4648;002=282$", "7602;4647;002=272$", "digits multiplied wrong"),
         ("symbolic_sum", "3;8;12=12$", "3;9;13=13$", "wrong total"),
         ("symbolic_sum", "3;8;12=12$", "3;8;12=21$", "sum miscopied"),
-        ("symbolic_sum", "3;8;12=12$", "3;8$", "stopped early"),
         ("symbolic_sum", "3;8;12=12$", "3;12=12$", "term left out"),
-        ("symbolic_sum", "3;8;12=12$", "3;8=8$", "term left out"),
         ("symbolic_sum", "3;8;8=8$", "3;8=8$", "term left out"),
         ("symbolic_sum", "3;8;12=12$", "3; 8; 12=12$", "space added"),
-        ("symbolic_sum", "3;8;12=12$", "3; 12=12$", "term left out"),
-        ("symbolic_sum", "3;8;12=12$", "3;9", "wrong total"),
         ("last_letter", "k;e;g=keg$", "k;g;g=kgg$", "wrong letter"),
         ("last_letter", "k;e;g=keg$", "k;e;g=kge$", "letters miscopied"),
         ("last_letter", "k;e;g=keg$", "k;g=kg$", "word left out"),
-        ("last_letter", "k;e;g=keg$", "k; e; g=keg$", "space added"),
         ("word_reversal", "pmal$", "pmla$", "wrong character"),
         ("word_reversal", "pmal$", "pma", "stopped early"),
-        ("word_reversal", "pmal$", "pmaal$", "wrong character"),
         ("word_reversal", "pmal$", "pmall$", "ran on"),
     ],
 )
