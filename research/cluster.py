@@ -1,87 +1,60 @@
-"""The runs of a study as jobs: of SLURM, or of submitit's stand-in for it on one machine, which is called alike.
+"""One job of a study, and how it runs on SLURM through submitit (https://github.com/facebookincubator/submitit).
 
-    python compare.py methods --cluster slurm --partition gpu --gpus 1
-    python compare.py methods --cluster local                # each run in a process of its own, as a rehearsal
+    python -m research.compare methods --cluster slurm --partition gpu --gpus 1
+    python -m research.compare methods --cluster local     # the same jobs as processes of this machine: a rehearsal
 
-submitit (https://github.com/facebookincubator/submitit) writes the call of each job to a file with pickle, for itself.
-What it writes here is a name, run_job, and plain arguments. Our own files hold no pickle.
-
-SLURM sends SIGUSR2 two minutes before the time of a job is up, and SIGTERM when it is preempted, requeued or canceled.
-Either way the run saves its state after the step that it is in, and ends its claim. After SIGUSR2 the job then asks
-SLURM to requeue it. A requeued job makes the same call, which goes on where the run was.
+submitit pickles the call of a job in its own folder; the call is a function's name and plain arguments. SLURM sends
+SIGUSR2 two minutes before a job's time is up. The run then saves its state and ends, and the job is requeued; its next
+start goes on from there.
 """
 
+import importlib
 import os
 import shutil
 import signal
-import time
+import traceback
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
-import train_task
 from files.errors import UserError
-from research.claim import BEAT, DEAD, claim, is_free
+from files.safe import write_text
 from run import resume
 from run.flags import at_least
 
-MOST_STARTS = 1000  # of one job whose time was up
+LOCK, ERROR = ".job.lock", "error.txt"
 
 
-def add_flags(p):
-    g = p.add_argument_group("on a cluster", "SLURM reads what else it needs from SBATCH_QOS, SBATCH_CONSTRAINT, ...")
-    g.add_argument("--cluster", choices=["slurm", "local"], help="each run is a job, of SLURM or of this machine")
-    g.add_argument("--partition", help="of SLURM (default: the cluster's)")
-    g.add_argument("--account", help="of SLURM (default: the user's)")
-    g.add_argument(
-        "--time-limit", type=at_least(5, 100_000), default=60, metavar="MINUTES", help="of a job (default %(default)s)"
-    )
-    g.add_argument("--cpus", type=at_least(1, 1024), default=1, help="of a job (default %(default)s)")
-    g.add_argument("--gpus", type=at_least(0, 1), default=0, help="of a job, 0 or 1 (default %(default)s)")
+def do_job(runs, wait=False):
+    """Do the runs {folder: [program, *arguments]} in order, without those that are finished.
+
+    Returns False where another process is at one of them, unless `wait` says to wait for its end, and else True. The
+    lock is the operating system's and ends with its process. A run that fails leaves its traceback, or what was wrong
+    with its input, in error.txt, and the runs behind it are not done.
+    """
+    for out, (program, *arguments) in runs.items():
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(out / LOCK, timeout=-1 if wait else 0):
+                if not resume.is_finished(out):
+                    (out / ERROR).unlink(missing_ok=True)
+                    importlib.import_module(program).main([*arguments, "--out", str(out)])
+        except Timeout:
+            return False
+        except Exception as error:
+            write_text(out / ERROR, f"{error}\n" if isinstance(error, UserError) else traceback.format_exc())
+            break
+    return True
 
 
-def open_executor(args, folder):
-    """submitit's executor, whose files go to a folder. It has `submit`, and its jobs `done`, `result` and `cancel`, as
-    in concurrent.futures."""
-    try:
-        import submitit
-    except ImportError:
-        raise UserError("--cluster needs submitit: pip install submitit") from None
-    if args.cluster == "slurm" and not shutil.which("sbatch"):
-        raise UserError("--cluster slurm: sbatch is not found: start the study where SLURM's jobs are submitted")
-    root = str(Path(__file__).resolve().parent.parent)  # a job imports this file by its name
-    os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    executor = submitit.AutoExecutor(folder, args.cluster, slurm_max_num_timeout=MOST_STARTS)
-    executor.update_parameters(
-        name="nanoprompt",
-        timeout_min=args.time_limit,
-        cpus_per_task=args.cpus,
-        gpus_per_node=args.gpus or None,
-        slurm_partition=args.partition,
-        slurm_account=args.account,
-        slurm_signal_delay_s=120,
-    )
-    return executor
-
-
-def submit(executor, threads, out, line):
-    try:
-        return executor.submit(run_job, out, line, threads)
-    except RuntimeError as error:
-        raise UserError(f"the job was not accepted: {error}") from None
-
-
-def run_job(out, line, threads):
-    """`do_run` as a job. Where its machine died, its second start finds the claim of the first, and waits until that
-    counts as dead."""
+def run_job(threads, runs):
+    """`do_job` as a job of submitit, which has set a handler of SIGUSR2 that requeues the job."""
+    requeue = signal.getsignal(signal.SIGUSR2)
     torch.set_num_threads(threads)
-    requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: it calls `same_job`, and asks SLURM for another start
-    seen, last_look = {}, time.monotonic() + DEAD + 2 * BEAT
-    while not is_free(out, seen) and time.monotonic() < last_look:
-        time.sleep(1)
     try:
-        return do_run(out, line)
-    except SystemExit as stop:
+        return do_job(runs, wait=True)
+    except SystemExit as stop:  # of the run, after it has saved its state
         if stop.code == 128 + signal.SIGUSR2:
             requeue(signal.SIGUSR2, None)
         raise
@@ -93,17 +66,35 @@ def same_job(*args):
     return DelayedSubmission(run_job, *args)
 
 
-run_job.checkpoint = same_job  # under this name submitit looks for it
+run_job.checkpoint = same_job  # submitit calls this attribute for what a requeued job does
 
 
-def do_run(out, line):
-    """One run of train_task.py; returns [], or [why it failed], or None where another process is at it."""
-    with claim(out) as is_mine:
-        if not is_mine:
-            return None
-        if not resume.is_finished(out):  # since the caller looked
-            try:
-                train_task.main([*line, "--out", str(out), "--overwrite", "--resume"])
-            except Exception as error:
-                return [f"{out.name}: {error}"]
-    return []
+def add_flags(p):
+    g = p.add_argument_group("on a cluster", "SLURM reads what else it needs from SBATCH_ACCOUNT, SBATCH_QOS, ...")
+    g.add_argument("--cluster", choices=["slurm", "local"], help="submit each run as a job")
+    g.add_argument("--partition", help="of SLURM (default: the cluster's)")
+    g.add_argument("--time-limit", type=at_least(5), default=60, metavar="MINUTES", help="of a job (default 60)")
+    g.add_argument("--cpus", type=at_least(1), default=1, help="of a job (default 1)")
+    g.add_argument("--gpus", type=at_least(0, 1), default=0, help="of a job, 0 or 1 (default 0)")
+
+
+def open_executor(args, folder):
+    """submitit's executor, which writes its files to a folder."""
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("--cluster needs submitit: pip install submitit") from None
+    if args.cluster == "slurm" and not shutil.which("sbatch"):
+        raise UserError("--cluster slurm: sbatch is not found: run the study where SLURM's jobs are submitted")
+    root = str(Path(__file__).resolve().parent.parent)  # a job imports this file by its name
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    executor = submitit.AutoExecutor(folder, args.cluster, slurm_max_num_timeout=1000)
+    executor.update_parameters(
+        name="nanoprompt",
+        timeout_min=args.time_limit,
+        cpus_per_task=args.cpus,
+        gpus_per_node=args.gpus or None,
+        slurm_partition=args.partition,
+        slurm_signal_delay_s=120,
+    )
+    return executor

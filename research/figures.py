@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 from eval import plots, report
 from files.errors import run_main
 from files.safe import write_json, write_text
-from research.studies import AXES, LEARNED_FROM, STUDIES
+from research.studies import STUDIES
 
 ROOT = Path(__file__).parent.parent
 DOCS, STUDY_FILES = ROOT / "docs", ROOT / "docs" / "results" / "nano-2"
@@ -86,9 +86,9 @@ def demo_table(results):
 def study_table(file):
     """The name of a study, its rows, what its x axis is, and its table as Markdown. Two files may be of one study."""
     study, name = json.loads(file.read_text()), max((n for n in STUDIES if file.stem.startswith(n)), key=len)
-    learned = LEARNED_FROM.get(name, "{examples:,} examples to tune on, {questions} questions a range")
-    rows, settings, along = study["rows"], study["settings"], AXES.get(name, "")
-    return name, rows, along, report.study_table(rows, settings, 2, learned.format(**settings), along)
+    rows, settings, along = study["rows"], study["settings"], STUDIES[name].axis
+    learned = STUDIES[name].learned_from.format(**settings)
+    return name, rows, along, report.study_table(rows, settings, 2, learned, along)
 
 
 def make_study(file):

@@ -1,96 +1,226 @@
-"""compare.py on a tiny base: two methods, what they learned asked elsewhere, a stop and going on."""
+"""compare.py on a tiny base: what is run, what is kept, what fails, several processes in a folder, and jobs."""
 
+import importlib.util
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import undrawn
 from conftest import results_of
+from filelock import FileLock
 
+import train_task
 from eval import plots, report
+from files import errors
 from files.weights import save_model
 from model import GPT, GPTConfig
-from research import compare, studies
+from research import cluster, compare, studies
+from run import resume
+
+needs_submitit = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
 
 
-def test_finished_runs_are_kept_and_the_rest_is_run(study_args, tmp_path):
-    cells = [
-        studies.cell(study_args, "word_reversal", "nothing", 1, "--method", "zero-shot"),
-        studies.cell(study_args, "word_reversal", "rows", 24, "--method", "hybrid", then=["last_letter"]),
-    ]
-    results = compare.run_all(cells, study_args, tmp_path / "study")
-    assert [[len(outs) for outs in runs] for runs in results] == [[1, 1], [2, 2]]
-    one, other = ([json.loads((out / "results.json").read_text()) for out in outs] for outs in cells[1]["runs"])
-    assert one[0]["args"]["seed"] == 0 and other[0]["args"]["seed"] == 1
-    assert one[0]["loss"]["hybrid"]["examples"][-1] == 26  # of 32 a fifth is held back
-    assert one[1]["task"] == "last_letter" and not one[1]["loss"]  # loaded, not tuned again
-    kept = cells[0]["runs"][0][0] / "results.json"
-    gone = cells[1]["runs"][1][1] / "results.json"
-    before = kept.stat().st_mtime_ns
-    gone.unlink()
-    again = compare.run_all(cells, study_args, tmp_path / "study")
-    assert kept.stat().st_mtime_ns == before and gone.exists()
-    assert again[1][0] == results[1][0]
-
-    rows = compare.summary(cells, results)
-    assert list(rows[1]["accuracy"]) == ["in-distribution", "9 letters", "10 letters", "new words", "on last_letter"]
-    assert rows[1]["trainable"] == one[0]["prompt"]["rows"] * 32
-    for along in ("rows", ""):
-        plots.plot_study(rows, tmp_path, along)
-        assert (tmp_path / "figure_word_reversal.png").stat().st_size > 5000
-        (tmp_path / "figure_word_reversal.png").unlink()
+@pytest.fixture
+def study(study_args, tmp_path):
+    """The arguments of a study of three runs, one of them tuned, and a fourth that measures what it learned."""
+    words = "transfer --series hybrid --tasks symbolic_sum --seeds 1 --questions 2 --examples 64 --jobs 2 --device cpu"
+    return [*words.split(), "--model", *study_args.model, "--out", str(tmp_path / "out")]
 
 
-def test_a_cell_of_two_bases_is_the_mean_over_both(study_args, little_base, tmp_path):
-    study_args.model.append(str(little_base(tmp_path / "other", n_layer=1, n_embd=32)))
-    study_args.seeds = 1
-    cells = [studies.cell(study_args, "word_reversal", "nothing", None, "--method", "zero-shot")]
-    (runs,) = compare.run_all(cells, study_args, tmp_path / "study")
-    each = [results_of(out) for (out,) in cells[0]["runs"]]
-    made = [(r["base"]["name"], r["args"]["seed"]) for r in each]
-    assert made == [("little", 0), ("other", 0)] and len(runs) == 2
+@contextmanager
+def forked(*calls):
+    """Processes of these functions, each (function, its arguments), which are killed when the block ends."""
+    processes = [get_context("fork").Process(target=f, args=args) for f, *args in calls]
+    for p in processes:
+        p.start()
+    try:
+        yield processes
+    finally:
+        for p in processes:
+            p.kill()
+            p.join()
 
 
-def test_mean_and_extremes_over_the_seeds_by_hand():
-    def results(*right):
-        return {
-            "accuracy": {
-                "hybrid": {"in-distribution": {"correct": right[0], "n": 10}, "longer": {"correct": right[1], "n": 4}}
-            },
-            "before": {"hybrid": {"in-distribution": {"correct": 1, "n": 10}, "longer": {"correct": right[1], "n": 4}}},
-            "trainable": {"hybrid": 7},
-            "seconds": {"tuning": 2.0, "measuring": 1.0},
-        }
-
-    cells = [{"task": "t", "series": "s", "x": None}]
-    (row,) = compare.summary(cells, [[[results(10, 1)], [results(7, 2)], [results(4, 3)]]])
-    assert row["accuracy"] == {"in-distribution": [70, 40, 100], "longer": [50, 25, 75]}
-    assert row["before"] == {"in-distribution": [10, 10, 10], "longer": [50, 25, 75]}
-    assert row["added"] == {"in-distribution": [60, 30, 90], "longer": [0, 0, 0]}
-    assert (row["trainable"], row["seconds"]) == (7, 3.0)
+def until(what, seconds=60):
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return found
 
 
-def test_what_was_taken_up_on_another_task_stands_beside_its_own_start():
-    def results(task, before, after):
-        score = {"in": {"correct": after, "n": 10}, "longer": {"correct": 0, "n": 10}}
-        start = {"in": {"correct": before, "n": 10}, "longer": {"correct": 0, "n": 10}}
-        one = {"task": task, "accuracy": {"hybrid": score}, "before": {"hybrid": start} if before is not None else {}}
-        return one | {"trainable": {"hybrid": 7}, "seconds": {"tuning": 2.0}}
+def a_head(study, name, log):
+    """compare.py in a process of its own, whose pool is forked; a line of the log for each run that it does."""
+    compare.get_context = lambda method: get_context("fork")
+    plots.write, main = undrawn.drawn, train_task.main
 
-    cells = [{"task": "a", "series": "s", "x": None}]
-    (row,) = compare.summary(cells, [[[results("a", 1, 5), results("b", 2, 9), results("c", None, 4)]]])
-    assert row["accuracy"]["on b"] == [90, 90, 90] and row["before"]["on b"] == [20, 20, 20]
-    assert row["accuracy"]["on c"] == [40, 40, 40] and "on c" not in row["before"]
-    assert row["added"]["on b"] == [70, 70, 70] and list(row["accuracy"]) == ["in", "longer", "on b", "on c"]
+    def noted(line):
+        with open(log, "a") as file:
+            file.write(f"{name} {line[line.index('--out') + 1]}\n")
+        time.sleep(0.5)
+        return main(line)
+
+    train_task.main = noted
+    sys.stdout = sys.stderr = open(f"{log} of {name}", "w")
+    errors.run_main(compare.main, "compare.py", study)
 
 
-def test_a_figure_has_a_panel_for_another_task_though_no_context_was_asked_it(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plots, "write", lambda fig, path: drawn.append(fig.axes))
-    there = {"in": [95] * 3, "on b": [50] * 3}
-    plots.plot_study([a_row("prompt", before={}, accuracy=there), a_row("best context", before={})], tmp_path)
-    ((own, other),) = drawn
-    assert (own.get_title(), other.get_title()) == ("in", "on\nb")
-    assert {line.get_xdata()[0] for line in other.lines} == {50}  # the mean and its whiskers
+# ---------------------------------------------------------------- a study
+
+
+def test_a_study_measures_each_cell_and_the_contexts_and_keeps_what_is_finished(study, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(compare, "get_context", lambda method: get_context("fork"))
+    done = command("research.compare", *study)
+    assert done.code == 0, done.err
+    folder, runs = tmp_path / "out" / "transfer", tmp_path / "out" / "runs"
+    assert sorted(p.name for p in folder.iterdir()) == ["figure_symbolic_sum.png", "study.json", "table.md"]
+    rows = {r["series"]: r for r in json.loads((folder / "study.json").read_text())["rows"]}
+    assert list(rows) == ["hybrid", "the example as text", "best context"]
+    assert [bool(r["before"]) for r in rows.values()] == [True, False, False]
+    assert "on symbolic_sum:sequence" in rows["hybrid"]["accuracy"]
+    table = (folder / "table.md").read_text()
+    assert table in done.out and all(f"| {series} | " in table for series in rows)
+
+    # one of four runs is done again, to the same results
+    (gone,) = runs.glob("*_on_symbolic_sum-sequence_*")
+    found, times = results_of(gone), {p: p.stat().st_mtime_ns for p in runs.glob("*/results.json")}
+    (gone / "results.json").unlink()
+    assert command("research.compare", *study).code == 0
+    again = {p: p.stat().st_mtime_ns for p in runs.glob("*/results.json")}
+    assert [p.parent for p in again if again[p] != times[p]] == [gone] and results_of(gone) == found
+
+    # and each run is done again on other weights
+    torch.manual_seed(1)
+    base = study[study.index("--model") + 1]
+    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), base)
+    assert command("research.compare", *study).code == 0
+    assert len(list(runs.glob("*/results.json"))) == 2 * len(times)
+
+
+def test_a_failed_run_leaves_its_traceback_and_the_study_goes_on(study_args, tmp_path, command, monkeypatch):
+    """One is refused for its input, another fails in the code: the table leaves both out and says so."""
+    main = train_task.main
+
+    def failing(line):
+        if "broken" in line:
+            raise KeyError("a fault of the code")
+        main(line)
+
+    def cells(args, task):
+        """A study of three rows."""
+        yield studies.cell(args, task, "too long", "--n-random 5000")
+        yield studies.cell(args, task, "broken", "--trigger broken")
+        yield studies.cell(args, task, "nothing", "--method zero-shot")
+
+    studies.study("word_reversal")(cells)
+    monkeypatch.setitem(compare.STUDIES, "cells", compare.STUDIES.pop("cells"))
+    monkeypatch.setattr(train_task, "main", failing)
+    monkeypatch.setattr(compare, "get_context", lambda method: get_context("fork"))
+    few = "--seeds", 1, "--questions", 2, "--examples", 32, "--jobs", 2, "--device", "cpu"
+    done = command("research.compare", "cells", *few, "--model", *study_args.model, "--out", tmp_path)
+    assert done.code == 1
+    code, refused = sorted((path.read_text() for path in tmp_path.glob("runs/*/error.txt")), key=len, reverse=True)
+    assert "Traceback" in code and "line" in code and code.endswith("KeyError: 'a fault of the code'\n")
+    assert "block_size 256" in refused and refused.count("\n") == 1
+    lines = [line for line in done.err.splitlines() if line.startswith("failed: ")]
+    assert len(lines) == 2 and any("KeyError: 'a fault of the code' (" in line for line in lines)
+    table = (tmp_path / "cells" / "table.md").read_text()
+    assert "| nothing |" in table and "word_reversal, too long; word_reversal, broken" in table
+    assert "| broken |" not in table
+
+
+def test_a_cell_is_the_mean_over_bases_and_seeds_by_hand():
+    """Of another task its first range counts, beside its own start."""
+
+    def run(task, before, *after):
+        scores = [{"correct": a, "n": 10} for a in after]
+        start = {} if before is None else {"hybrid": {"in": {"correct": before, "n": 10}}}
+        measured = {"task": task, "accuracy": {"hybrid": dict(zip(("in", "longer"), scores))}, "before": start}
+        return measured | {"trainable": {"hybrid": 7}, "seconds": {"tuning": 2.0, "measuring": 1.0}}
+
+    cell = studies.Cell("a", "s", None, (), [], {})
+    runs = [[run("a", 1, 10, 1), run("b", 2, 9, 0)], [run("a", 3, 7, 2), run("b", 4, 5, 0)]]
+    row = compare.table_row(cell, runs)
+    assert row["accuracy"] == {"in": [85, 70, 100], "longer": [15, 10, 20], "on b": [70, 50, 90]}
+    assert row["before"] == {"in": [20, 10, 30], "on b": [30, 20, 40]}
+    assert (row["series"], row["trainable"], row["seconds"]) == ("s", 7, 3.0)
+
+
+def test_runs_are_made_for_each_base_and_seed_and_shared(study_args, tmp_path, little_base):
+    """The folder of a run depends on its arguments, its base and the source."""
+    study_args.model.append(str(little_base(tmp_path / "other", n_layer=1, n_embd=16)))
+    one = studies.cell(study_args, "addition", "one", then={"addition:plain": ["research.measure", studies.PROMPT]})
+    jobs, places = compare.plan([one, studies.cell(study_args, "addition", "same")], study_args, tmp_path)
+    assert len(jobs) == 4 and [len(runs) for runs in places] == [4, 4]  # 2 bases, 2 seeds
+    assert [first for (first,) in places[1]] == [first for first, _ in places[0]] == list(jobs)
+    for (first, other), runs in zip(places[0], jobs.values()):
+        assert list(runs) == [first, other] and str(first / "prefix.safetensors") in runs[other]
+    args = train_task.parse_args(jobs[places[0][3][0]][places[0][3][0]][1:])
+    assert (args.seed, args.model, args.resume) == (1, study_args.model[1], True)
+    other, _ = compare.plan([studies.cell(study_args, "addition", "", "--lr 1")], study_args, tmp_path)
+    assert not jobs.keys() & other.keys()
+
+
+def test_the_source_hash_covers_what_numbers_depend_on_and_nothing_else(tmp_path):
+    for folder in ("tasks", "data", "eval", "files", "run", "methods", "research"):
+        shutil.copytree(compare.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("nano*", "__pycache__"))
+    for file in compare.ROOT.glob("*.py"):
+        shutil.copy(file, tmp_path)
+    before = compare.source_hash(tmp_path)
+    assert before == compare.source_hash()
+    for name in ("eval/report.py", "eval/plots.py", "eval/page.py", "sample.py", "research/bench.py", "tasks/notes.md"):
+        with open(tmp_path / name, "a") as file:
+            file.write("# more\n")
+    assert compare.source_hash(tmp_path) == before
+    for name in ("tasks/page.py", "data/words.txt", "methods/more/rows.py", "eval/accuracy.py", "prefix.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with open(tmp_path / name, "a") as file:
+            file.write("# more\n")
+        assert (after := compare.source_hash(tmp_path)) != before, name
+        before = after
+
+
+def test_bad_input_is_one_line(command, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    for words, why in (
+        ((), "STUDY"),
+        (("nonsense",), "invalid choice: 'nonsense'"),
+        (("methods", "--seeds", 0), "--seeds: 0: give"),
+        (("base_size",), "base_size needs --sizes"),
+        (("prompt_position", "--series", "above"), "--series above: prompt_position has before, inside, after"),
+        (("headline", "--series", "scratch", "--seeds", 1, "--cluster", "slurm"), "sbatch is not found"),
+    ):
+        done = command("research.compare", *words)
+        assert done.code == 2 and why in done.err.splitlines()[-1]
+
+
+# ---------------------------------------------------------------- its table and figures
+
+
+def a_row(series, **more):
+    row = {"task": "t", "series": series, "x": None, "accuracy": {"in": [1.0, 0.0, 2.0]}, "before": {}}
+    return row | {"trainable": 0, "seconds": 5.4} | more
+
+
+def test_a_study_s_table_shows_the_start_and_the_best_context():
+    tuned = a_row("s", x=10, before={"in": [0.5, 0.0, 1.0]}, trainable=1234)
+    context, settings = a_row("best context"), {"model": "one, other", "seeds": 2}
+    text = report.study_table([tuned, context], settings, 2, "32 examples", "rows")
+    assert "| s | 10 | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in text
+    assert "mean of 2 seeds on each base [lowest, highest]; 32 examples; bases one, other; seconds" in text
+    for rows in ([tuned], [tuned | {"before": {}}, context]):
+        with pytest.raises(Exception, match="best context was not measured|no accuracy before tuning"):
+            report.study_table(rows, settings, 2, "")
 
 
 def test_a_heat_map_has_a_cell_for_each_pair_of_tasks_and_a_row_for_each_other_start(tmp_path, monkeypatch):
@@ -110,124 +240,90 @@ def test_a_heat_map_has_a_cell_for_each_pair_of_tasks_and_a_row_for_each_other_s
     texts = [t.get_text() for t in axis.texts]
     assert texts == ["10 > 90", "10 > 50", "10 > 40", "10 > 80", "20 > 60", "20 > 70"]
     assert axis.images[0].get_array().tolist() == [[90, 50], [40, 80], [60, 70]]
-    assert [t.get_text() for t in axis.get_yticklabels()] == ["prompt of a", "prompt of b", "default"]
 
 
-def test_a_run_that_fails_is_named_and_the_others_are_kept(study_args, tmp_path):
-    cells = [
-        studies.cell(study_args, "word_reversal", "broken", None, "--method", "prompt", "--n-random", 5000),
-        studies.cell(study_args, "word_reversal", "nothing", 1, "--method", "zero-shot"),
-    ]
-    study_args.seeds = 1
-    with pytest.raises(ValueError, match="1 of 2 runs failed; .*--n-random 5000.*block_size 256"):
-        compare.run_all(cells, study_args, tmp_path / "study")
-    assert (cells[1]["runs"][0][0] / "results.json").exists()
+# ---------------------------------------------------------------- several processes
 
 
-def test_bad_input_is_one_line(command):
-    for words, why in (
-        ((), "name a study: methods"),
-        (("nonsense",), "no study 'nonsense': choose from methods"),
-        (("methods", "--seeds", 0), "--seeds: 0: give at least 1"),
-        (("capacity", "--tasks", "addition"), "--tasks addition: capacity has one task, memory: leave it out"),
-        (("methods", "--model", "nano-2", "nano-prose"), "--model nano-2 nano-prose: they are not of one size"),
-    ):
-        done = command("compare.py", *words)
-        assert (done.code, done.err.count("\n")) == (2, 1)
-        assert why in done.err
-    assert "methods               Every method on every task" in command("compare.py", "--list").out
+def test_two_processes_in_one_folder_do_each_run_once_and_both_have_the_table(study, tmp_path):
+    log = tmp_path / "log"
+    with forked(*[(a_head, study, name, log) for name in ("a", "b")]) as heads:
+        for p in heads:
+            p.join(120)
+            assert p.exitcode == 0
+    runs = [line.split()[1] for line in log.read_text().splitlines()]
+    assert len(runs) == len(set(runs)) == 3  # and a fourth by measure.py
+    for name in ("a", "b"):
+        assert "| hybrid | 0.0 > 0.0" in Path(f"{log} of {name}").read_text()
 
 
-def a_row(series, **more):
-    row = {"task": "t", "series": series, "x": None, "accuracy": {"in": [1.0, 0.0, 2.0]}, "before": {}, "added": {}}
-    return row | {"trainable": 0, "seconds": 5.4} | more
+def test_what_a_killed_process_was_at_is_done_by_the_other(study, tmp_path):
+    log = tmp_path / "log"
+    with forked((a_head, study, "a", log)) as (first,):
+        until(log.exists)
+        with forked((a_head, study, "b", log)) as (second,):
+            until(Path(f"{log} of b").exists)
+            os.kill(first.pid, signal.SIGKILL)
+            second.join(120)
+            assert second.exitcode == 0
+    assert all(map(resume.is_finished, (tmp_path / "out" / "runs").iterdir()))
 
 
-def test_a_study_s_table_shows_the_start_and_the_best_context():
-    tuned = a_row("s", x=10, before={"in": [0.5, 0.0, 1.0]}, trainable=1234)
-    context = a_row("best context")
-    settings = {"model": "little", "seeds": 2}
-    assert "| s | 10 | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in report.study_table(
-        [tuned, context], settings, 2, "", "rows"
-    )
-    text = report.study_table([tuned, context], settings, 2, "32 examples")
-    assert "| s | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in text
-    assert "mean of 2 seeds [lowest, highest]; 32 examples; base little; seconds" in text
-    text = report.study_table([tuned, context], settings | {"model": "one, other"}, 2, "32 examples")
-    assert "mean of 2 seeds on each base [lowest, highest]; 32 examples; bases one, other; seconds" in text
-    elsewhere = tuned | {"accuracy": {"in": [1.0, 0.0, 2.0], "on u": [3.0, 3.0, 3.0]}}  # not asked of the context
-    text = report.study_table([elsewhere, context], settings, 2, "")
-    assert "| s | 0.5 > 1.0 [0.0, 2.0] | 3.0 [3.0, 3.0] | 1,234" in text
-    with pytest.raises(AssertionError, match="best context was not measured"):
-        report.study_table([tuned], settings, 2, "")
-    with pytest.raises(AssertionError, match="no accuracy before tuning"):
-        report.study_table([tuned | {"before": {}}, context], settings, 2, "")
+def test_a_job_whose_run_is_locked_is_put_off_or_waits(tmp_path):
+    out = tmp_path / "run"
+    runs = {out: ["train_task", "--nonsense"]}
+    out.mkdir()
+    with FileLock(out / cluster.LOCK) as lock, forked((cluster.do_job, runs, True)) as (waiting,):
+        assert cluster.do_job(runs) is False
+        time.sleep(0.3)
+        assert waiting.is_alive() and not (out / cluster.ERROR).exists()
+        lock.release()
+        waiting.join(30)
+    assert waiting.exitcode == 0 and "--nonsense" in (out / cluster.ERROR).read_text()
 
 
-def test_a_run_is_finished_for_its_arguments_its_base_and_the_source_alone(study_args, tmp_path):
-    """A folder of the same flags is no finished run once the weights or the code have changed."""
-    one = compare.run_folder(tmp_path, ["--task", "addition"], "base", "source")
-    others = [
-        compare.run_folder(tmp_path, ["--task", "addition", "--lr", "1"], "base", "source"),
-        compare.run_folder(tmp_path, ["--task", "addition"], "other base", "source"),
-        compare.run_folder(tmp_path, ["--task", "addition"], "base", "other source"),
-    ]
-    assert one not in others and len(set(others)) == 3
-    cells = [studies.cell(study_args, "word_reversal", "nothing", None, "--method", "zero-shot")]
-    compare.run_all(cells, study_args, tmp_path / "study")
-    before = cells[0]["runs"][0][0]
-    torch.manual_seed(1)
-    save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), study_args.model[0])
-    compare.run_all(cells, study_args, tmp_path / "study")
-    assert cells[0]["runs"][0][0] != before and (before / "results.json").exists()
+def test_a_process_of_the_pool_that_is_killed_is_one_line(study, tmp_path):
+    with forked((a_head, study, "a", tmp_path / "log")) as (head,):
+        until((tmp_path / "log").exists)
+        workers = subprocess.run(["ps", "-o", "pid=", "--ppid", str(head.pid)], capture_output=True, text=True)
+        os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
+        head.join(60)
+        assert head.exitcode == 2
+    assert "the process of a run was killed: the same command goes on" in Path(f"{tmp_path / 'log'} of a").read_text()
 
 
-def test_a_study_from_the_command_line_holds_every_start_and_context(study_args, tmp_path, command):
-    flags = ("--model", *study_args.model, "--tasks", "word_reversal", "--seeds", 1, "--examples", 32, "--questions", 5)
-    done = command("compare.py", "prompt_position", *flags, "--out", tmp_path / "out")
-    assert done.code == 0, done.err
-    folder = tmp_path / "out" / "prompt_position"
-    assert sorted(p.name for p in folder.iterdir()) == ["figure_word_reversal.png", "study.json", "table.md"]
-    text = (folder / "table.md").read_text()
-    for series in ("before", "inside", "after", "best context", "the example as text"):
-        assert f"| {series} | " in text
-    rows = json.loads((folder / "study.json").read_text())["rows"]
-    assert [bool(r["before"]) for r in rows] == [True, True, True, False, False]
-
-    # one row of the table alone, and none that the study does not have
-    done = command("compare.py", "prompt_position", *flags, "--out", tmp_path / "out", "--series", "after")
-    rows = json.loads((folder / "study.json").read_text())["rows"]
-    assert [r["series"] for r in rows] == ["after", "the example as text", "best context"]
-    done = command("compare.py", "prompt_position", *flags, "--out", tmp_path / "out", "--series", "above")
-    assert done.code == 2 and "--series above: prompt_position has before, inside, after" in done.err
-
-    # with --add the earlier row stays, in the study's order, and one measured again is as it was measured now
-    done = command("compare.py", "prompt_position", *flags, "--out", tmp_path / "out", "--series", "before", "--add")
-    assert done.code == 0, done.err
-    added = json.loads((folder / "study.json").read_text())["rows"]
-    assert [r["series"] for r in added] == ["before", "after", "the example as text", "best context"]
-    assert added[1:] == rows and "| after | " in (folder / "table.md").read_text()
-    fewer = [*flags[:-1], 4, "--out", tmp_path / "out"]
-    done = command("compare.py", "prompt_position", *fewer, "--series", "before", "--add")
-    assert done.code == 2 and "'questions': 5" in done.err and "leave out --add" in done.err
-    assert json.loads((folder / "study.json").read_text())["rows"] == added
+@needs_submitit
+def test_a_job_whose_time_is_up_is_requeued_and_goes_on(study, tmp_path):
+    """SIGUSR2, which SLURM sends then, ends the process after a step; submitit's executor starts it again."""
+    args = compare.parse_args([*study, "--cluster", "local"])
+    cell, out = studies.cell(args, "symbolic_sum", "hybrid", "--examples 2000 --batch-size 16"), tmp_path / "run"
+    line = ["train_task", *cell.line, "--model", *args.model, "--resume", "--overwrite"]
+    job = cluster.open_executor(args, tmp_path / "jobs").submit(cluster.run_job, 1, {out: line})
+    until((out / resume.LOG).exists)
+    os.kill(int(Path(f"/proc/{job.job_id}/task/{job.job_id}/children").read_text()), signal.SIGUSR2)
+    assert job.result() is True and job.stdout().count("Starting with") == 2
+    found = results_of(out)
+    curve, (n, _) = found["loss"]["hybrid"]["examples"], found["examples"]["hybrid"]
+    assert curve == sorted(set(curve)) and curve[-1] == n and len(curve) == -(-n // 16)
 
 
-def test_rows_of_earlier_commands_stand_in_the_order_of_the_study():
-    def row(series, x=None, seconds=1, task="addition"):
-        return {"task": task, "series": series, "x": x, "seconds": seconds}
+def test_a_job_that_was_killed_leaves_what_submitit_says_and_an_interrupt_cancels_the_others(tmp_path, monkeypatch):
+    class Job:
+        def done(self):
+            raise KeyboardInterrupt
 
-    cells = [row("a", 1), row("a", 2), row("b", 1)]
-    earlier = [row("a", 2), row("b", 1), row("best context", 1), row("best context", 2)]
-    now = [row("a", 1, 2), row("b", 1, 2), row("best context", 1, 2)]
-    found = compare.merged(earlier, now, cells)
-    assert [(r["series"], r["x"], r["seconds"]) for r in found] == [
-        ("a", 1, 2),
-        ("a", 2, 1),
-        ("b", 1, 2),
-        ("best context", 2, 1),
-        ("best context", 1, 2),
-    ]
-    assert compare.merged([], now, cells) == now
-    other = [row("a", 1, task="last_letter")]
-    assert compare.merged(now, other, other) == [*now, *other]  # a task that was added stands behind
+        def result(self):
+            raise RuntimeError("Job 3 has not produced any output")
+
+        def cancel(self):
+            canceled.append(self)
+
+    out, canceled = tmp_path / "run", []
+    out.mkdir()
+    assert compare.is_done(Job(), {out: []}) is True
+    assert (out / cluster.ERROR).read_text() == "Job 3 has not produced any output\n"
+    executor = SimpleNamespace(submit=lambda *_: Job())
+    monkeypatch.setattr(cluster, "open_executor", lambda args, folder: executor)
+    with pytest.raises(KeyboardInterrupt):
+        compare.do_all({out: {out: []}}, SimpleNamespace(cluster="slurm", jobs=1, cpus=1, out=tmp_path))
+    assert len(canceled) == 1

@@ -1,10 +1,10 @@
 """A study on a SLURM of one node: its jobs are requeued while they run, go on, and end in the bytes of a study without.
 
-    python tests/slurm.py     as root, in a container to throw away; make torture runs it
+    python tests/heavy/slurm.py     as root, in a container to throw away; make torture runs it
 
 It needs Debian's packages slurm-wlm and munge, and starts munged, slurmctld and slurmd on the loopback, with files in a
-temporary folder. cgroups are not used, so that it runs in containers as well. There is no accounting database: submitit
-says now and then that sacct has failed, and takes a job as done when its result is there.
+temporary folder and without cgroups, which containers do not have. There is no accounting database: submitit reports
+now and then that sacct has failed, and takes a job as done when its result is there.
 """
 
 import contextlib
@@ -18,14 +18,15 @@ import tempfile
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
 import torch
 import torture
 
 from files.weights import save_model
 from model import GPT, GPTConfig
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
-ROOT = Path(__file__).resolve().parent.parent
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -59,24 +60,17 @@ def slurm(folder):
     (folder / "slurm.conf").write_text(CONF.format(host=socket.gethostname(), folder=folder, cpus=os.cpu_count()))
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
-    daemons = ["munged", "-F", "--force", "--num-threads=1", f"--socket={folder}/munge.socket", *files]
-    daemons = [daemons, ["slurmctld", "-D", "-i"], ["slurmd", "-D"]]
-    running = []
-    try:
-        for command in daemons:
-            with open(folder / f"{command[0]}.out", "w") as log:
-                running.append(subprocess.Popen(command, stdout=log, stderr=log))
+    munged = ["munged", "-F", "--force", "--num-threads=1", f"--socket={folder}/munge.socket", *files]
+    with contextlib.ExitStack() as running:
+        for command in (munged, ["slurmctld", "-D", "-i"], ["slurmd", "-D"]):
+            log = running.enter_context(open(folder / f"{command[0]}.out", "w"))
+            daemon = subprocess.Popen(command, stdout=log, stderr=log)
+            running.callback(lambda daemon=daemon: (daemon.terminate(), daemon.wait(60)))
             time.sleep(2)
-        until(lambda: ask("sinfo", "-h", "-o", "%T") in ("idle", "mixed"), 60, "the node is not up")
+        until(lambda: ask("sinfo", "-h", "-o", "%T") in ("idle", "mixed"), 60)
         yield
-    finally:
-        subprocess.run(["scancel", "--user", "root"], stderr=subprocess.DEVNULL)  # what a failed test leaves
-        end = time.monotonic() + 60
-        while ask("squeue", "-h") and time.monotonic() < end:
-            time.sleep(0.5)
-        for daemon in reversed(running):
-            daemon.terminate()
-            daemon.wait(60)
+        subprocess.run(["scancel", "--user", "root"])  # the daemons wait for their jobs
+        until(lambda: ask("squeue", "-h") == "", 60)
 
 
 def ask(*command):
@@ -84,52 +78,46 @@ def ask(*command):
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def until(what, seconds, otherwise):
+def until(what, seconds):
     end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, otherwise
+    while not what():
+        assert time.monotonic() < end
         time.sleep(0.5)
-    return found
 
 
-def n_logged(tuned):
+def n_logged(run):
     """How many lines the run has written to its log, one every 50 steps."""
-    log = tuned / "log.jsonl"
-    return log.read_text().count("\n") if log.exists() else 0
+    return (run / "log.jsonl").read_text().count("\n") if (run / "log.jsonl").exists() else 0
 
 
 def main():
-    if missing := [program for program in PROGRAMS if not shutil.which(program)]:
-        print(f"SLURM is not tested: {', '.join(missing)} not found (apt-get install slurm-wlm munge)")
-        return
-    if os.geteuid() != 0:
-        print("SLURM is not tested: its daemons are started as root, in a container to throw away")
+    if not all(map(shutil.which, ("munged", "slurmctld", "slurmd", "sbatch"))) or os.geteuid() != 0:
+        print("SLURM is not tested: it needs root, in a container to throw away, and apt-get install slurm-wlm munge")
         return
     with tempfile.TemporaryDirectory() as name, slurm(Path(name) / "slurm"), contextlib.ExitStack() as at_end:
         folder = Path(name)
         torch.manual_seed(0)
         save_model(GPT(GPTConfig(vocab_size=1024, block_size=256, n_layer=1, n_head=2, n_embd=32)), folder / "little")
         shutil.copy(ROOT / "data" / "nano-2" / "encoding.json", folder / "little")
-        # one tuned run, one in the second wave that loads what it learned, and two contexts
-        study = [sys.executable, "compare.py", "transfer", "--series", "hybrid", "--tasks", "symbolic_sum"]
+        # one tuned run, whose prompt a second one measures, and two contexts
+        study = [sys.executable, "-m", "research.compare", "transfer", "--series", "hybrid", "--tasks", "symbolic_sum"]
         study += ["--seeds", "1", "--questions", "3", "--examples", "20000", "--model", str(folder / "little")]
         study += ["--jobs", str(os.cpu_count())]
         jobs = ["--cluster", "slurm", "--partition", "small", "--time-limit", "30"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        alone, out = folder / "alone", folder / "out"
-        subprocess.run([*study, "--out", out], cwd=ROOT, env=environment, check=True)
-        out.rename(alone)  # results.json names the prefix that was loaded, so both studies have one path
+        environment, out, alone = os.environ | {"OMP_NUM_THREADS": "1"}, folder / "out", folder / "alone"
+        subprocess.run([*study, "--device", "cpu", "--out", out], cwd=ROOT, env=environment, check=True)
+        out.rename(alone)  # results.json names the prompt's file, so both studies have one path
         (tuned,) = [p.parent for p in (alone / "runs").glob("*_hybrid_*/prefix.safetensors")]
 
         head = subprocess.Popen([*study, *jobs, "--out", out], cwd=ROOT, env=environment)
         at_end.callback(head.kill)
-        # requeued by hand or by preemption, and out of time: SIGTERM, and SIGUSR2 to the job
+        # requeued by hand or by preemption, which sends SIGTERM, and out of time: SIGUSR2 to the job
         job, lines, tuned = "1", 0, out / "runs" / tuned.name
         for how in (["scontrol", "requeue"], ["scancel", "--signal=USR2"]):
-            until(lambda lines=lines: n_logged(tuned) > lines, 300, "the run does not go on")
+            until(lambda lines=lines: n_logged(tuned) > lines, 300)
             print(f"\n{' '.join(how)} {job}", flush=True)
             subprocess.run([*how, job], check=True)
-            until(lambda: ask("squeue", "-h", "-j", job, "-o", "%T") == "PENDING", 60, "it was not requeued")
+            until(lambda: ask("squeue", "-h", "-j", job, "-o", "%T") == "PENDING", 60)
             assert (tuned / "checkpoint.safetensors").exists()
             lines = n_logged(tuned)
             subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)  # not in two minutes
@@ -143,10 +131,10 @@ def main():
         # Ctrl-C leaves no job behind
         head = subprocess.Popen([*study, *jobs, "--out", folder / "stopped"], cwd=ROOT, env=environment)
         at_end.callback(head.kill)
-        until(lambda: list((folder / "stopped" / "jobs").glob("*_log.out")), 120, "no job has begun")
+        until(lambda: list((folder / "stopped" / "jobs").glob("*_log.out")), 120)
         head.send_signal(signal.SIGINT)
         assert head.wait(60) == 130
-        until(lambda: ask("squeue", "-h") == "", 120, "jobs are left")
+        until(lambda: ask("squeue", "-h") == "", 120)
         print("Ctrl-C: no job is left in the queue")
 
 

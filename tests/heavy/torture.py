@@ -32,7 +32,7 @@ from eval import plots
 from files import errors as cli
 from files import weights as checkpoint
 from model import GPT, GPTConfig
-from research import compare, documents, pretrain
+from research import cluster, compare, documents, pretrain
 from run import resume
 
 torch.set_num_threads(1)
@@ -152,9 +152,7 @@ def final(folder):
     found = {}
     for path in sorted(folder.glob("**/*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or path.name in (resume.LOCK, "report.html"):  # the page shows the seconds
-            continue
-        if path.name.startswith(".claim-"):  # as many as there were starts
+        if path.is_dir() or path.name in (resume.LOCK, cluster.LOCK, "report.html"):  # the page shows the seconds
             continue
         if path.name == resume.NEWEST:
             header, tensors = checkpoint.read_tensors(path)

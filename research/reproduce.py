@@ -1,0 +1,44 @@
+"""Run a finished run again in another folder, and print what differs. The exit code is 1 if its results do.
+
+    python -m research.reproduce out/RUN
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import train_task
+from files import schemas
+from files.errors import UserError, run_main
+from run import record
+from run.flags import Parser
+
+
+def parse_args(argv=None):
+    p = Parser(__doc__)
+    p.add_argument("run", help="the folder of a run of train_task.py")
+    p.add_argument("--out", help="folder of the new run (default RUN-again)")
+    p.add_argument("--overwrite", action="store_true", help="replace the results in that folder")
+    return p.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    path, out = Path(args.run) / "results.json", Path(args.out or f"{args.run.rstrip('/')}-again")
+    before = schemas.read_json(path, dict, "name the folder of a run")
+    command = shlex.split(schemas.decode(before, schemas.RecordedRun, path, "name another run")["command"])
+    if command[:2] != ["python", "train_task.py"]:
+        raise UserError(f"{path} holds no command of train_task.py: name another run")
+    if out.exists() and (not args.overwrite or out.samefile(args.run)):
+        raise UserError(f"{out} is already in use: give another --out, or --overwrite it")
+    again = [word for word in command[2:] if word != "--resume"]
+    train_task.main([*again, "--out", str(out), "--overwrite"])
+    lines = record.differences(before, json.loads((out / "results.json").read_text()))
+    print("\n".join(["", f"{args.run} and {out} differ:", *lines] if lines else ["", f"{out}: the same results"]))
+    if any(not line.startswith("record.") for line in lines):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_main(main, "reproduce.py")
