@@ -13,8 +13,9 @@
 # their embeddings, and their keys and values are the same thing to the network. And you know why tuning a prompt
 # touches P x C numbers and nothing else.
 #
-# 20 minutes of reading, four exercises, a few seconds of running. The base is `nano`, a GPT-2 of 5 million parameters
-# that lies in this repository, so that nothing is downloaded.
+# 20 minutes of reading, four exercises, a few seconds of running. The base is `nano-2`, a GPT-2 of 5 million
+# parameters that lies in this repository, so that nothing is downloaded. It was pretrained on novels and on worked
+# examples of skills, in formats that were drawn at random, and is the better of two seeds (`data/nano-2/README.md`).
 
 # %% [markdown]
 # In Colab, put the address of your copy of the project into the next cell: it fetches the project. Anywhere else the
@@ -28,7 +29,7 @@ from pathlib import Path
 ADDRESS = "https://github.com/YOUR-NAME/nanoprompt"
 if "google.colab" in sys.modules and not Path("nanoprompt").exists():
     subprocess.run(["git", "clone", "--depth", "1", ADDRESS, "nanoprompt"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tiktoken", "msgspec", "safetensors"])
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./nanoprompt"])
 folders = [Path.cwd(), *Path.cwd().parents, Path("nanoprompt").resolve()]
 sys.path.insert(0, str(next(folder for folder in folders if (folder / "prefix.py").is_file())))
 
@@ -42,7 +43,7 @@ from files.weights import fingerprint, load_model
 from lessons import checks
 from lessons.drawing import attention_map, letters
 
-model = load_model("nano").freeze()
+model = load_model("nano-2").freeze()
 tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
 print(model.config)
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
@@ -50,7 +51,7 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 # %% [markdown]
 # ## From text to logits
 #
-# A language model reads token numbers, not letters. nano has 1,024 tokens. `encode` cuts a text into the longest
+# A language model reads token numbers, not letters. nano-2 has 1,024 tokens. `encode` cuts a text into the longest
 # tokens it knows, and `encode_bytes` makes a token of every byte. This project gives its tasks to the model as bytes:
 # a word that has to be turned around should arrive letter by letter.
 
@@ -115,7 +116,7 @@ checks.check_next_token_logits(next_token_logits)
 # %% [markdown]
 # ## Something in front of the question
 #
-# What does nano answer? And what does it answer behind one worked example?
+# What does nano-2 answer? And what does it answer behind one worked example?
 
 
 # %%
@@ -129,11 +130,10 @@ print("alone:               ", repr(continue_text(question)))
 print("behind the example:  ", repr(continue_text(example + question)))
 
 # %% [markdown]
-# Look closely before you say that the example taught nano to reverse words. Alone it writes the letters in the right
-# order too: it learned that when it was trained, on words that were turned around in other formats. What it lacks is
-# the end of the answer, `$`. **The example tells which of the things that nano can do is wanted, and in which
-# format.** Keep this in mind through all lessons: a prompt that begins as a worked example owes most of its accuracy
-# to that example.
+# Did the example teach nano-2 to reverse words? No: it learned that in pretraining, on words that were turned around in
+# other formats. Alone, the question does not say that this is wanted. **The example tells which of the things that
+# nano-2 can do is wanted, and in which format.** Keep this in mind through all lessons: a prompt that begins as a
+# worked example owes most of its accuracy to that example.
 #
 # ## Three ways to say the same
 #
@@ -240,7 +240,7 @@ checks.check_head(head)
 # %% [markdown]
 # ## The picture to keep
 #
-# nano writes `enots$` behind the example. These are the weights of two of its 24 heads. A row of the picture is a
+# nano-2 writes `enots$` behind the example. These are the weights of two of its 24 heads. A row of the picture is a
 # position of the question and its answer, a column is what it looks at. Left of the red line is the cache.
 
 # %% tags=["figure-two-heads"]
@@ -249,7 +249,7 @@ text = torch.tensor([tokenizer.encode_bytes(question + answer)])
 weights = torch.cat(list(attention_weights(model, text, cache)))  # (n_layer, n_head, T, P + T)
 
 fig, axes = plt.subplots(2, 1, figsize=(7, 7.6))
-heads = (4, 0, "follows the worked example"), (4, 3, "walks the word backwards")
+heads = (2, 3, "follows the worked example, one place ahead"), (4, 1, "walks the word backwards")
 for axis, (layer, number, what) in zip(axes, heads):
     attention_map(axis, weights[layer, number], letters(question + answer), letters(example + question + answer), P)
     axis.set_title(f"layer {layer + 1}, head {number + 1}: {what}")
@@ -257,10 +257,10 @@ axes[1].set_xlabel("the cache of the example   |   the question and its answer")
 plt.show()
 
 # %% [markdown]
-# The first head keeps its place in the example: from `(`, `)` and `=` it looks at the same sign of the example, while
-# `enots` is written at `pmal`, and from `$` at the end of the line. The second one hardly needs the example then, and
-# walks backwards through `stone`. The left block is all that a prompt can change directly. Everything that prompt
-# tuning achieves, it achieves by what stands in those P columns, layer by layer.
+# The first head keeps its place in the example, one place ahead: from `)` it looks at the `=` of the example, from `=`
+# at the first letter behind it, and from `$` at the end of the line. The second one hardly looks at the example while
+# `enots` is written, and walks backwards through `stone`. The left block is all that a prompt can change directly.
+# Everything that prompt tuning achieves, it achieves by what stands in those P columns, layer by layer.
 #
 # We chose these two heads because they are easy to read. Most of the others are not: `weights` holds them all.
 #

@@ -26,7 +26,7 @@ from pathlib import Path
 ADDRESS = "https://github.com/YOUR-NAME/nanoprompt"
 if "google.colab" in sys.modules and not Path("nanoprompt").exists():
     subprocess.run(["git", "clone", "--depth", "1", ADDRESS, "nanoprompt"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tiktoken", "msgspec", "safetensors"])
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./nanoprompt"])
 folders = [Path.cwd(), *Path.cwd().parents, Path("nanoprompt").resolve()]
 sys.path.insert(0, str(next(folder for folder in folders if (folder / "prefix.py").is_file())))
 
@@ -44,12 +44,13 @@ from eval.contexts import as_text
 from files.weights import load_model
 from lessons import checks
 from lessons.drawing import BLUE, GRAY, GREEN, RED
-from prefix import METHODS, TextPrompt
+from methods import METHODS
+from prefix import TextPrompt
 from train_task import evaluate, train
 
 SHARE = float(os.environ.get("LESSONS_SHARE", 1))  # the project's tests use fewer examples; the text speaks of all
 
-model = load_model("nano").freeze()
+model = load_model("nano-2").freeze()
 tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, "bytes")
 layers, C = model.config.n_layer, model.config.n_embd
 
@@ -94,12 +95,12 @@ checks.check_count_numbers(count_numbers)
 # </details>
 
 # %% [markdown]
-# ## A skill that nano knows, and one that it never saw
+# ## A skill that nano-2 knows, and one that it never saw
 #
-# `reverse(lamp)=pmal$` is a skill that nano learned in other formats. `next(dog)=eph$`, each letter replaced by the
-# next of the alphabet, stands in no document that nano has read. All methods learn both from the same number of
-# examples, once. The prompts have 20 rows and begin as words of the vocabulary, not as a worked example, so that all
-# of them start from nothing.
+# `reverse(lamp)=pmal$` is a skill that nano-2 learned in other formats. `next(dog)=eph$`, each letter replaced by the
+# next of the alphabet, stands in no document that nano-2 has read. All methods learn both from the same number of
+# examples, once. The prompts have 20 rows and begin as words of the vocabulary, not as a worked example, so that all of
+# them start from next to nothing.
 
 # %%
 names = "prompt", "ptuning2", "prefix", "adapter-prefix", "lora"
@@ -116,7 +117,7 @@ def measure(task, method):
 tests = {task.name: task.examples(n_test) for task in (seen, unseen)}
 for task in seen, unseen:
     examples = task.examples(n_examples, split="train")
-    example = TextPrompt(model, tokenizer.encode_task(as_text(task.worth_showing(examples, 1))))
+    example = TextPrompt(model, trigger=tokenizer.encode_task(as_text(task.worth_showing(examples, 1))))
     print(f"{examples[0].question}{examples[0].answer:<12} one example as text: {measure(task, example):.0f}%")
     for name in names:
         method = METHODS[name](model, n_random=20, seed=0)
@@ -147,13 +148,12 @@ plt.show()
 
 # %% [markdown]
 # **On reversal** all of them go from next to nothing to 98 or 100%, whether they train 5,120 numbers or 921,856. One
-# example as text is right in 100% as well, so there was nothing to win over it: this task tells methods apart by
-# their loss at most. `docs/results_nano.md` has harder ones, where keys and values in every layer and rows at the input
-# end within a few points of one another if they begin alike.
+# example as text is right in 100% as well, so there was nothing to win over it: this task tells methods apart by their
+# loss at most, and [docs/results/methods.md](../docs/results/methods.md) has harder ones.
 #
-# **On the next letter** all of them are at 0%, and so is the example. The loss says a little more. It ends between
-# 2.4 and 3.5 nats, where guessing evenly among 26 letters would cost ln 26 = 3.3. LoRA and prefix-tuning have begun
-# to learn which letters are frequent in answers. None has learned the rule from 640 examples.
+# **On the next letter** all of them are at 0%, and so is the example. The loss says a little more. It ends between 2.4
+# and 3.4 nats, where guessing evenly among 26 letters would cost ln 26 = 3.3. LoRA and prefix-tuning have begun to
+# learn which letters are frequent in answers. None has learned the rule from 640 examples.
 #
 # ## What a prefix can move in one head
 #
@@ -220,7 +220,7 @@ checks.check_with_prefix(with_prefix)
 # %% [markdown]
 # ## The picture to keep
 #
-# Now look at nano itself. We ask one question with and without the tuned prefix of P-tuning v2, at the same
+# Now look at nano-2 itself. We ask one question with and without the tuned prefix of P-tuning v2, at the same
 # positions, and compare how each head divides its attention among the question's own tokens. Each dot is one weight:
 # without the prefix, and with it, divided by 1 - a. If a prefix cannot change the proportions, all dots lie on the
 # diagonal.
@@ -268,10 +268,10 @@ for n in range(layers):
 # they can make it compute any continuous function. Which of the two describes a given model is a question for
 # measurement.
 #
-# What this project measured (`docs/results_nano.md`, "A skill that the base never saw"; two seeds): after
-# one pass over 4,000 examples of `next(dog)=eph$`, all methods that start from nano are at 0%. After five passes, the
-# hybrid prefix answers 39% [37, 41], fine-tuning with a rate of 0.001 97% [95, 98]. A prompt did learn something new,
-# at far greater cost.
+# What this project measured ([docs/results/unseen_skill.md](../docs/results/unseen_skill.md), three seeds): after one
+# pass over 4,000 examples of `next(dog)=eph$`, no method is above 3%. After five passes rows at the input are still at
+# 0%, keys and values in every layer answer 63% [47, 91], and LoRA 99% [97, 100]. A prompt in every layer did learn
+# something new, at far greater cost.
 #
 # ## LoRA
 #
@@ -307,5 +307,6 @@ checks.check_lora_linear(lora_linear)
 #   Approximator](https://arxiv.org/abs/2402.14753).
 # - He et al. (2022), [Towards a Unified View of Parameter-Efficient Transfer
 #   Learning](https://arxiv.org/abs/2110.04366): prefix-tuning, adapters and LoRA as one family.
-# - `docs/results_nano.md`: each method on five tasks, with starts, the best context and rivals that get the same help.
+# - [docs/results/methods.md](../docs/results/methods.md): each method on five tasks, with starts, the best context, and
+#   baselines that get the same example.
 # - Lesson 5: from a context to a cache, and one model for many tasks.

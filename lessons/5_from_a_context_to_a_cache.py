@@ -27,7 +27,7 @@ from pathlib import Path
 ADDRESS = "https://github.com/YOUR-NAME/nanoprompt"
 if "google.colab" in sys.modules and not Path("nanoprompt").exists():
     subprocess.run(["git", "clone", "--depth", "1", ADDRESS, "nanoprompt"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tiktoken", "msgspec", "safetensors"])
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./nanoprompt"])
 folders = [Path.cwd(), *Path.cwd().parents, Path("nanoprompt").resolve()]
 sys.path.insert(0, str(next(folder for folder in folders if (folder / "prefix.py").is_file())))
 
@@ -44,18 +44,20 @@ from data.batches import encode
 from data.tokenizer import Tokenizer
 from eval.accuracy import generate_answers, majority_vote, score
 from eval.contexts import as_text
+from files.errors import UserError
 from files.peft import export_peft
 from files.prompts import load_prefix, save_prefix
 from files.weights import load_model, save_model
 from generate import generate, stack_caches
 from lessons import checks
 from lessons.drawing import BLUE, GRAY, GREEN, RED
-from prefix import Cartridge, DeepPrefix, TextPrompt
+from methods.cartridge import Cartridge
+from prefix import DeepPrefix, TextPrompt
 from train_task import evaluate, train
 
 SHARE = float(os.environ.get("LESSONS_SHARE", 1))  # the project's tests use fewer examples; the text speaks of all
 
-model = load_model("nano").freeze()
+model = load_model("nano-2").freeze()
 tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, "bytes")
 
 # %% [markdown]
@@ -131,8 +133,9 @@ def measure(name, method):
 
 
 print(f"{'final-answer accuracy, %':<34}" + "".join(f"{name:>16}" for name in tests))
-measure("eight examples as text", TextPrompt(model, eight))
-measure("one example as text", TextPrompt(model, tokenizer.encode_task(as_text(task.worth_showing(examples, 1)))))
+one = tokenizer.encode_task(as_text(task.worth_showing(examples, 1)))
+measure("eight examples as text", TextPrompt(model, trigger=eight))
+measure("one example as text", TextPrompt(model, trigger=one))
 student = Cartridge(model, n_random=8, trigger=eight, seed=0)
 learner = DeepPrefix(model, n_random=0, trigger=eight[:8])
 measure("eight rows, before", student)
@@ -154,14 +157,12 @@ fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols
 plt.show()
 
 # %% [markdown]
-# The eight rows begin at 0% and end at 96, 90, 100 and 100% on 3 to 8, 9 and 10 letters and on new words, without a
-# single label. Their teacher, with 180 positions instead of 8, has 100, 92, 96 and 96%. The same rows tuned on labels
-# end at 96, 92, 100 and 100%: here labels add nothing to what the teacher knows.
+# The eight rows begin at 0% and end at 100% in every range, without a single label. Their teacher, with 180 positions
+# instead of 8, has 100% too, and so have the same rows tuned on labels: here labels add nothing to what the teacher
+# knows.
 #
-# Look at the green bars before you celebrate. One worked example as text is right in 98 to 100%, more than eight of
-# them: on this task the long context was never needed. What distillation saves is the cache, 8 positions instead of
-# 20 or 180. (With half the questions and half the learning rate the same rows came to 20%. A number like that says
-# how long was tuned, not what eight rows can hold.)
+# Look at the green bars before you celebrate. One worked example as text is right in 100% as well: on this task the
+# long context was never needed. What distillation saves is the cache, 8 positions instead of 20 or 180.
 #
 # ## One model, many tasks, one batch
 #
@@ -207,7 +208,7 @@ prompts, questions = [student], ["reverse(banana)="]
 for name in "addition", "last_letter":
     other = tasks.load(name)
     shown, asked = other.worth_showing(other.examples(50, split="train"), 1), other.examples(1)[0]
-    prompts.append(TextPrompt(model, tokenizer.encode_task(as_text(shown))))
+    prompts.append(TextPrompt(model, trigger=tokenizer.encode_task(as_text(shown))))
     questions.append(asked.question)
 with torch.no_grad():
     pasts = [prompt.past(model) for prompt in prompts]
@@ -223,8 +224,8 @@ for question, tokens, own, answer in zip(questions, asked, pasts, together):
 # %% [markdown]
 # ## Prompts as files
 #
-# A prompt's file holds its numbers, and says which base and tokenizer it belongs to. On another base it is refused:
-# rows mean nothing to weights that they were not tuned on.
+# A prompt's file holds its numbers, and says which base and tokenizer it belongs to. It is refused on a base that
+# differs in a single weight: rows mean nothing to weights that they were not tuned on.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -234,13 +235,14 @@ again, header = load_prefix(folder / "reversal.safetensors", model, tokenizer)
 print(f"{header['method']} for {header['base']} ({header['base_fingerprint']}), task {header['task']}")
 print("the same numbers:", torch.equal(again.embeddings(), student.embeddings()))
 try:
-    other = load_model("nano-1m")
-    load_prefix(folder / "reversal.safetensors", other, Tokenizer.load(other.folder, other.config.vocab_size))
-except ValueError as error:
+    other = load_model("nano-2")
+    other.wte.weight.data[0, 0] += 1  # one of five million numbers
+    load_prefix(folder / "reversal.safetensors", other, tokenizer)
+except UserError as error:
     print("on another base:", str(error).partition(" was ")[2])
 
 # %% [markdown]
-# PEFT, the library that most people use for prompts, reads the same numbers. `python peft_io.py export RUN FOLDER`
+# PEFT, the library that most people use for prompts, reads the same numbers. `python -m files.peft export RUN FOLDER`
 # does what the next cell does; it compares the logits, if transformers and PEFT are installed.
 
 # %%
@@ -252,8 +254,8 @@ try:
 except ImportError:
     print("PEFT or transformers is not installed: nothing to compare with")
 else:
-    save_model(model, folder / "nano")  # in the layout of the hub
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "nano"), folder / "adapter").eval()
+    save_model(model, folder / "base")  # in the layout of the hub
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "adapter").eval()
     tokens = torch.tensor(asked[:1])
     with torch.no_grad():
         ours, other = model.logits(model(tokens, pasts[0])), theirs(input_ids=tokens).logits[:, -tokens.size(1) :]
@@ -291,14 +293,14 @@ checks.check_vote(vote)
 # </details>
 
 # %% [markdown]
-# Five worked examples of addition, each as a prompt of its own, on sums of 6 digits. Nothing is tuned. (Voting among
-# *tuned* prompts works the same way: `train_task.py --load A.safetensors B.safetensors C.safetensors`.)
+# Five worked examples of addition, each as a prompt of its own, on sums of 8 digits. Nothing is tuned. (Voting among
+# *tuned* prompts works the same way: `python -m research.measure A.safetensors B.safetensors C.safetensors`.)
 
 # %%
 addition = tasks.load("addition")
 longest = [e for e in addition.examples(400, split="train") if e.length == 4]
-voters = [TextPrompt(model, tokenizer.encode_task(as_text([e]))) for e in random.Random(0).sample(longest, 5)]
-asked = addition.examples(max(2, int(60 * SHARE)), "6 digits")
+voters = [TextPrompt(model, trigger=tokenizer.encode_task(as_text([e]))) for e in random.Random(0).sample(longest, 5)]
+asked = addition.examples(max(2, int(60 * SHARE)), "8 digits")
 with torch.no_grad():
     pasts = [prompt.past(model) for prompt in voters]
 encoded = encode(tokenizer, asked)
@@ -310,15 +312,14 @@ print(f"their mean:   {100 * sum(alone) / len(alone) / len(asked):.0f}%")
 print(f"the vote:     {100 * together / len(asked):.0f}%")
 
 # %% [markdown]
-# The vote is a little better than the mean of its voters, and no better than the best of them, whom nobody knows in
-# advance. (Our run: 78, 70, 70, 75 and 72% alone, 75% together, on 60 questions.) A vote helps where errors are
-# independent. These voters share one frozen model, and misread the same digits.
+# The vote is no better than its voters: 38, 30, 28, 38 and 35% alone, 30% together, on 60 questions. A vote helps where
+# errors are independent. These voters share one frozen model, and lose their place in the same long numbers.
 #
 # ## What to read next
 #
 # - Eyuboglu et al. (2025), [Cartridges](https://arxiv.org/abs/2506.06266); Snell et al. (2022), [Learning by
 #   Distilling Context](https://arxiv.org/abs/2209.15189).
 # - Lester et al. (2021), [Prompt Tuning](https://arxiv.org/abs/2104.08691), section 6, on ensembles of prompts.
-# - `sample.py`, `peft_io.py` and `generate.py` of this project: all of this as commands.
+# - `sample.py`, `files/peft.py` and `generate.py` of this project: all of this as commands.
 # - You have seen the whole project. A method, a task or a metric of your own is one class or one file: README,
 #   "Methods" and "Tasks".
