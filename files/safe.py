@@ -15,9 +15,8 @@ from files.errors import UserError
 
 
 @contextmanager
-def replacing(path, keep=None):
-    """`with replacing(path) as temporary:` write to the temporary path; it then takes the place of `path`, which is
-    kept as `keep` where that is given.
+def replacing(path):
+    """`with replacing(path) as temporary:` write to the temporary path; it then takes the place of `path`.
 
     No reader sees half a file, not even after a loss of power. If the block raises, the file that was there stays and
     the temporary one is removed. Raises UserError where the disk is full, read-only or gone.
@@ -29,8 +28,6 @@ def replacing(path, keep=None):
     try:
         yield temporary
         flush(temporary)
-        if keep and path.exists():
-            os.replace(path, keep)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
@@ -51,9 +48,9 @@ def flush(path):
         os.close(descriptor)
 
 
-def write_tensors(path, tensors, metadata, keep=None):
+def write_tensors(path, tensors, metadata):
     """Write safetensors: {name: tensor} and {name: text}."""
-    with replacing(path, keep) as temporary:
+    with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # that of any new file; the library's files are readable by their owner alone
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata=metadata)

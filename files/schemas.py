@@ -97,6 +97,13 @@ class TranslatorHeader(TypedDict):
     width: str
 
 
+class CheckpointHeader(TypedDict):
+    """The metadata of a run's checkpoint."""
+
+    state: str  # JSON
+    log_size: Annotated[str, Meta(pattern=r"\A\d{1,15}\Z")]  # bytes
+
+
 class PrefixHeader(TypedDict):
     """The metadata of a prefix file."""
 

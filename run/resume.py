@@ -1,15 +1,14 @@
 """Nothing is lost: a run saves its state, and --resume goes on from there to the same numbers, bit for bit.
 
 checkpoint.safetensors in the run's folder holds the results so far, and of what is being tuned the weights, those of
-its best checkpoint so far, the optimizers' state and the random generators. checkpoint-before.safetensors is what it
-held one save earlier, for the case that a checksum says the newest is broken. A finished run has neither.
+its best checkpoint so far, the optimizers' state and the random generators. A new one takes the place of the old only
+when it is whole and on the disk. A finished run has none.
 
 A run saves every ten minutes, after each measurement, and when it gets SIGUSR1. Ctrl-C, SIGTERM, SIGHUP (a closed
 terminal) and SIGUSR2 (a cluster's warning that a job's time is up) end it after the step or measurement that it is in,
 with exit code 128 + the signal's number; a second one ends it at once.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -30,7 +29,7 @@ from files.errors import UserError
 from files.safe import flush, read_tensors, trained, write_tensors
 from run import processes
 
-NEWEST, BEFORE, LOCK, LOG = "checkpoint.safetensors", "checkpoint-before.safetensors", ".lock", "log.jsonl"
+NEWEST, LOCK, LOG = "checkpoint.safetensors", ".lock", "log.jsonl"
 SAVE_SECONDS = 600
 # Windows has only the first two
 STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2") if hasattr(signal, name)]
@@ -42,7 +41,6 @@ class Saved(NamedTuple):
     tensors: dict  # {name: tensor}
     log_size: int  # of log.jsonl, in bytes
     finished: bool
-    from_before: bool = False  # whether the newest checkpoint is missing or broken
 
 
 class Checkpoint:
@@ -81,11 +79,7 @@ class Checkpoint:
             remove_leftovers(self.folder)
             if (self.folder / LOG).exists():  # it may say more than the checkpoint
                 os.truncate(self.folder / LOG, min(self.saved.log_size, (self.folder / LOG).stat().st_size))
-            if self.saved.from_before:  # a broken newest must not take its place at the next save
-                os.replace(self.folder / BEFORE, self.folder / NEWEST)
             if self.is_new:
-                (self.folder / BEFORE).unlink(missing_ok=True)
-                (self.folder / NEWEST).unlink(missing_ok=True)
                 self.save()  # from now on the folder holds an unfinished run, whatever else is in it
         except Timeout:
             raise UserError(f"another run is at work in {self.folder}: let it end, or give another --out") from None
@@ -146,11 +140,9 @@ class Checkpoint:
             tensors |= {f"generator/{name}/{key}": random_state(g) for key, g in generators(module)}
         for key, state, _ in optimizer_states(optimizers):
             tensors |= {f"optimizer/{key}/{part}": t for part, t in state.items()}
-        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         log = self.folder / LOG
         header = {"state": json.dumps(self.state()), "log_size": str(log.stat().st_size if log.exists() else 0)}
-        header["sha256"] = checksum(header, tensors)
-        write_tensors(self.folder / NEWEST, tensors, header, keep=self.folder / BEFORE)
+        write_tensors(self.folder / NEWEST, tensors, header)
         self.last_save = time.monotonic()
         number, self.signal = self.signal, None
         if number in STOP:
@@ -178,7 +170,6 @@ class Checkpoint:
     def finish(self):
         """Remove what the run needs to go on: it has written its results."""
         flush(self.folder)
-        (self.folder / BEFORE).unlink(missing_ok=True)
         (self.folder / NEWEST).unlink()
 
 
@@ -214,33 +205,20 @@ def optimizer_states(optimizers):
 
 
 def load(folder):
-    """What is Saved of the run in a folder: its newest whole checkpoint, or its results where it is finished, or None.
-    Raises UserError where all checkpoints are broken."""
-    broken = None
-    for path in (Path(folder) / NEWEST, Path(folder) / BEFORE):
-        if not os.path.lexists(path):
-            continue
-        try:
-            header, tensors = read_tensors(path)
-            if header.pop("sha256", None) != checksum(header, tensors):
-                raise UserError(f"{path} is not as it was written")
-        except UserError as error:
-            broken = broken or error
-            continue
-        if broken and processes.is_main():
-            print(f"{broken}; going on from {path.name}", file=sys.stderr)
-        return Saved(json.loads(header["state"]), tensors, int(header["log_size"]), False, path.name == BEFORE)
-    if broken:
-        raise UserError(f"{broken}; no other checkpoint is left: begin again in another --out")
-    results = Path(folder) / "results.json"
-    if not results.exists():
+    """What is Saved of the run in a folder: its checkpoint, or its results where it is finished, or None."""
+    folder = Path(folder)
+    if os.path.lexists(folder / NEWEST):
+        header, tensors = read_tensors(folder / NEWEST)
+        header = schemas.decode(header, schemas.CheckpointHeader, folder / NEWEST, "begin again in another --out")
+        return Saved(json.loads(header["state"]), tensors, int(header["log_size"]), finished=False)
+    if not (folder / "results.json").exists():
         return None
-    return Saved(schemas.read_json(results, dict, "give another --out"), {}, 0, finished=True)
+    return Saved(schemas.read_json(folder / "results.json", dict, "give another --out"), {}, 0, finished=True)
 
 
 def is_stopped(folder):
     """True where a run in the folder began and has not finished."""
-    return (Path(folder) / NEWEST).exists() or (Path(folder) / BEFORE).exists()
+    return (Path(folder) / CHECKPOINT).exists()
 
 
 def is_finished(folder):
@@ -261,12 +239,3 @@ def remove_leftovers(folder):
     for path in Path(folder).iterdir():
         if is_half_file(path):
             path.unlink()
-
-
-def checksum(header, tensors):
-    """SHA-256 of all that a checkpoint holds, in hex digits."""
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name, t in sorted(tensors.items()):
-        digest.update(f"{name} {t.dtype} {tuple(t.shape)} ".encode())
-        digest.update(t.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
