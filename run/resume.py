@@ -218,7 +218,7 @@ def load(folder):
 
 def is_stopped(folder):
     """True where a run in the folder began and has not finished."""
-    return (Path(folder) / CHECKPOINT).exists()
+    return (Path(folder) / NEWEST).exists()
 
 
 def is_finished(folder):
