@@ -295,4 +295,4 @@ def cell(r, name, args):
 
 
 if __name__ == "__main__":
-    run_main(main, "research.bench")
+    run_main(main, "python -m research.bench")

@@ -377,5 +377,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "research.pretrain")
+    run_main(main, "python -m research.pretrain")
     processes.leave()

@@ -294,4 +294,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "research.speedrun")
+    run_main(main, "python -m research.speedrun")

@@ -197,4 +197,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "research.translate")
+    run_main(main, "python -m research.translate")
