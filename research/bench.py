@@ -76,7 +76,7 @@ def ours(w):
     dtype = getattr(torch, w.dtype)
     model = load_model(w.folder, w.device, dtype).freeze()
     tokens, Q = w.tokens.to(w.device), w.question
-    method = Finetune(model) if w.job == "finetune" else peft_files.import_peft(w.adapter, model)
+    method = Finetune(model) if w.job == "finetune" else peft_files.import_peft(w.folder / w.job, model)
     if w.job == "decode":
         with torch.no_grad():
             past = method.past(model)
@@ -95,7 +95,7 @@ def theirs(w):
     kind = {"finetune": None, "prefix": "PrefixTuningConfig"}.get(w.job, "PromptTuningConfig")
     model = peft_model(w.folder, kind, w.rows, dtype, w.device)
     if kind:  # PEFT loads a prompt for inference only: a new one is given our rows
-        _, tensors = read_tensors(w.adapter / "adapter_model.safetensors")
+        _, tensors = read_tensors(w.folder / w.job / "adapter_model.safetensors")
         model.prompt_encoder.default.embedding.weight.data.copy_(tensors["prompt_embeddings"])
     tokens, Q = w.tokens.to(w.device), w.question
     if w.job == "decode":
@@ -234,19 +234,18 @@ def check_agreement(job, ours, peft):
 
 def work_of(args, model, folder, job, dtype):
     """What the sides of one measurement are told: args, the texts, and a folder of PEFT's files of a random prompt."""
-    cls, adapter = prefix.DeepPrefix if job == "prefix" else prefix.HybridPrefix, Path(folder) / job
-    peft_files.export_peft(cls(model, n_random=args.rows), model, adapter)
+    prompt = (prefix.DeepPrefix if job == "prefix" else prefix.HybridPrefix)(model, n_random=args.rows)
+    peft_files.export_peft(prompt, model, Path(folder) / job)
     size, rng = (args.batch_size, args.question + args.answer), torch.Generator().manual_seed(0)
-    what = {"folder": folder, "adapter": adapter, "job": job, "dtype": dtype}
-    return argparse.Namespace(**vars(args), **what, tokens=torch.randint(args.vocab_size, size, generator=rng))
+    tokens = torch.randint(args.vocab_size, size, generator=rng)
+    return argparse.Namespace(**vars(args), folder=Path(folder), job=job, dtype=dtype, tokens=tokens)
 
 
 def main(argv=None):
     args = parse_args(argv)
     check_peers("peft", "transformers")
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    dtypes = ["float32"] + ["bfloat16"] * (best_dtype(args.device) == torch.bfloat16)
-    results = []
+    dtypes, results = ["float32"] + ["bfloat16"] * (best_dtype(args.device) == torch.bfloat16), []
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         model = (Llama if args.arch == "llama" else GPT)(shape(args)).freeze()
@@ -279,19 +278,15 @@ def table(results, args):
         "| | dtype | ours | PEFT | faster | bound |\n" + "| --- " * 6 + "|",
     ]
     for r in results:
-        ours, peft, products = (r["sides"][name]["seconds"] for name in SIDES)
-        cells = [r["job"], r["dtype"], cell(r, "ours", args), cell(r, "PEFT", args)]
-        cells += [spread([slow / fast for slow, fast in zip(peft, ours)], "{:.1f}x")]
+        cells, (ours, peft, products) = [r["job"], r["dtype"]], (r["sides"][name]["seconds"] for name in SIDES)
+        for seconds, side in (ours, "ours"), (peft, "PEFT"):
+            speed, unit = spread(seconds, "{:.3f}"), "s"
+            if r["job"] == "decode":
+                speed, unit = spread([args.batch_size * args.answer / s for s in seconds], "{:.0f}"), "tok/s"
+            cells.append(f"{speed} {unit}, {r['sides'][side]['gb']:.1f} GB")
+        cells.append(spread([slow / fast for slow, fast in zip(peft, ours)], "{:.1f}x"))
         lines.append(f"| {' | '.join(cells)} | {statistics.median(products) / statistics.median(ours):.0%} |")
     return "\n".join(lines)
-
-
-def cell(r, name, args):
-    """Time and peak memory of a side of a measurement, as tokens per second where it decodes."""
-    seconds, gb = r["sides"][name]["seconds"], r["sides"][name]["gb"]
-    if r["job"] == "decode":
-        return f"{spread([args.batch_size * args.answer / s for s in seconds], '{:.0f}')} tok/s, {gb:.1f} GB"
-    return f"{spread(seconds, '{:.3f}')} s, {gb:.1f} GB"
 
 
 if __name__ == "__main__":
