@@ -23,9 +23,10 @@ from files.safe import write_json
 from files.weights import load_model
 from methods.translator import TRANSLATOR, TranslatorNetwork, load_translator, save_translator
 from research import documents
-from run.flags import Parser, at_least, learning_rate, number, seed_number
+from run.flags import Parser, at_least, learning_rate, seed_number
 
 MOST_TOKENS = 300  # of a document's worked examples while training
+QUESTION_WEIGHT = 0.1  # of the loss on questions
 SHOTS = (1, 2, 4, 8, 16)  # at which it is measured
 
 
@@ -35,17 +36,12 @@ def parse_args(argv=None):
     p.add_argument("--out", default=f"out/{TRANSLATOR}", help="its file; beside a base's weights it is found there")
     p.add_argument("--steps", type=at_least(0), default=2000, help="of training (default %(default)s)")
     p.add_argument("--rows", type=at_least(1, 1000), default=16, help="positions of its prompts (default %(default)s)")
-    p.add_argument("--rank", type=at_least(1, 1000), default=16, help="of its low-rank updates (default %(default)s)")
-    p.add_argument("--width", type=at_least(4, 1000), default=64, help="of its attention to examples (%(default)s)")
     p.add_argument("--lr", type=learning_rate, default=1e-3, help="peak learning rate (default %(default)s)")
     p.add_argument("--documents", type=at_least(1, 1000), default=16, help="per step (default %(default)s)")
-    p.add_argument("--question-weight", type=number(0), default=0.1, help="of the loss on questions (%(default)s)")
     p.add_argument("--test-documents", type=at_least(1, 1000), default=32, help="per skill (default %(default)s)")
     p.add_argument("--init-from", metavar="FILE", help="go on with that translator; give another --seed with it")
     p.add_argument("--seed", type=seed_number, default=0, help="of weights and documents (default %(default)s)")
     args = p.parse_args(argv)
-    if args.width % TranslatorNetwork.heads:
-        raise UserError(f"--width {args.width} is not a multiple of {TranslatorNetwork.heads} heads")
     if args.steps and Path(args.out).exists():
         raise UserError(f"{args.out} is there already: give another --out")
     return args
@@ -86,7 +82,7 @@ def draw_batches(tokenizer, n_rows, n, rng):
         yield from batches
 
 
-def loss_of(translator, model, batch, question_weight):
+def loss_of(translator, model, batch):
     """(loss, its part on answers), (), of a batch of documents: cross-entropy of the questions that follow the
     examples, each behind its own document's prompt."""
     device = model.wte.weight.device
@@ -97,9 +93,7 @@ def loss_of(translator, model, batch, question_weight):
     asked = answer.cumsum(1) == 0  # True before the first answer token: the target belongs to a question
     hidden = model(tokens, past)  # (B, T, C)
     on_answers = model.loss(hidden[answer], targets[answer])
-    if question_weight and asked.any():
-        return on_answers + question_weight * model.loss(hidden[asked], targets[asked]), on_answers
-    return on_answers, on_answers
+    return on_answers + QUESTION_WEIGHT * model.loss(hidden[asked], targets[asked]), on_answers
 
 
 def train(translator, model, tokenizer, args):
@@ -110,7 +104,7 @@ def train(translator, model, tokenizer, args):
     losses, bar = [], tqdm(islice(batches, args.steps), "translator", args.steps, unit=" steps")
     for step, batch in enumerate(bar):
         optimizer.param_groups[0]["lr"] = args.lr * min(1, (step + 1) / 30, 2 * (1 - step / args.steps))
-        loss, on_answers = loss_of(translator, model, batch, args.question_weight)
+        loss, on_answers = loss_of(translator, model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(translator.parameters(), 1.0)
         optimizer.step()
@@ -160,17 +154,12 @@ def measure(translator, model, tokenizer, n):
 
 
 def table(accuracy):
-    """Markdown: accuracy in % behind 8 examples by skill, and by number of examples over all skills, weighted by how
-    often pretraining draws each."""
-    rows = {f"{skill}, 8 examples": [by_k[8].get(skill) for by_k in accuracy.values()] for skill in documents.SKILLS}
+    """Markdown: accuracy in % over all skills, weighted by how often pretraining draws each."""
+    lines = [f"| examples | {' | '.join(accuracy)} |", "| --- " * (len(accuracy) + 1) + "|"]
     for k in SHOTS:
         often = {skill: documents.SKILLS[skill][0] for skill in accuracy["nothing"][k]}
-        means = [sum(often[s] * by_k[k][s] for s in often) / max(1, sum(often.values())) for by_k in accuracy.values()]
-        rows[f"all skills, {k} example{'s' * (k > 1)}"] = means
-    lines = [f"| | {' | '.join(accuracy)} |", "| --- " * (len(accuracy) + 1) + "|"]
-    for name, shares in rows.items():
-        if None not in shares:
-            lines.append(f"| {name} | {' | '.join(f'{100 * s:.0f}' for s in shares)} |")
+        means = [sum(often[s] * by_k[k][s] for s in often) / sum(often.values()) for by_k in accuracy.values()]
+        lines.append(f"| {k} | {' | '.join(f'{100 * mean:.0f}' for mean in means)} |")
     return "\n".join(lines)
 
 
@@ -184,7 +173,7 @@ def main(argv=None):
         translator = load_translator(model, args.init_from)
         args.rows = translator.sizes["n_rows"]
     else:
-        translator = TranslatorNetwork(model, args.rows, args.rank, args.width, args.seed).to(args.device)
+        translator = TranslatorNetwork(model, args.rows, seed=args.seed).to(args.device)
     losses = train(translator, model, tokenizer, args)
     if losses:
         out.parent.mkdir(parents=True, exist_ok=True)
