@@ -122,11 +122,17 @@ def theirs(base, c, lr, trigger, seed):
     if c.momentum:
         optimizer = muon_of(rows, base, c, lr)
 
+    def step(batch):
+        tokens, targets, answer = batch  # transformers takes texts and labels, (B, T + 1), -100 outside the answers
+        text = torch.cat([tokens[:, :1], targets], 1)
+        labels = torch.cat([torch.full_like(text[:, :1], -100), targets.masked_fill(~answer, -100)], 1)
+        return bench.peft_step(model, optimizer, text, labels)
+
     def tuned():
         kind = METHODS["ptuning2" if c.method == PREFIX else "hybrid"]
         return method_of_rows(kind, model.get_prompt_embedding_to_save("default").float(), base.model)
 
-    return optimizer, lambda batch: bench.peft_step(model, optimizer, *text_and_labels(batch)), tuned
+    return optimizer, step, tuned
 
 
 def muon_of(rows, base, c, lr):
@@ -134,29 +140,20 @@ def muon_of(rows, base, c, lr):
     return muon.Muon([rows], lr, c.momentum, width=base.model.config.n_kv_head * base.model.config.head_dim)
 
 
-def text_and_labels(batch):
-    """A batch as transformers takes it: texts (B, T + 1), and labels (B, T + 1), which are -100 outside the answers."""
-    tokens, targets, answer = batch
-    text = torch.cat([tokens[:, :1], targets], 1)
-    return text, torch.cat([torch.full_like(text[:, :1], -100), targets.masked_fill(~answer, -100)], 1)
-
-
-class Runner:
-    """A contender at work.
+def runner(base, c, lr, trigger, seed):
+    """(step, tuned) of a contender: (batch, i, loss of the batch before) -> loss of step i, () -> Method to measure.
 
     The rate warms up and stays. With a full_loss it also falls with the loss of the batch before: Muon's steps do not
     shrink with the gradient, so that at a full rate it never comes to rest."""
+    side = theirs if c.method in (PROMPT, PREFIX) else ours
+    optimizer, train, tuned = side(base, c, lr, trigger, seed)
 
-    def __init__(self, base, c, lr, trigger, seed):
-        side = theirs if c.method in (PROMPT, PREFIX) else ours
-        self.optimizer, self.train, self.tuned = side(base, c, lr, trigger, seed)
-        self.c, self.lr, self.device = c, lr, base.device
+    def step(batch, i, last_loss=math.inf):
+        share = max(0.1, min(1, last_loss / c.full_loss)) if c.full_loss else 1
+        optimizer.param_groups[0]["lr"] = lr * min(1, (i + 1) / c.warmup) * share
+        return train([t.to(base.device) for t in batch])
 
-    def step(self, batch, i, last_loss=math.inf):
-        """The loss of step i."""
-        share = max(0.1, min(1, last_loss / self.c.full_loss)) if self.c.full_loss else 1
-        self.optimizer.param_groups[0]["lr"] = self.lr * min(1, (i + 1) / self.c.warmup) * share
-        return self.train([t.to(self.device) for t in batch])
+    return step, tuned
 
 
 # ---------------------------------------------------------------- one run
@@ -207,20 +204,21 @@ def one_run(base, c, lr, seed, max_seconds, questions, bar):
     with_goal, beyond = (dict(list(tests.items())[part]) for part in (slice(len(GOALS)), slice(len(GOALS), None)))
     encoded = encode(base.tokenizer, [e for e in examples if e.length >= c.shortest])
     trigger = tokens_of(c.start, base, examples)
-    Runner(base, c, lr, trigger, seed).step(next(mixed_batches(encoded, c.batch_size, seed)), 0)  # warms up, not timed
-    runner, seconds, loss, checks = Runner(base, c, lr, trigger, seed), 0.0, math.inf, []
-    due = 0
+    warm_up, _ = runner(base, c, lr, trigger, seed)
+    warm_up(next(mixed_batches(encoded, c.batch_size, seed)), 0)  # is not timed
+    train, tuned = runner(base, c, lr, trigger, seed)
+    seconds, loss, checks, due = 0.0, math.inf, [], 0
     for step, batch in enumerate(mixed_batches(encoded, c.batch_size, seed)):
         if step == due or seconds >= max_seconds:
-            exact = exact_match(base, runner.tuned(), with_goal)
+            exact = exact_match(base, tuned(), with_goal)
             done = {"step": step, "examples": step * c.batch_size, "seconds": seconds}
             checks.append(done | {"exact": exact, "loss": loss if math.isfinite(loss) else None})
             bar.set_postfix_str(f"step {step}, {seconds:.1f} s, {', '.join(f'{e:.0%}' for e in exact.values())}")
             if seconds >= max_seconds or all(records(checks).values()):
-                checks[-1]["beyond"] = exact_match(base, runner.tuned(), beyond)
+                checks[-1]["beyond"] = exact_match(base, tuned(), beyond)
                 return checks
             due = next_check(step)
-        spent, loss = bench.timed(partial(runner.step, batch, step, loss), base.device)
+        spent, loss = bench.timed(partial(train, batch, step, loss), base.device)
         seconds += spent
 
 

@@ -35,9 +35,9 @@ def test_the_first_steps_are_those_of_peft_and_ours_agrees(base, kind, ours):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     lr, betas, batch = 0.02, (0.7, 0.9), a_batch(base)
     c = speedrun.Contender("", kind, "none", (lr,), n_random=5, warmup=2, betas=betas)
-    theirs = speedrun.Runner(base, c, lr, [], seed=0)
-    same = speedrun.Runner(base, c._replace(method=ours), lr, [], seed=0)
-    same.tuned().rows.data.copy_(theirs.tuned().rows)
+    theirs = speedrun.runner(base, c, lr, [], seed=0)
+    same = speedrun.runner(base, c._replace(method=ours), lr, [], seed=0)
+    same[1]().rows.data.copy_(theirs[1]().rows)
 
     # the reference: transformers and peft written out
     with warnings.catch_warnings():
@@ -58,9 +58,9 @@ def test_the_first_steps_are_those_of_peft_and_ours_agrees(base, kind, ours):
         weight.grad *= min(1, 1 / weight.grad.norm())
         optimizer.step()
         optimizer.zero_grad()
-        for runner in (theirs, same):
-            assert runner.step(batch, i) == pytest.approx(loss.item(), abs=1e-4)
-            torch.testing.assert_close(runner.tuned().rows, weight, atol=1e-4, rtol=1e-4)
+        for step, tuned in (theirs, same):
+            assert step(batch, i) == pytest.approx(loss.item(), abs=1e-4)
+            torch.testing.assert_close(tuned().rows, weight, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["ptuning2", "PrefixTuningConfig"])
@@ -71,11 +71,11 @@ def test_muon_moves_keys_and_values_of_each_layer_by_a_rate_that_follows_the_los
         pytest.importorskip("peft"), pytest.importorskip("transformers")
     config, full_loss, rate, loss = base.model.config, 50.0, 0.5, math.inf
     c = speedrun.Contender("", kind, "none", (0.5,), n_random=5, warmup=1, momentum=0.8, full_loss=full_loss)
-    runner, batch = speedrun.Runner(base, c, 0.5, [], seed=0), a_batch(base)
+    (step, tuned), batch = speedrun.runner(base, c, 0.5, [], seed=0), a_batch(base)
     for i in range(2):
-        before = runner.tuned().rows.detach().clone()
-        loss = runner.step(batch, i, loss)
-        updates = (before - runner.tuned().rows.detach()).view(5, -1, config.n_embd).transpose(0, 1) / rate
+        before = tuned().rows.detach().clone()
+        loss = step(batch, i, loss)
+        updates = (before - tuned().rows.detach()).view(5, -1, config.n_embd).transpose(0, 1) / rate
         singular = torch.linalg.svdvals(updates)  # (2 a layer, P)
         assert len(updates) == 2 * config.n_layer and 0.6 < singular.median() and singular.max() < 1.3, singular
         assert 0 < loss < full_loss
@@ -84,10 +84,10 @@ def test_muon_moves_keys_and_values_of_each_layer_by_a_rate_that_follows_the_los
 
 def test_the_measured_network_is_the_trained_one(base):
     tests = {DIGITS: base.task.examples(4)}
-    runner = speedrun.Runner(base, speedrun.CONTENDERS["finetune"], 1e-2, [], seed=0)
-    assert speedrun.exact_match(base, runner.tuned(), tests) == {DIGITS: 0.0}
+    step, tuned = speedrun.runner(base, speedrun.CONTENDERS["finetune"], 1e-2, [], seed=0)
+    assert speedrun.exact_match(base, tuned(), tests) == {DIGITS: 0.0}
     before, batch = base.model.wte.weight.clone(), a_batch(base, 4)
-    losses = [runner.step(batch, i) for i in range(60)]  # learns the answers by heart
+    losses = [step(batch, i) for i in range(60)]  # learns the answers by heart
     assert losses[-1] < 0.2 * losses[0] and torch.equal(base.model.wte.weight, before)
 
 
