@@ -78,8 +78,6 @@ def parse_args(argv=None):
 def train_tokenizer(books, vocab_size, rng):
     """Byte-level BPE on a sample of every book, as encoding.json holds it; vocab_size counts the end-of-text token."""
     encoding = {"name": f"nano-{vocab_size}", "pattern": PATTERN, "tokens": [chr(b) for b in range(256)]}
-    if vocab_size == 257:  # plain bytes: there is nothing to merge
-        return encoding
     try:  # imported here, since nothing but pretraining needs it
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     except ImportError:

@@ -1,6 +1,6 @@
 """Run a finished run again in another folder, and print what differs. The exit code is 1 if its results do.
 
-    python -m research.reproduce out/RUN
+python -m research.reproduce out/RUN
 """
 
 import json

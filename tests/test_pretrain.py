@@ -106,7 +106,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(monkeypatch, command, prose, 
     )
 
 
-def test_bad_input(command, tmp_path):
+def test_input_without_training(command, tmp_path):
+    done = command("research.pretrain", "--show-documents", 4)
+    assert done.code == 0 and done.out.count("---- ") >= 4
     for args, message in (
         ([], "name a folder of .txt files with --text"),
         (["--text", tmp_path, "--out", tmp_path / "o"], "no .txt file in"),
@@ -117,13 +119,9 @@ def test_bad_input(command, tmp_path):
         assert (done.code, done.err.count("\n")) == (2, 1) and message in done.err
 
 
-def test_show_documents(command):
-    done = command("research.pretrain", "--show-documents", 4)
-    assert done.code == 0 and done.out.count("---- ") >= 4
-
-
 def test_the_tokenizer_is_a_byte_level_bpe(tmp_path):
     """Against a merge by hand, and the same text twice."""
+    assert len(pretrain.train_tokenizer(["aab"], 257, random.Random(0))["tokens"]) == 256  # plain bytes
     books = ["aab aab aab 123 é " * 40]
     one, again = (pretrain.train_tokenizer(books, 262, random.Random(0)) for _ in range(2))
     assert one == again and len(one["tokens"]) == 261
