@@ -64,6 +64,7 @@ PROMPT, PREFIX = "PromptTuningConfig", "PrefixTuningConfig"
 CONTENDERS = {
     # the fastest recipes known here: whoever finds a faster one changes these lines
     "ours-muon": Contender("ours, keys and values by Muon", "ptuning2", "none", (1.4,), 20, **MUON),
+    "ours-muon-words": Contender("ours, keys and values by Muon", "ptuning2", "words", (1.4,), **MUON),
     "ours-keys": Contender("ours, keys and values", "ptuning2", "none", (3e-2,), 20, batch_size=2),
     "ours-words": Contender("ours", "hybrid", "words", (3e-2,), batch_size=8),
     "ours-example": Contender("ours", "hybrid", "example", (3e-3,)),
@@ -72,6 +73,8 @@ CONTENDERS = {
     "peft-prompt-best": Contender("PEFT prompt tuning, best", PROMPT, "none", (3e-3, 3e-2, 3e-1), 20, batch_size=4),
     "peft-prompt-muon": Contender("PEFT prompt tuning by Muon", PROMPT, "none", (0.14, 0.42, 1.4), 20, **MUON),
     "peft-prefix-default": Contender("PEFT prefix tuning, defaults", PREFIX, "none", (3e-2,), 20, **GUIDE),
+    "peft-prefix-best": Contender("PEFT prefix tuning, best", PREFIX, "none", (3e-3, 3e-2, 3e-1), 20, batch_size=4),
+    "peft-prefix-muon": Contender("PEFT prefix tuning by Muon", PREFIX, "none", (0.14, 0.42, 1.4), 20, **MUON),
 }
 QUICK = "ours-muon", "ours-words", "ours-example", "peft-prompt-default"
 
