@@ -55,7 +55,7 @@ def changed(tmp_path_factory, little_base):
     folder = tmp_path_factory.mktemp("changed")
     copy_and_apply(folder, *DIFFS.values())
     base = little_base(folder / "base", n_layer=2, n_embd=32)
-    few = f"--task word_reversal --model {base} --examples 16 --batch-size 4 --test-examples 4".split()
+    few = f"--task word_reversal --model {base} --examples 4 --batch-size 2 --test-examples 4".split()
     lines = []
     for title, command in COMMANDS.items():
         program, *argv = shlex.split(command)
