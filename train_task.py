@@ -82,7 +82,7 @@ def main(argv=None, load_base=load_base):
     out = output_folder(args, task.name, model)
     saved = resume.load(out) if args.resume else None
     known = saved and saved.state.get("context")
-    known = known and schemas.convert(known, schemas.Context, f"the context in {out}", "give another --out")
+    known = known and schemas.decode(known, schemas.Context, f"the context in {out}", "give another --out")
     contenders, examples, tests, trigger, context = build(args, model, tokenizer, task, known)
     results = describe(args, task, model, contenders, trigger, context, [*examples, *sum(tests.values(), [])])
     if saved:

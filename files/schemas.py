@@ -1,8 +1,8 @@
 """What the files that are read have to look like: a schema for each kind of JSON, checked by msgspec.
 
 A file comes from anywhere, so whatever reads one calls `read_json` with its schema, or `read_bytes`. Both raise
-UserError, in one line, for what is no regular file, what is too large, what is not JSON and what has other types or
-sizes than its schema says. Keys that a schema does not name are left out of what is returned.
+UserError for what is no regular file, what is too large, what is not JSON and what has other types or sizes than its
+schema says. Keys that a schema does not name are left out of what is returned.
 """
 
 import inspect
@@ -22,54 +22,32 @@ Size = Annotated[int, Meta(ge=1, le=2**24)]
 Layers = Annotated[int, Meta(ge=1, le=256)]
 Positive = Annotated[float, Meta(ge=1e-3, le=1e12)]
 Count = Annotated[int, Meta(ge=0)]
-Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Token = Annotated[int, Meta(ge=0, lt=2**24)]
 
 
-class GPT2Json(TypedDict):
-    """config.json of a GPT-2, with the hub's names."""
-
-    vocab_size: Size
-    n_positions: Size
-    n_layer: Layers
-    n_head: Size
-    n_embd: Size
+def keys(names, kind):
+    """{name: type} for some names of one type, in one text."""
+    return dict.fromkeys(names.split(), kind)
 
 
-class Rope(TypedDict):
-    """How a Llama's positions turn: rope_parameters, or what stood in rope_scaling before."""
-
-    rope_theta: NotRequired[Positive]
-    rope_type: NotRequired[str]
-    type: NotRequired[str]
-    partial_rotary_factor: NotRequired[float]
-    factor: NotRequired[Positive]
-    low_freq_factor: NotRequired[Positive]
-    high_freq_factor: NotRequired[Positive]
-    original_max_position_embeddings: NotRequired[Size]
-
-
-class LlamaJson(TypedDict):
-    """config.json of the Llama family."""
-
-    model_type: str
-    vocab_size: Size
-    max_position_embeddings: Size
-    num_hidden_layers: Layers
-    num_attention_heads: Size
-    num_key_value_heads: NotRequired[Size | None]
-    hidden_size: Size
-    head_dim: NotRequired[Size | None]
-    intermediate_size: Size
-    rope_theta: NotRequired[Positive]
-    rope_scaling: NotRequired[Rope | None]
-    rope_parameters: NotRequired[Rope | None]
-    rms_norm_eps: NotRequired[Annotated[float, Meta(ge=0, lt=1)]]
-    tie_word_embeddings: NotRequired[bool]
-    use_sliding_window: NotRequired[bool | None]
-    sliding_window: NotRequired[Size | None]
-    bos_token_id: NotRequired[Token | list[Token] | None]
-    eos_token_id: NotRequired[Token | list[Token] | None]
+# config.json of a GPT-2 and of the Llama family, with the hub's names
+GPT2Json = TypedDict("GPT2Json", {"n_layer": Layers} | keys("vocab_size n_positions n_head n_embd", Size))
+Rope = TypedDict(
+    "Rope",
+    keys("rope_theta factor low_freq_factor high_freq_factor", NotRequired[Positive])
+    | keys("rope_type type", NotRequired[str])
+    | {"partial_rotary_factor": NotRequired[float], "original_max_position_embeddings": NotRequired[Size]},
+)
+LlamaJson = TypedDict(
+    "LlamaJson",
+    {"model_type": str, "num_hidden_layers": Layers}
+    | keys("vocab_size max_position_embeddings num_attention_heads hidden_size intermediate_size", Size)
+    | keys("num_key_value_heads head_dim sliding_window", NotRequired[Size | None])
+    | keys("rope_scaling rope_parameters", NotRequired[Rope | None])
+    | keys("bos_token_id eos_token_id", NotRequired[Token | list[Token] | None])
+    | keys("tie_word_embeddings use_sliding_window", NotRequired[bool | None])
+    | {"rope_theta": NotRequired[Positive], "rms_norm_eps": NotRequired[Annotated[float, Meta(ge=0, lt=1)]]},
+)
 
 
 class ShardIndex(TypedDict):
@@ -86,99 +64,54 @@ class Encoding(TypedDict):
     tokens: list[Annotated[str, Meta(pattern=r"\A[\x00-\xff]+\Z")]]
 
 
-class TranslatorHeader(TypedDict):
-    """The metadata of a translator's file."""
-
-    format: Literal["nanoprompt translator"]
-    base: str
-    base_fingerprint: str
-    n_rows: str
-    rank: str
-    width: str
-
-
-class CheckpointHeader(TypedDict):
-    """The metadata of a run's checkpoint."""
-
-    state: str  # JSON
-    log_size: Annotated[str, Meta(pattern=r"\A\d{1,15}\Z")]  # bytes
-
-
-class PrefixHeader(TypedDict):
-    """The metadata of a prefix file."""
-
-    format: Literal["nanoprompt prefix"]
-    method: str
-    init_kwargs: str  # JSON
-    base: str
-    base_fingerprint: str
-    tokenizer: str
-    tokenize: Literal["bytes", "bpe"]
-    task: NotRequired[str]
-    trigger: str
-    question_format: Annotated[str, Meta(pattern=r"\{\}")]  # {} for the question
-    stop: str
-    init_from: NotRequired[str]
-
-
 class LoRAConfig(TypedDict):
-    """The part of adapter_config.json that says what a LoRA is."""
+    """The part of PEFT's adapter_config.json that says what a LoRA is."""
 
     r: Size
     lora_alpha: Annotated[float, Meta(ge=0, le=1e6)]
     use_rslora: NotRequired[bool]
 
 
-class Score(TypedDict):
-    correct: Count
-    n: Size
-
-
-class RunArguments(TypedDict):
-    model: str
+# the metadata of safetensors files, in which every value is text
+TranslatorHeader = TypedDict(
+    "TranslatorHeader", {"format": Literal["nanoprompt translator"]} | keys("base base_fingerprint", str)
+)
+CheckpointHeader = TypedDict(  # state is JSON, log_size is in bytes
+    "CheckpointHeader", {"state": str, "log_size": Annotated[str, Meta(pattern=r"\A\d{1,15}\Z")]}
+)
+PrefixHeader = TypedDict(
+    "PrefixHeader",
+    {"format": Literal["nanoprompt prefix"], "tokenize": Literal["bytes", "bpe"]}
+    | keys("method init_kwargs base base_fingerprint tokenizer trigger stop", str)
+    | keys("task init_from", NotRequired[str])
+    | {"question_format": Annotated[str, Meta(pattern=r"\{\}")]},  # {} for the question
+)
 
 
 class Run(TypedDict):
     """The part of results.json that says how it was made."""
 
-    args: RunArguments
+    args: TypedDict("Arguments", {"model": str})
 
 
 class RecordedRun(TypedDict):
-    """The part of results.json that `train_task.py --reproduce` reads."""
+    """The part of results.json that research/reproduce.py reads."""
 
     command: str
     record: dict
 
 
+Accuracy = dict[str, dict[str, TypedDict("Score", {"correct": Count, "n": Size})]]  # by method and range
+
+
 class Results(Run):
-    """The part of results.json that studies read: accuracy by method and range."""
+    """The part of results.json that studies read."""
 
     task: str
-    accuracy: dict[str, dict[str, Score]]
-    before: dict[str, dict[str, Score]]
+    accuracy: Accuracy
+    before: Accuracy
     trainable: dict[str, Count]
     seconds: dict[str, float]
-
-
-class Row(TypedDict):
-    """A row of a study: means, lowest and highest, in %."""
-
-    task: str
-    series: str
-    x: Count | None
-    accuracy: dict[str, tuple[float, float, float]]
-    before: dict[str, tuple[float, float, float]]
-    added: dict[str, tuple[float, float, float]]
-    trainable: Count
-    seconds: float
-
-
-class Study(TypedDict):
-    """study.json of compare.py, and what all its rows were measured with."""
-
-    settings: dict[str, str | int]
-    rows: list[Row]
 
 
 class Context(TypedDict):
@@ -196,10 +129,8 @@ class Context(TypedDict):
 def read_bytes(path, limit=JSON_LIMIT):
     """The content of a regular file of at most `limit` bytes: a pipe or a device might never end."""
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"no file {path}")
     if not path.is_file():
-        raise UserError(f"{path} is no regular file: name one")
+        raise UserError(f"no file {path}: name a regular one")
     if path.stat().st_size > limit:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes: at most {limit:,} are read")
     return path.read_bytes()
@@ -218,9 +149,6 @@ def decode(value, schema, name, remedy):
         return msgspec.convert(value, schema)
     except (ValueError, RecursionError) as error:  # msgspec.ValidationError is a ValueError
         raise UserError(f"{name}: {error}: {remedy}") from None
-
-
-convert = decode
 
 
 def check_settings(stated, allowed, name):

@@ -44,8 +44,6 @@ LLAMA_KEYS = {  # what config.json calls a size, and what LlamaConfig does
 LLAMA_NAMES = (("embed_tokens.", "wte."), ("layers.", "h."), (".self_attn.", ".attn."))  # the hub's and ours
 ROPE_SCALING = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # which old checkpoints store beside the weights
-
-
 FIXED = {  # settings of config.json with which the same weights would mean another network, and what is computed here
     "activation_function": ["gelu_new"],
     "layer_norm_epsilon": [1e-5],

@@ -117,7 +117,7 @@ def load_translator(model, path=None):
     if not path.is_file():
         raise UserError(f"{model.name} has no {path.name}: use nano-2, or train one with python -m research.translate")
     header, tensors = read_tensors(path)
-    header = schemas.convert(header, schemas.TranslatorHeader, path, "train it again")
+    header = schemas.decode(header, schemas.TranslatorHeader, path, "train it again")
     if header["base_fingerprint"] != fingerprint(model):
         raise UserError(f"{path} was trained on another base ({header['base_fingerprint']}): train it again")
     try:
