@@ -209,8 +209,10 @@ def load(folder):
     folder = Path(folder)
     if os.path.lexists(folder / NEWEST):
         header, tensors = read_tensors(folder / NEWEST)
-        header = schemas.decode(header, schemas.CheckpointHeader, folder / NEWEST, "begin again in another --out")
-        return Saved(json.loads(header["state"]), tensors, int(header["log_size"]), finished=False)
+        name, remedy = folder / NEWEST, "begin again in another --out"
+        header = schemas.decode(header, schemas.CheckpointHeader, name, remedy)
+        state = schemas.decode(header["state"], dict, name, remedy)
+        return Saved(state, tensors, int(header["log_size"]), finished=False)
     if not (folder / "results.json").exists():
         return None
     return Saved(schemas.read_json(folder / "results.json", dict, "give another --out"), {}, 0, finished=True)

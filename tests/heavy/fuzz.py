@@ -95,7 +95,6 @@ def make(box):
         train_task.main(own_data(box))
     (box / "stopped").mkdir()
     header, tensors = {"state": (box / "run" / "results.json").read_text(), "log_size": "0"}, {"x": torch.zeros(3)}
-    header["sha256"] = resume.checksum(header, tensors)
     write_tensors(box / "stopped" / resume.NEWEST, tensors, header)
 
 
