@@ -19,7 +19,7 @@ import undrawn  # noqa: E402
 
 from data.tokenizer import Tokenizer  # noqa: E402
 from eval import plots  # noqa: E402
-from files import errors as cli  # noqa: E402
+from files.errors import run_main  # noqa: E402
 from files.weights import save_model  # noqa: E402
 from llama import Llama, LlamaConfig  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
@@ -73,14 +73,19 @@ def little_base():
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
-    """Call a program of ours as a command, with pictures that are not drawn: exit code, stdout, stderr."""
+def no_drawing(monkeypatch):
+    """Figures are written and not drawn."""
     monkeypatch.setattr(plots, "write", undrawn.write)
+
+
+@pytest.fixture
+def command(capsys, no_drawing):
+    """Call a program of ours as a command, with pictures that are not drawn: exit code, stdout, stderr."""
 
     def command(program, *args):
         main, code = importlib.import_module(program.removesuffix(".py")).main, 0
         try:
-            cli.run_main(main, program, [str(arg) for arg in args])
+            run_main(main, program, [str(arg) for arg in args])
         except SystemExit as end:
             code = end.code
         text = capsys.readouterr()
