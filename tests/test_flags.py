@@ -1,0 +1,117 @@
+"""The flags of train_task.py: what is refused, in one line, and how a method in methods/ gets its own."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from files.errors import UserError
+from prefix import METHODS
+from train_task import parse_args
+
+BAD = [
+    ("--task sums", "no task 'sums': choose from addition"),
+    ("--task none.jsonl", "no file none.jsonl"),
+    ("--task addition none.jsonl", "--columns and --answer-after are for your own data"),
+    ("--model gpt5", "no model 'gpt5'"),
+    ("--model tests", "no model.safetensors in tests"),
+    ("--n-random 0 --trigger none", "no rows"),
+    ("--n-random 250", "a prompt of 2"),
+    ("--shots 50", "exceed block_size 256: use fewer rows or shots"),
+    ("--init-from nowhere", "nowhere is no regular file"),
+    ("--init-from README.md", "README.md cannot be read"),
+    ("--trigers add", "unrecognized arguments: --trigers"),
+    ("--examples many", "'many' is not a whole number"),
+    ("--lr 0", "--lr: 0: give a number above 0"),
+    ("--lr nan", "--lr: nan: give"),
+    ("--batch-size 0", "--batch-size: 0: give a number from 1"),
+    ("--beside none lora", "none stands alone"),
+    ("--device mps", "--device mps: this machine has none"),
+    ("--out /dev/null", "/dev/null"),
+    ("--out /proc/nothing", "cannot write to /proc/nothing"),
+    ("--layers 1", "--layers is not for --method hybrid: it is an option of ptuning2, prefix, adapter-prefix"),
+    ("--method prompt --mlp", "--mlp is not for --method prompt: it is an option of hybrid"),
+    ("--method lora --rank 0", "argument --rank: invalid positive value: '0'"),
+    ("--method cpt --n-random 50", "--method cpt has no random rows: leave out --n-random"),
+    ("--method text --trigger none", "--method text begins as a trigger: leave out --trigger none"),
+    ("--method cartridge --trigger none", "--method cartridge begins as a trigger: leave out --trigger none"),
+    ("--method prompt --init trigger --trigger none", "--method prompt begins as a trigger"),
+    ("--method scratch --init-from README.md", "--init-from README.md is for what learns on the base"),
+]
+
+
+@pytest.mark.parametrize("flags, message", BAD, ids=[flags for flags, _ in BAD])
+def test_bad_input_gets_one_line_and_code_2(run, tmp_path, flags, message):
+    done = run("--out", tmp_path / "run", *flags.split())
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.startswith("train_task.py: ") and done.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_shows_its_own_options_and_no_other(run):
+    plain, lora = run("--help"), run("--method", "lora", "--help")
+    assert plain.code == lora.code == 0
+    for word in ("--task", "--trigger", "--quick", "default 4000", *METHODS):
+        assert word in plain.out
+    assert "--rank" in lora.out and "--rslora" in lora.out and "--mlp" not in lora.out
+    assert "--rank" not in plain.out and "--mlp" not in plain.out
+
+
+def test_defaults_follow_the_task_and_the_method():
+    args = parse_args([])
+    assert (args.n_random, args.model, args.beside, args.test_examples) == (24, "nano-2", ["scratch"], 500)
+    args = parse_args("--task own.jsonl --method lora --quick --rank 4".split())
+    assert (args.n_random, args.model, args.beside, args.test_examples) == (
+        *(0, "nano-prose", ["finetune", "scratch"], 100),
+    )
+    assert args.options == {"rank": 4}
+    with pytest.raises(UserError, match="--method nothing: choose from hybrid, "):
+        parse_args(["--method", "nothing"])
+
+
+OF_MINE = """
+import prefix
+
+class Mine(prefix.HybridPrefix):
+    name, label, options = "mine", "mine", {"rank": {"type": float, "help": "half a rank"}}
+
+    def __init__(self, model, n_random=0, trigger=(), seed=0, rank=0.5):
+        super().__init__(model, n_random, trigger, seed)
+"""
+SEEN = """
+import json, sys
+from files.errors import run_main
+from train_task import main, parse_args
+options = [parse_args(argv.split()).options for argv in ("--method mine --rank 0.5", "--method lora --rank 4")]
+print(json.dumps(options))
+run_main(main, "train_task.py", sys.argv[1:])
+"""
+
+
+def test_a_file_in_methods_is_a_method_and_a_broken_one_leaves_the_others(tmp_path):
+    """A file without a docstring, whose option has the name of another method's and another type."""
+    for name in ("methods", "tasks", "data", "files", "eval", "run"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("nano*", "__pycache__"))
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "methods" / "mine.py").write_text(OF_MINE)
+    (tmp_path / "methods" / "half.py").write_text("import prefix\nclass Half(prefix.NoSuchClass):\n    pass\n")
+
+    def train_task(*argv):
+        command = [sys.executable, "-c", SEEN, *argv]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        options, _, out = done.stdout.partition("\n")
+        mine, lora = json.loads(options)
+        assert mine == {"rank": 0.5} and lora == {"rank": 4} and isinstance(lora["rank"], int)
+        assert "methods/half.py is left out: AttributeError" in done.stderr
+        return done.returncode, out, done.stderr
+
+    code, out, err = train_task("--method", "mine", "--help")
+    assert code == 0 and "half a rank" in out and "mine" in out.partition("methods: ")[2]
+    assert "Traceback" not in err
+    code, out, err = train_task("--method", "half")
+    assert code == 1 and "Traceback" in err and 'half.py", line 2' in err and "NoSuchClass" in err.splitlines()[-1]

@@ -1,0 +1,127 @@
+"""The source as a whole: which way imports go, what stays small, and that every operating system can import it."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from graphlib import TopologicalSorter
+
+import pytest
+from conftest import ROOT
+
+FLOORS = """
+kernels < model < llama < generate < prefix < files tasks data < methods < eval < run < train_task < sample < research
+< lessons
+"""
+FLOOR = {name: number for number, names in enumerate(FLOORS.split("<")) for name in names.split()}
+
+# the most lines that there may be
+LINES = {
+    "prefix.py": 600,
+    "train_task.py": 370,
+    "README.md": 130,
+    "train_task.py --help": 52,
+    "Python outside of tests and lessons": 6300,
+}
+
+
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_of(path): path for name in FLOOR for path in (*ROOT.glob(f"{name}.py"), *ROOT.glob(f"{name}/**/*.py"))}
+
+
+@cache
+def tree(module):
+    return ast.parse(FILES[module].read_text())
+
+
+def imports(module):
+    """The names of all modules that one imports anywhere in its file."""
+    found = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            for alias in node.names:  # a module of that package, or a name in one
+                name = f"{node.module}.{alias.name}"
+                found.add(name if name in FILES else node.module)
+    return found
+
+
+OURS = {module: imports(module) & FILES.keys() for module in FILES}
+
+
+def closure(module):
+    """All of our modules that one imports, itself and those that these import."""
+    found, left = set(), {module}
+    while left:
+        found |= left
+        left = set().union(*(OURS[m] for m in left)) - found
+    return found
+
+
+def test_every_python_file_has_a_floor():
+    known = {*FLOOR, "tests", ".venv"}
+    assert {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in ROOT.glob("**/*.py")} <= known
+
+
+def test_imports_go_one_way():
+    """A module imports from its own floor and those before it, and no two import each other."""
+    floor = {module: FLOOR[module.partition(".")[0]] for module in FILES}
+    assert [f"{m} imports {other}" for m in FILES for other in OURS[m] if floor[other] > floor[m]] == []
+    TopologicalSorter(OURS).prepare()  # raises CycleError, which names them
+
+
+def test_prefix_imports_the_model_alone_and_tasks_no_torch():
+    assert OURS["prefix"] <= {"model"}
+    for module in FILES:
+        if module.startswith("tasks"):
+            users = [m for m in closure(module) if any(name.partition(".")[0] == "torch" for name in imports(m))]
+            assert not users, f"{module} needs torch"
+
+
+def test_nothing_is_pickled():
+    for module in FILES:
+        names = {name.partition(".")[0] for name in imports(module)}
+        assert not names & {"pickle", "dill", "joblib", "shelve", "marshal"}, module
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) not in {("torch", "save"), ("torch", "load")}, module
+
+
+# what Windows does not have
+WITHOUT_POSIX = """
+import importlib, os, signal, sys
+import filelock, huggingface_hub, matplotlib.pyplot, safetensors.torch, tiktoken, torch.distributed  # as they are there
+for name in ("fcntl", "resource", "termios", "pwd", "grp"):
+    sys.modules[name] = None
+for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGKILL"):
+    delattr(signal, name)
+for name in ("fork", "sysconf", "getloadavg", "getuid", "setsid", "killpg", "sched_getaffinity"):
+    delattr(os, name)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    print(name)
+"""
+
+
+def test_every_module_can_be_imported_without_what_is_posix_only():
+    modules = [m for m in FILES if not m.rpartition(".")[2][0].isdigit()]  # lessons are programs
+    command = [sys.executable, "-c", WITHOUT_POSIX, *modules]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == modules
+
+
+@pytest.mark.parametrize("what", LINES)
+def test_what_is_small_stays_small(what, command):
+    if what.endswith("--help"):
+        n = command("train_task.py", "--help").out.count("\n")
+    elif what.startswith("Python"):
+        n = sum(len(path.read_text().splitlines()) for m, path in FILES.items() if not m.startswith("lessons"))
+    else:
+        n = len((ROOT / what).read_text().splitlines())
+    assert n <= LINES[what]
