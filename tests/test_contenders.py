@@ -1,140 +1,145 @@
-"""contenders.py through train_task.py, on a tiny base of random weights: what prompts begin as, and their rivals."""
+"""contenders.py through train_task.py, on a tiny base of random weights: what prompts begin as, and their baselines."""
 
+import pytest
 import torch
 from conftest import results_of
 
 import tasks
 from data.tokenizer import Tokenizer
+from files.prompts import load_prefix
 from files.safe import read_tensors
+from files.weights import load_model
+from run.contenders import build_prompts, contexts
+from train_task import evaluate, parse_args
 
 
-def test_random_only_and_trigger_only(run, tmp_path):
-    for name, args, rows, random_rows in (
-        ("random", ["--n-random", 5, "--trigger", "none"], 5, 5),
-        ("text", ["--n-random", 0, "--trigger", "add"], None, 0),
-        ("words", ["--n-random", 0, "--trigger", "instruction"], None, 0),
-        ("example", ["--n-random", 0], None, 0),
-    ):
-        assert run("--out", tmp_path / name, "--beside", "none", *args).code == 0
-        p = results_of(tmp_path / name)["prompt"]
-        task = tasks.load("addition")
-        if name == "example":  # the longest of those tuned on, spelled
-            question, answer = p["trigger"].split("=", 1)
-            assert answer == task.work(*map(int, question.split("+"))) + f"{eval(question)}$\n"
-            assert max(map(len, question.split("+"))) == 4
-            assert p["rows"] == len(p["trigger"])
-        elif name == "words":
-            assert p["trigger"] == task.trigger + "\n"
-        assert p["random"] == random_rows
-        assert p["rows"] == rows or p["rows"] >= 1
-        assert results_of(tmp_path / name)["trainable"]["hybrid"] == 32 * p["rows"]
+@pytest.fixture
+def tune(run, tmp_path):
+    """A prompt alone, tuned for two steps: what its run measured, and its file."""
+
+    def tune(name, *flags):
+        few = "--task", "word_reversal", "--beside", "none", "--examples", 40, "--test-examples", 4
+        done = run(*few, *flags, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+        return results_of(tmp_path / name), tmp_path / name / "prefix.safetensors"
+
+    return tune
 
 
-def test_a_prompt_begins_as_that_of_another_task(run, tmp_path):
+def test_random_rows_and_trigger_rows(tune):
+    results, _ = tune("random", "--n-random", 5, "--trigger", "none")
+    assert results["prompt"] == {"rows": 5, "random": 5, "trigger": ""}
+    results, _ = tune("words", "--n-random", 0, "--trigger", "instruction")
+    assert results["prompt"]["trigger"] == tasks.load("word_reversal").trigger + "\n"
+    results, _ = tune("text", "--n-random", 2, "--trigger", "turn round")
+    prompt = results["prompt"]
+    assert (prompt["random"], prompt["trigger"]) == (2, "turn round\n")
+    assert results["trainable"]["hybrid"] == 32 * prompt["rows"] and 3 < prompt["rows"] <= 2 + 11
+
+
+def test_a_trigger_is_the_longest_example_tuned_on_or_as_many_as_are_named(tiny, tokenizer):
+    task = tasks.load("addition")
+    args = parse_args("--n-random 0 --beside none --examples 64 --device cpu".split())
+    prompts, trigger = build_prompts(args, tiny, tokenizer, task)
+    question, answer = trigger.text.split("=", 1)
+    terms = question.split("+")
+    assert answer == task.work(*map(int, terms)) + f"{sum(map(int, terms))}$\n" and max(map(len, terms)) == 4
+    assert prompts["hybrid"].n_rows() == len(trigger.text)  # spelled
+    args.trigger, args.task, task = "examples:3", ["word_reversal"], tasks.load("word_reversal")
+    _, trigger = build_prompts(args, tiny, tokenizer, task)
+    assert trigger.text.splitlines() == [e.question + e.answer for e in task.examples(3, split="train")]
+
+
+def test_prompt_tuning_reports_and_stores_a_trigger_only_where_it_begins_as_one(tune):
+    results, file = tune("vocabulary", "--method", "prompt")
+    assert results["prompt"]["trigger"] == read_tensors(file)[0]["trigger"] == ""
+    assert "example" not in results["labels"]["prompt"]
+    results, file = tune("trigger", "--method", "prompt", "--init", "trigger")
+    assert results["prompt"]["trigger"] == read_tensors(file)[0]["trigger"] != ""
+    assert results["labels"]["prompt"].endswith("from the example")
+
+
+def test_a_prompt_begins_as_that_of_another_task(tune, base):
     """What it answers before tuning is what the other's file answers, and L2-SP pulls it there."""
-    one, two, asked = tmp_path / "one", tmp_path / "two", ["--task", "word_reversal", "--beside", "none"]
-    assert run("--task", "last_letter", "--beside", "none", "--lr", 0.1, "--out", one).code == 0
-    file = one / "prefix.safetensors"
-    assert run(*asked, "--load", file, "--out", tmp_path / "loaded").code == 0
-    done = run(*asked, "--init-from", file, "--out", two)
-    assert done.code == 0, done.err
-    loaded, tuned = (results_of(tmp_path / name) for name in ("loaded", "two"))
-    assert tuned["before"]["hybrid"] == loaded["accuracy"]["hybrid"]
-    assert tuned["labels"]["hybrid"].endswith("from that of last_letter")
-    (_, first), (_, second) = read_tensors(file), read_tensors(two / "prefix.safetensors")
+    _, file = tune("one", "--task", "last_letter", "--lr", 0.1)
+    results, second = tune("two", "--init-from", file)
+    model, tokenizer, task = load_model(base), Tokenizer.load(base, 1024), tasks.load("word_reversal")
+    tests = {name: task.examples(4, name) for name in task.ranges}
+    score, *_ = evaluate(load_prefix(file, model, tokenizer)[0], model, tokenizer, task, tests, "")
+    assert results["before"]["hybrid"] == score
+    assert results["labels"]["hybrid"].endswith("from that of last_letter")
+    (_, first), (_, second) = read_tensors(file), read_tensors(second)
     assert torch.equal(second["start"], first["rows"]) and not torch.equal(second["rows"], first["rows"])
-    done = run(*asked, "--load", two / "prefix.safetensors", "--out", tmp_path / "again")
-    assert done.code == 0, done.err
-    again = results_of(tmp_path / "again")
-    assert again["accuracy"]["hybrid"] == tuned["accuracy"]["hybrid"] and again["before"] == {}
 
 
-def test_rows_begin_on_another_base_of_their_width_and_nothing_else_does(run, tmp_path, base, little_base):
-    other, wide = tmp_path / "other", tmp_path / "wide"
-    for folder, n_embd in ((other, 32), (wide, 48)):
-        little_base(folder, n_layer=1, n_embd=n_embd)
-    flags, files = ["--task", "last_letter", "--beside", "none"], {}
-    for method in ("hybrid", "ptuning2"):
-        assert run(*flags, "--method", method, "--out", tmp_path / method).code == 0
-        files[method] = tmp_path / method / "prefix.safetensors"
-    hybrid = [*flags, "--init-from", files["hybrid"]]
-    assert run(*hybrid, "--model", other, "--out", tmp_path / "moved").code == 0
-    assert torch.equal(
-        read_tensors(tmp_path / "moved" / "prefix.safetensors")[1]["start"], read_tensors(files["hybrid"])[1]["rows"]
-    )
-    for args, why in (
-        ([*hybrid, "--model", wide], "has rows of width 32, wide of 48"),
-        ([*flags, "--method", "ptuning2", "--init-from", files["ptuning2"], "--model", other], "was tuned on the base"),
-        ([*flags, "--method", "ptuning2", "--init-from", files["hybrid"]], "is of --method hybrid, not ptuning2"),
-        ([*hybrid, "--method", "scratch"], "--init-from"),
+def test_rows_begin_on_another_base_of_their_width_and_nothing_else_does(tune, run, tmp_path, little_base):
+    other, wide = (little_base(tmp_path / name, 1, width) for name, width in (("other", 32), ("wide", 48)))
+    files = {method: tune(method, "--method", method)[1] for method in ("hybrid", "ptuning2")}
+    _, moved = tune("moved", "--init-from", files["hybrid"], "--model", other)
+    assert torch.equal(read_tensors(moved)[1]["start"], read_tensors(files["hybrid"])[1]["rows"])
+    for method, file, model, why in (
+        ("hybrid", files["hybrid"], wide, "was tuned on the base"),
+        ("ptuning2", files["ptuning2"], other, "was tuned on the base"),
+        ("hybrid", files["ptuning2"], other, "was tuned on the base"),
     ):
-        done = run(*args, "--out", tmp_path / "refused")
+        done = run("--method", method, "--init-from", file, "--model", model, "--out", tmp_path / "refused")
         assert (done.code, done.err.count("\n")) == (2, 1) and why in done.err
-        assert not (tmp_path / "refused").exists()
+    done = run("--method", "ptuning2", "--init-from", files["hybrid"], "--out", tmp_path / "refused")
+    assert (done.code, done.err.count("\n")) == (2, 1) and "is of --method hybrid, not ptuning2" in done.err
+    assert not (tmp_path / "refused").exists()
 
 
-def test_several_prompts_vote(run, tmp_path):
-    for seed, method in enumerate(("hybrid", "ptuning2", "prompt", "adapter")):
-        assert run("--method", method, "--seed", seed, "--beside", "none", "--out", tmp_path / method).code == 0
-    files = [tmp_path / m / "prefix.safetensors" for m in ("hybrid", "ptuning2", "prompt", "adapter")]
-    done = run("--beside", "none", "--load", *files[:3], "--out", tmp_path / "vote")
-    assert done.code == 0, done.err
-    results = results_of(tmp_path / "vote")
-    assert list(results["accuracy"]) == ["hybrid", "ptuning2 2", "prompt 3", "vote"]
-    assert list(results["labels"].values())[-1] == "vote of 3"
-    assert results["labels"]["ptuning2 2"] == "P-tuning v2, file 2"
-    for some in (files, files[::-1]):
-        done = run("--load", *some, "--out", tmp_path / "no")
-        assert (done.code, done.err.count("\n")) == (2, 1)
-        assert "adapter/prefix.safetensors cannot vote" in done.err
-
-
-def test_a_finetuned_rival_comes_without_and_with_the_example(run, tmp_path):
-    done = run("--beside", "finetune", "adapter", "--out", tmp_path / "run")
+def test_baselines_run_zero_shot_and_one_shot_beside_the_best_context(run, tmp_path):
+    flags = "--task", "word_reversal", "--examples", 64, "--test-examples", 6, "--beside", "finetune", "adapter"
+    done = run(*flags, "--out", tmp_path / "run")
     assert done.code == 0, done.err
     results = results_of(tmp_path / "run")
-    rivals = ["finetune", "finetune, 1 shot", "adapter", "adapter, 1 shot"]
-    assert list(results["accuracy"])[-4:] == rivals
-    for name in rivals:  # as many examples and steps as the prompt
-        assert results["examples"][name] == results["examples"]["hybrid"] == [52, 1]  # 12 are held back
+    baselines = ["finetune", "finetune, 1 shot", "adapter", "adapter, 1 shot"]
+    contenders = ["zero-shot", "text", "few-shot", "hybrid-instruction", "hybrid", *baselines]
+    assert list(results["accuracy"]) == contenders
+    for name in baselines:  # as many examples and steps as the prompt
+        assert results["examples"][name] == results["examples"]["hybrid"] == [52, 1]  # 12 are held out
     assert results["before"]["finetune"] == results["accuracy"]["zero-shot"] == results["before"]["adapter"]
     assert results["before"]["finetune, 1 shot"] == results["accuracy"]["text"]  # the same example
-
-
-def test_the_best_context_is_chosen_from_training_questions(run, tmp_path):
-    assert run("--out", tmp_path / "run").code == 0
-    context = results_of(tmp_path / "run")["context"]
-    task = tasks.load("addition")
+    context, task = results["context"], tasks.load("word_reversal")
     test = {e.question for r in task.ranges for e in task.examples(12, r)}
     assert len(context["candidates"]) > 8 and context["shots"] == len(context["text"].splitlines())
     assert not test & {line.split("=")[0] + "=" for line in context["text"].splitlines()}
 
 
-def test_what_has_no_rows_reads_an_explicit_trigger_as_text(run, tmp_path, base):
-    task, answers = tasks.load("addition"), {}
-    for name, flags in (
-        ("as text", ["--method", "text", "--trigger", "instruction"]),
-        ("behind it", ["--method", "lora", "--trigger", "instruction"]),
-        ("and a shot", ["--method", "lora", "--trigger", "instruction", "--shots", 1]),
-        ("none", ["--method", "lora", "--trigger", "none"]),
-        ("default", ["--method", "lora"]),
-    ):
-        done = run(*flags, "--beside", "none", "--out", tmp_path / name)
-        assert done.code == 0, done.err
-        answers[name] = results_of(tmp_path / name)
-    (text,), behind = answers["as text"]["accuracy"].values(), answers["behind it"]
-    assert behind["before"]["lora"] == text  # LoRA's update begins at zero; the kinds of errors are compared as well
+def test_what_has_no_rows_reads_an_explicit_trigger_as_text(tune, base):
+    instruction = "--method", "lora", "--trigger", "instruction"
+    text, _ = tune("as text", "--method", "text", "--trigger", "instruction")
+    behind, file = tune("behind it", *instruction)
+    assert behind["before"]["lora"] == text["accuracy"]["text"]  # LoRA's update begins at zero
     assert behind["labels"]["lora"].endswith("behind the instruction")
-    files = {name: read_tensors(tmp_path / name / "prefix.safetensors") for name in list(answers)[1:]}
-    shots = {name: tensors.get("shots") for name, (_, tensors) in files.items()}
-    tokenizer = Tokenizer.load(base, 1024)
-    assert shots["behind it"].tolist() == [tokenizer.encode(task.trigger + "\n")]
-    assert shots["and a shot"][0, : shots["behind it"].size(1)].equal(shots["behind it"][0])
-    assert shots["and a shot"].size(1) > shots["behind it"].size(1)
-    assert shots["none"] is None and shots["default"] is None
-    named = {name: results["prompt"]["trigger"] for name, results in answers.items()}
-    assert named["behind it"] == task.trigger + "\n" and named["none"] == named["default"] == ""
-    assert all(header["trigger"] == named[name] for name, (header, _) in files.items())
-    file = tmp_path / "behind it" / "prefix.safetensors"
-    assert run("--load", file, "--beside", "none", "--out", tmp_path / "again").code == 0
-    assert results_of(tmp_path / "again")["accuracy"] == behind["accuracy"]
+    trigger = tasks.load("word_reversal").trigger + "\n"
+    header, tensors = read_tensors(file)
+    before = tensors["shots"].tolist()
+    assert before == [Tokenizer.load(base, 1024).encode(trigger)]
+    assert behind["prompt"]["trigger"] == header["trigger"] == trigger
+    _, file = tune("and a shot", *instruction, "--shots", 1)
+    (shots,) = read_tensors(file)[1]["shots"].tolist()
+    assert shots[: len(before[0])] == before[0] and len(shots) > len(before[0])
+    for name, flags in (("none", ["--trigger", "none"]), ("default", [])):
+        results, file = tune(name, "--method", "lora", *flags)
+        assert results["prompt"]["trigger"] == "" and "shots" not in read_tensors(file)[1]
+
+
+def test_every_text_begins_with_the_start_token_of_a_base_that_has_one(tiny_llama, tokenizer):
+    """A best context that a stopped run had found has it as well."""
+    tokenizer = Tokenizer(tokenizer.encoding, "bytes")
+    tokenizer.bos = [5]
+    args, task = (
+        parse_args(["--task", "word_reversal", "--device", "cpu", "--n-random", "2"]),
+        tasks.load("word_reversal"),
+    )
+    prompts, trigger = build_prompts(args, tiny_llama, tokenizer, task)
+    assert trigger.tokens[0] == 5 and prompts["hybrid"].shots is None  # its rows begin as that
+    examples = task.examples(20, split="train")
+    found, context = contexts(args, tiny_llama, tokenizer, task, examples, trigger, 60)
+    again, _ = contexts(args, tiny_llama, tokenizer, task, examples, trigger, 60, known=context)
+    assert found["few-shot"].trigger == again["few-shot"].trigger and again["few-shot"].trigger[0] == 5
+    assert found["text"].trigger[0] == 5 and found["zero-shot"].shots.tolist() == [[5]]
+    args.method, args.trigger = "lora", None
+    assert build_prompts(args, tiny_llama, tokenizer, task)[0]["lora"].shots.tolist() == [[5]]
