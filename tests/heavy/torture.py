@@ -1,6 +1,6 @@
 """Kill small runs at random moments, go on with --resume, and compare the final bytes with those of a run left alone.
 
-    python tests/torture.py --kills 1000     what make torture does; the test suite kills 10 times
+    python -m tests.heavy.torture --kills 1000     what make torture does; the test suite kills 10 times
 
 A run is a forked copy of this process, which has torch imported already, and gets SIGKILL: after a random time, or from
 within a write, before or after its n-th fsync, rename or save, of which one leaves half a file. Some of the newest
@@ -11,145 +11,116 @@ import argparse
 import json
 import os
 import random
-import re
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked process has no threads but one
-
 import torch
 import torch._dynamo  # noqa: F401  an optimizer imports it: once here, not in every run
-import undrawn
 
 import train_task
 from eval import plots
-from files import errors as cli
-from files import weights as checkpoint
+from files import safe
+from files.errors import run_main
+from files.weights import save_model
 from model import GPT, GPTConfig
 from research import cluster, compare, documents, pretrain
 from run import resume
+from tests import undrawn
 
-torch.set_num_threads(1)
-TIMINGS = ("seconds", "record", "command")
+# files with times, or of which there are as many as starts
+DIFFERENT = (resume.LOCK, resume.BEFORE, "report.html", "table.md", "README.md")
 
 
 def commands(folder):
-    """{program: (main, its arguments)} of small runs on files made in a folder."""
+    """{program: (main, seconds between its saves, its arguments)} of small runs on files made in a folder."""
     torch.manual_seed(0)
-    base = folder / "little"
-    checkpoint.save_model(GPT(GPTConfig(vocab_size=1024, block_size=128, n_layer=1, n_head=2, n_embd=16)), base)
-    shutil.copy(Path(__file__).parent.parent / "data" / "nano-2" / "encoding.json", base)
-    (folder / "prose").mkdir()
+    base, prose = folder / "little", folder / "prose"
+    save_model(GPT(GPTConfig(vocab_size=1024, block_size=128, n_layer=1, n_head=2, n_embd=16)), base)
+    shutil.copy("data/nano-2/encoding.json", base)
+    prose.mkdir()
     words, rng = [w for group in documents.BY_LETTERS.values() for w in group], random.Random(0)
     for i in range(3):
-        (folder / "prose" / f"{i}.txt").write_text(" ".join(rng.choices(words, k=500)))
-    few = ["--model", base, "--device", "cpu", "--examples", 96, "--batch-size", 4]
-    tuning = ["--task", "word_reversal", "--test-examples", 3, "--n-random", 4, *few]
-    size = ["--vocab-size", 257, "--block-size", 32, "--n-layer", 1, "--n-head", 1, "--n-embd", 16]
-    length = ["--batch-tokens", 128, "--tokens", 4000, "--eval-interval", 16]
-    alone = ["--beside", "none", "--save-minutes", 0.0005]
+        (prose / f"{i}.txt").write_text(" ".join(rng.choices(words, k=500)))
+    few = f"--model {base} --device cpu --examples"
+    tuning = f"{few} 96 --batch-size 4 --task word_reversal --test-examples 3 --n-random 4"
+    size = "--vocab-size 257 --block-size 32 --n-layer 1 --n-head 1 --n-embd 16"
+    study = f"prompt_position --series after --tasks word_reversal --seeds 1 --questions 3 --jobs 1 {few} 32"
     found = {
-        "hybrid": (train_task.main, [*tuning, "--beside", "lora", "--save-minutes", 0]),
-        "hard": (train_task.main, [*tuning, "--method", "hard", *alone]),
-        "cartridge": (train_task.main, [*tuning, "--method", "cartridge", *alone]),
-        "pretrain": (pretrain.main, ["--text", folder / "prose", *size, *length, "--save-minutes", 0]),
-        "compare": (
-            compare.main,
-            ["prompt_position", "--series", "after", "--tasks", "word_reversal", "--seeds", 1, "--questions", 3]
-            + ["--examples", 32, "--jobs", 1, "--model", base, "--device", "cpu"],
-        ),
+        "hybrid": (train_task, 0, f"{tuning} --beside lora"),
+        "hard": (train_task, 0.03, f"{tuning} --method hard --beside none"),
+        "cartridge": (train_task, 0.03, f"{tuning} --method cartridge --beside none"),
+        "pretrain": (pretrain, 0, f"--text {prose} {size} --batch-tokens 128 --tokens 4000 --eval-interval 16"),
+        "compare": (compare, 600, study),
     }
-    return {name: (main, [str(a) for a in arguments]) for name, (main, arguments) in found.items()}
+    return {name: (program.main, seconds, line.split()) for name, (program, seconds, line) in found.items()}
 
 
-# ---------------------------------------------------------------- the run that is killed
-
-
-def begin(main, arguments, log, die_at=None):
-    """Fork a run; returns its process number. die_at: (function, n, "before" or "after" or "half"), the call of a
-    function that writes, at which it kills itself."""
-    pid = os.fork()
-    if pid:
-        return pid
-    os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    code = 1
+def start(main, save_seconds, argv, log, limit=600, die_at=None):
+    """Exit code of a run in a process of its own, negative the signal that killed it: SIGKILL after `limit` seconds, or
+    at die_at = (function, n, "before" or "after" or "half"), the n-th call of a function that writes."""
+    if pid := os.fork():
+        end, done = time.monotonic() + limit, 0
+        while not done and time.monotonic() < end:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.002)
+        if not done:
+            os.kill(pid, signal.SIGKILL)  # the run alone: what it has started has to end by itself
+            _, status = os.waitpid(pid, 0)
+        return os.waitstatus_to_exitcode(status)
     try:
+        os.setsid()
+        for output in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), output)
         compare.get_context = lambda method: get_context("fork")  # so that torch need not be imported again
-        plots.write = undrawn.write
+        plots.write, resume.SAVE_SECONDS = undrawn.write, save_seconds
         if die_at:
             kill_in_write(*die_at)
-        cli.run_main(main, "program", arguments)
-        code = 0
-    except SystemExit as end:
-        code = end.code
+        run_main(main, "program", argv)
+        os._exit(0)
     except BaseException as error:
-        print(f"{type(error).__name__}: {error}")
-    finally:
-        sys.stdout.flush()
-        os._exit(code or 0)
+        os.write(2, repr(error).encode())
+    os._exit(1)
 
 
 def kill_in_write(function, n, when):
-    """Let the n-th call of os.fsync, os.replace or checkpoint.save_file be the last thing that this process does."""
-    owner = checkpoint if function == "save_file" else os
-    original, calls = getattr(owner, function), []
+    """Let the n-th call of os.fsync, os.replace or safe.save_file be the last thing that this process does."""
+    owner, calls = safe if function == "save_file" else os, []
+    original = getattr(owner, function)
 
     def dying(*args, **kwargs):
         calls.append(1)
         if len(calls) == n and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        result = original(*args, **kwargs)
+        original(*args, **kwargs)
         if len(calls) == n:
             if when == "half" and function == "save_file":
                 os.truncate(args[1], os.path.getsize(args[1]) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
-        return result
 
     setattr(owner, function, dying)
 
 
-def wait(pid, seconds):
-    """Exit code of a run, negative the signal that killed it; it gets SIGKILL after so many seconds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)  # the run alone: what it has started has to end by itself
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def damage(folder, rng):
-    """Cut off or change the newest checkpoint under a folder, where the one before can take its place."""
-    for newest in sorted(folder.glob(f"**/{resume.NEWEST}")):
-        if newest.with_name(resume.BEFORE).exists():
-            content = bytearray(newest.read_bytes())
-            i = rng.randrange(len(content))
-            if rng.random() < 0.5:
-                content[i] ^= 1 << rng.randrange(8)
-            else:
-                del content[i:]
-            newest.write_bytes(content)
-            return True
+    """Cut off or change a newest checkpoint under a folder, where the one before can take its place."""
+    for before in sorted(folder.glob(f"**/{resume.BEFORE}"))[:1]:
+        newest = before.with_name(resume.NEWEST)
+        content = bytearray(newest.read_bytes()) if newest.exists() else bytearray(1)
+        i = rng.randrange(len(content))
+        content[i] ^= 1 << rng.randrange(8)
+        newest.write_bytes(content[: rng.choice([i, None])])
+        return True
     return False
-
-
-# ---------------------------------------------------------------- what has to be the same
 
 
 def final(folder):
     """{file: content} of all that finished runs leave, without times."""
     found = {}
+<<<<<<< HEAD
     for path in sorted(folder.glob("**/*")):
         name = str(path.relative_to(folder))
         if path.is_dir() or path.name in (resume.LOCK, cluster.LOCK, "report.html"):  # the page shows the seconds
@@ -168,56 +139,60 @@ def final(folder):
             found[name] = re.sub(r"^# .*|\| time \|.*", "", path.read_text())  # the folder's name stands there too
         elif path.name != resume.BEFORE:
             found[name] = path.read_bytes()
+=======
+    for path in folder.glob("**/*.*"):
+        if path.name.endswith(".json"):
+            content = json.loads(path.read_text())
+            for timed in [content, *content.get("rows", [])] if isinstance(content, dict) else []:
+                for key in ("seconds", "record", "command"):
+                    timed.pop(key, None)
+            found[path.relative_to(folder)] = content
+        elif path.is_file() and path.name not in DIFFERENT and not path.name.startswith(".claim-"):
+            found[path.relative_to(folder)] = path.read_bytes()
+>>>>>>> 4e544d5 (torture runs as a module, and sets how often a run saves)
     return found
 
 
-def torture(folder, kills, seed=0, programs=None):
-    """Kill runs `kills` times in all; yields of each program (its name, its counts: kills, of these in a write, damaged
-    checkpoints, runs that ended). Raises AssertionError where a run does not go on, or ends in other bytes."""
-    every = commands(folder)
-    every = {name: every[name] for name in programs or every}
-    for number, (name, (main, arguments)) in enumerate(every.items()):
-        rng = random.Random(f"{seed} {name}")
-        alone, log = folder / f"{name} alone", folder / f"{name}.log"
-        started = time.monotonic()
-        assert wait(begin(main, [*arguments, "--out", str(alone)], log), 600) == 0, log.read_text()
-        seconds, want = time.monotonic() - started, final(alone)
-        count = {"kills": 0, "in a write": 0, "damaged": 0, "runs": 0}
-        share = kills // len(every) + (number < kills % len(every))
-        resumes = [] if name == "compare" else ["--resume"]
-        while count["kills"] < share:
-            out = folder / f"{name} killed"
-            shutil.rmtree(out, ignore_errors=True)
-            code = None
-            while code != 0:
-                in_write = rng.random() < 0.4 and name != "compare"
+def torture(folder, name, main, save_seconds, argv, kills, rng):
+    """Kill runs of one program so often. Returns the numbers of kills, of those in a write, of damaged checkpoints and
+    of finished runs. Raises AssertionError where a run does not go on, or ends in other bytes."""
+    alone, out, log = (folder / f"{name}{end}" for end in (" alone", " killed", ".log"))
+    began, count = time.monotonic(), {"kills": 0, "in a write": 0, "damaged": 0, "runs": 0}
+    assert start(main, save_seconds, [*argv, "--out", str(alone)], log) == 0, log.read_text()
+    seconds, argv = time.monotonic() - began, [*argv, "--out", str(out), *(["--resume"] if name != "compare" else [])]
+    while count["kills"] < kills:
+        shutil.rmtree(out, ignore_errors=True)
+        code = None
+        while code != 0:
+            how = {}
+            if count["kills"] < kills and rng.random() < 0.4 and name != "compare":  # a study itself writes little
                 writing = rng.choice(["fsync", "replace", "save_file"]), rng.randint(1, 15)
-                die_at = (*writing, rng.choice(["before", "after", "half"])) if in_write else None
-                # a study's own share of the time is small: its runs are killed with it
-                limit = rng.uniform(0, 1.1 * seconds) if count["kills"] < share and not in_write else 600
-                if count["kills"] >= share:
-                    die_at = None
-                code = wait(begin(main, [*arguments, "--out", str(out), *resumes], log, die_at), limit)
-                assert code in (0, -signal.SIGKILL), f"{name}, exit code {code}: {log.read_text()}"
-                if code:
-                    count["kills"] += 1
-                    count["in a write"] += in_write
-                    count["damaged"] += rng.random() < 0.2 and damage(out, rng)
-            count["runs"] += 1
-            got = final(out)
-            different = [file for file in want.keys() | got.keys() if want.get(file) != got.get(file)]
-            assert not different, f"{name}: after kills these differ: {', '.join(different)}"
-        yield name, count
+                how["die_at"] = (*writing, rng.choice(["before", "after", "half"]))
+            elif count["kills"] < kills:
+                how["limit"] = rng.uniform(0, 1.1 * seconds)
+            code = start(main, save_seconds, argv, log, **how)
+            assert code in (0, -signal.SIGKILL), f"{name}, exit code {code}: {log.read_text()}"
+            if code:
+                count["kills"] += 1
+                count["in a write"] += "die_at" in how
+                count["damaged"] += rng.random() < 0.2 and damage(out, rng)
+        count["runs"] += 1
+        want, got = final(alone), final(out)
+        different = [str(file) for file in want.keys() | got.keys() if want.get(file) != got.get(file)]
+        assert not different, f"{name}: after kills these differ: {', '.join(different)}"
+    return count
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--kills", type=int, default=1000)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--programs", nargs="+", choices=["hybrid", "hard", "cartridge", "pretrain", "compare"])
     args = p.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        for name, count in torture(Path(folder), args.kills, args.seed, args.programs):
+        for i, (name, program) in enumerate((programs := commands(Path(folder))).items()):
+            kills = args.kills // len(programs) + (i < args.kills % len(programs))
+            count = torture(Path(folder), name, *program, kills, random.Random(f"{args.seed} {name}"))
             print(f"{name}: {', '.join(f'{what} {n}' for what, n in count.items())}, failures 0", flush=True)
 
 
