@@ -28,7 +28,7 @@ from files import safe
 from files.errors import run_main
 from files.weights import save_model
 from model import GPT, GPTConfig
-from research import cluster, compare, documents, pretrain
+from research import compare, documents, pretrain
 from run import resume
 from tests import undrawn
 
@@ -120,26 +120,6 @@ def damage(folder, rng):
 def final(folder):
     """{file: content} of all that finished runs leave, without times."""
     found = {}
-<<<<<<< HEAD
-    for path in sorted(folder.glob("**/*")):
-        name = str(path.relative_to(folder))
-        if path.is_dir() or path.name in (resume.LOCK, cluster.LOCK, "report.html"):  # the page shows the seconds
-            continue
-        if path.name == resume.NEWEST:
-            header, tensors = checkpoint.read_tensors(path)
-            state = json.loads(header["state"]) | {"seconds": None}
-            found[name] = state, {key: t.numpy().tobytes() for key, t in tensors.items()}
-        elif path.name == "results.json":
-            found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k not in TIMINGS}
-        elif path.name == "study.json":
-            found[name] = [row | {"seconds": 0} for row in json.loads(path.read_text())["rows"]]
-        elif path.name == "table.md":
-            found[name] = re.sub(r"\d+ \|$", "|", path.read_text(), flags=re.M)
-        elif path.name == "README.md":
-            found[name] = re.sub(r"^# .*|\| time \|.*", "", path.read_text())  # the folder's name stands there too
-        elif path.name != resume.BEFORE:
-            found[name] = path.read_bytes()
-=======
     for path in folder.glob("**/*.*"):
         if path.name.endswith(".json"):
             content = json.loads(path.read_text())
@@ -149,7 +129,6 @@ def final(folder):
             found[path.relative_to(folder)] = content
         elif path.is_file() and path.name not in DIFFERENT and not path.name.startswith(".claim-"):
             found[path.relative_to(folder)] = path.read_bytes()
->>>>>>> 4e544d5 (torture runs as a module, and sets how often a run saves)
     return found
 
 
