@@ -1,4 +1,4 @@
-"""sample.py: rows of one batch behind prefixes of their own, and the command line."""
+"""sample.py: rows of one batch behind prompts of their own, and the command line."""
 
 import io
 import shutil
@@ -7,35 +7,16 @@ import sys
 import pytest
 import torch
 
-import prefix
 from data.tokenizer import Tokenizer
-from files.prompts import load_prefix, save_prefix
+from files.prompts import METHODS, load_prefix, save_prefix
 from files.weights import load_model, save_model
 from model import GPT, GPTConfig
-
-
-@pytest.mark.parametrize(
-    "method, own", [("adapter", {}), ("warp", {"labels": [[3, 4]]}), ("ptuning", {"position": "after"})]
-)
-def test_methods_with_a_network_of_their_own_answer_beside_the_others(base, command, method, own):
-    model, tokenizer = load_model(base), Tokenizer.load(base, 1024)
-    prompt = prefix.METHODS[method](model, n_random=3, **own)
-    for p in prompt.parameters():
-        torch.nn.init.normal_(p, std=0.5)
-    path = base / f"{method}.safetensors"
-    save_prefix(prompt, path, model, tokenizer, "addition", stop="$")
-    args = "--model", base, "--prompt", "12+3=", "--max-new-tokens", 20
-    done = command("sample.py", *args, "--prefix", base / "asking.safetensors", path, "--dtype", "float32")
-    assert done.code == 0, done.err
-    question = torch.tensor([prompt.insert_rows(tokenizer.encode_task("12+3="))])
-    with torch.no_grad():
-        new = prompt.network(model).generate(question, 20, prompt.past(model))[0].tolist()
-    assert f"{method}: {tokenizer.decode(new).partition('$')[0]}" in done.out
+from prefix import DeepPrefix, HybridPrefix
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A base of random weights, and two prefixes for it."""
+    """A base of random weights, and prompts for it: two that are caches, and three with a network of their own."""
     folder = tmp_path_factory.mktemp("models") / "little"
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=1024, block_size=64, n_layer=2, n_head=2, n_embd=32))
@@ -45,10 +26,15 @@ def base(tmp_path_factory):
     shutil.copy("data/nano-2/encoding.json", folder)
     model, tokenizer = load_model(folder), Tokenizer.load(folder, 1024)
     (folder / "adding").mkdir()
-    rows = prefix.HybridPrefix(model, 4, seed=1)
+    rows = HybridPrefix(model, n_random=4, seed=1)
     save_prefix(rows, folder / "adding" / "prefix.safetensors", model, tokenizer, "addition", stop="$")
+    for name, own in (("adapter", {}), ("warp", {"labels": [[3, 4]]}), ("ptuning", {"position": "after"})):
+        prompt = METHODS[name](model, n_random=3, trigger=[5], **own)
+        for p in prompt.parameters():
+            torch.nn.init.normal_(p, std=0.5)
+        save_prefix(prompt, folder / f"{name}.safetensors", model, tokenizer, "addition", stop="$")
     tokenizer.tokenize = "bpe"
-    deep = prefix.DeepPrefix(model, 6, seed=2)
+    deep = DeepPrefix(model, n_random=6, seed=2)
     save_prefix(deep, folder / "asking.safetensors", model, tokenizer, "trec", question_format="{}\nAnswer:", stop="\n")
     return folder
 
@@ -57,26 +43,29 @@ def base(tmp_path_factory):
 def run(monkeypatch, command, base):
     def run(*args, stdin=""):
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        return command("sample.py", "--model", base, *args)
+        return command("sample.py", "--model", base, "--dtype", "float32", *args)
 
     return run
 
 
-def test_every_prefix_and_the_base_answer_in_their_own_form(run, base):
-    both = [base / "adding" / "prefix.safetensors", base / "asking.safetensors"]
-    done = run("--prefix", *both, "--compare", "--prompt", "1+2=", "--max-new-tokens", 8)
+def test_every_prompt_and_the_base_answer_in_their_own_form(run, base):
+    """Against each question alone behind its prompt, by the specification of decoding."""
+    files = {"adding": base / "adding" / "prefix.safetensors"}
+    files |= {name: base / f"{name}.safetensors" for name in ("asking", "adapter", "warp", "ptuning")}
+    done = run("--prefix", *files.values(), "--compare", "--prompt", "1+2=", "--max-new-tokens", 8)
     assert done.code == 0, done.err
-    model, tokenizer = load_model(base), Tokenizer.load(base, 1024)
-    want = ""
-    for name, path, tokenize, question, stop in (
-        ("adding", both[0], "bytes", "1+2=", "$"),
-        ("asking", both[1], "bpe", "1+2=\nAnswer:", "\n"),
-    ):
-        tokenizer.tokenize = tokenize
+    model, tokenizer, want = load_model(base), Tokenizer.load(base, 1024), ""
+    for name, path in files.items():
+        is_bpe = name == "asking"
+        tokenizer.tokenize, question, stop = ("bpe", "1+2=\nAnswer:", "\n") if is_bpe else ("bytes", "1+2=", "$")
         prompt, _ = load_prefix(path, model, tokenizer)
-        for label, past in ((name, prompt.past(model)), (f"{name}, base alone", None)):
-            new = model.generate(torch.tensor([tokenizer.encode_task(question)]), 8, past)[0].tolist()
-            end = tokenizer.encode_task(stop)[-1]
+        tokens, end = tokenizer.encode_task(question), tokenizer.encode_task(stop)[-1]
+        for label, network, past, asked in (
+            (name, prompt.network(model), prompt.past(model), prompt.insert_rows(tokens)),
+            (f"{name}, base alone", model, None, tokens),
+        ):
+            with torch.no_grad():
+                new = network.generate(torch.tensor([asked]), 8, past)[0].tolist()
             want += f"{label}: {tokenizer.decode(new[: new.index(end)] if end in new else new)}\n"
     assert done.out == want
 
@@ -98,15 +87,13 @@ def test_sampling_repeats_with_its_seed(run):
     "args, complaint",
     [
         (["--prompt", ""], "the prompt is empty"),
-        (["--prompt", "a" * 100, "--tokenize", "bytes"], "exceed block_size 64"),
-        (["--prefix", "none.safetensors", "--prompt", "a"], "no prefix file"),
-        (["--top-k", "0", "--prompt", "a"], "--top-k: 0: give at least 1"),
+        (["--prompt", "a" * 100, "--tokenize", "bytes"], "do not fit into block_size 64"),
+        (["--prefix", "none.safetensors", "--prompt", "a"], "none.safetensors is no regular file"),
+        (["--top-k", "0", "--prompt", "a"], "--top-k: 0: give a number from 1"),
         (["--tokens", "3"], "unrecognized arguments"),
     ],
 )
 def test_bad_input_gets_one_line(run, args, complaint):
     done = run(*args)
-    assert done.code == 2
-    assert done.out == ""
-    assert done.err.count("\n") == 1
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert complaint in done.err
