@@ -39,7 +39,7 @@ def generate(
         if 2 * done.sum() >= len(done):  # finished rows leave the batch when they are half of it
             past, past_pad, kv_cache, left_pad = drop_finished(done, past, past_pad, kv_cache, left_pad)
             rows, x, stop, done = (y[~done] for y in (rows, x, stop, done))
-    # what a row wrote behind its stop token, before it left the batch, is cut off
+    # what a row wrote after its stop token, before it left the batch, is cut off
     return [row[: row.index(end) + 1] if end in row else row for row, end in zip(out.tolist(), ends)]
 
 
@@ -53,15 +53,12 @@ def pad_left(questions, device):
 
 
 def drop_finished(done, past, past_pad, kv_cache, left_pad):
-    """The caches of a batch, and the paddings of their rows, without the rows that are `done` (B)."""
-
-    def going(cache):
-        return [(keys[~done], values[~done]) for keys, values in cache]
-
+    """The caches of a batch, and how many positions are empty in them, without the rows that are `done` (B)."""
+    kv_cache = [(keys[~done], values[~done]) for keys, values in kv_cache]
     if past and past[0][0].size(0) == len(done):  # a prompt for each row, not one for all
-        past = going(past)
+        past = [(keys[~done], values[~done]) for keys, values in past]
     past_pad = None if past_pad is None else past_pad[:, ~done]
-    return past, past_pad, going(kv_cache), None if left_pad is None else left_pad[~done]
+    return past, past_pad, kv_cache, None if left_pad is None else left_pad[~done]
 
 
 def stack_caches(caches):

@@ -18,7 +18,7 @@ def can_fuse(q, mask, past, kv_cache):
     if kv_cache is not None or mask.dim() > 2:  # positions that are not written yet, or empty
         return False
     if past is None:
-        return q.is_cuda or q.dtype == torch.float32
+        return q.is_cuda or q.dtype == torch.float32  # on a CPU it is slower in bfloat16 (docs/speed.md)
     return q.is_cuda and past[0].size(2) > 0
 
 
@@ -33,14 +33,17 @@ def fused_attention(q, k, v, past):
 
 def matmul_parts(q, keys):
     """q @ torch.cat(keys, 2).mT: the scores of q (B, n_head, T, D), for keys (1 or B, n_kv_head, any, D) each."""
-    return torch.cat([matmul_shared(q, k.mT) for k in keys], dim=-1)  # (B, n_head, T, S)
+    (B, n_head, T, D), n_kv_head = q.shape, keys[0].size(1)
+    q = q.reshape(B, n_kv_head, n_head // n_kv_head * T, D)  # heads that share keys stand below each other
+    return torch.cat([matmul_shared(q, k.mT) for k in keys], dim=-1).view(B, n_head, T, -1)
 
 
 def sum_parts(weights, values):
     """weights @ torch.cat(values, 2), for weights (B, n_head, T, S) and values (1 or B, n_kv_head, any, D) each."""
-    parts = weights.split([v.size(2) for v in values], -1)
-    first, *more = [matmul_shared(w, v) for w, v in zip(parts, values)]  # (B, n_head, T, D) each
-    return sum(more, first)
+    (B, n_head, T, S), n_kv_head = weights.shape, values[0].size(1)
+    weights = weights.view(B, n_kv_head, n_head // n_kv_head * T, S)
+    first, *more = map(matmul_shared, weights.split([v.size(2) for v in values], -1), values)
+    return sum(more, first).reshape(B, n_head, T, -1)
 
 
 def matmul_shared(a, b):

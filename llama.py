@@ -75,10 +75,8 @@ class Attention(model.Attention):
         self.head_dim = D
 
     def qkv(self, x, turn=None):
-        """x (B, T, C) -> queries (B, n_head, T, D), keys and values (B, n_kv_head, T, D) each.
-
-        turn: what `rotation` returns for their positions; without it they stand at position 0.
-        """
+        """x (B, T, C) -> queries (B, n_head, T, D), keys and values (B, n_kv_head, T, D) each. turn: what `rotation`
+        returns for their positions; without it they stand at position 0."""
         q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)) for f in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (y.transpose(1, 2) for y in (self.q_norm(q), self.k_norm(k), v))  # (B, heads, T, D) each
         return (q, k, v) if turn is None else (rotate(q, *turn), rotate(k, *turn), v)
@@ -120,9 +118,8 @@ class Llama(model.GPT):
 
     def __init__(self, config):
         nn.Module.__init__(self)
-        G = config.n_head / config.n_kv_head
-        assert G.is_integer(), f"n_head {config.n_head} is no multiple of n_kv_head {config.n_kv_head}"
-        self.config = config
+        self.config, (n, n_kv) = config, (config.n_head, config.n_kv_head)
+        assert n % n_kv == 0, f"n_head {n} is no multiple of n_kv_head {n_kv}"
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd, config.norm_eps)

@@ -60,7 +60,7 @@ class Attention(nn.Module):
         """Attention output of the T new positions, (B, n_head, T, D).
 
         mask: (T, S) or (B, 1, T, S), see build_mask. past, kv_cache: (keys, values) of this layer. k and v are written
-        into kv_cache, which is allocated for a whole text, behind its first `cache_len` positions.
+        into kv_cache, which is allocated for a whole text, after its first `cache_len` positions.
         """
         if kv_cache is not None:
             for cached, new in zip(kv_cache, (k, v)):

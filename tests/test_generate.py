@@ -38,7 +38,11 @@ def test_every_kind_of_prompt_in_one_batch_equals_one_at_a_time(either):
     with torch.no_grad():
         pasts = [prompts[i % 4].past(either) for i in range(12)]
     cache, past_pad = stack_caches(pasts)
-    assert generate(either, questions, 20, cache, past_pad) == one_at_a_time(either, questions, 20, pasts)
+    free = one_at_a_time(either, questions, 20, pasts)
+    assert generate(either, questions, 20, cache, past_pad) == free
+    stops = [row[1 + i % 5] for i, row in enumerate(free)]
+    want = [row[: row.index(stop) + 1] for row, stop in zip(free, stops)]
+    assert generate(either, questions, 20, cache, past_pad, torch.tensor(stops)) == want
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -54,13 +58,12 @@ def test_rows_end_at_their_stop_token_and_change_nothing_for_the_rest(either, sh
     assert together == [row[: row.index(stop) + 1] for row, stop in zip(free, stops)]
 
 
-def test_decoding_ends_when_every_row_has(tiny, monkeypatch):
-    questions, calls = some_questions(1), []
-    (first,) = generate(tiny, questions, 1)
-    run = GPT.run
-    monkeypatch.setattr(GPT, "run", lambda *args, **more: calls.append(1) or run(*args, **more))
-    assert generate(tiny, questions, 40, stop=first[0]) == [first]
-    assert len(calls) == 1
+def test_the_batch_shrinks_and_decoding_ends_with_its_last_row(tiny, monkeypatch):
+    questions, sizes, run = some_questions(4), [], GPT.run
+    free = generate(tiny, questions, 9)
+    monkeypatch.setattr(GPT, "run", lambda self, x, *args: sizes.append(len(x)) or run(self, x, *args))
+    generate(tiny, questions, 9, stop=torch.tensor([row[n] for row, n in zip(free, [0, 0, 1, 2])]))
+    assert sizes == [4, 2, 1]
 
 
 def test_what_cannot_be_is_refused(tiny):
