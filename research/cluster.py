@@ -3,17 +3,13 @@
     python -m research.compare methods --cluster slurm --partition gpu --gpus 1
     python -m research.compare methods --cluster local     # the same jobs as processes of this machine: a rehearsal
 
-submitit pickles the call of a job in its own folder; the call is a function's name and plain arguments. SLURM sends
-SIGUSR2 two minutes before a job's time is up. The run then saves its state and ends, and the job is requeued; its next
-start goes on from there.
+submitit pickles a function's name and plain arguments into its own folder. SLURM sends SIGUSR2 two minutes before a
+job's time is up: the run saves its state and ends, and the job is requeued and goes on from there.
 """
 
 import importlib
-import os
-import shutil
 import signal
 import traceback
-from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
@@ -66,7 +62,7 @@ def same_job(*args):
     return DelayedSubmission(run_job, *args)
 
 
-run_job.checkpoint = same_job  # submitit calls this attribute for what a requeued job does
+run_job.checkpoint = same_job  # what submitit does in a requeued job
 
 
 def add_flags(p):
@@ -82,19 +78,11 @@ def open_executor(args, folder):
     """submitit's executor, which writes its files to a folder."""
     try:
         import submitit
-    except ImportError:
-        raise UserError("--cluster needs submitit: pip install submitit") from None
-    if args.cluster == "slurm" and not shutil.which("sbatch"):
-        raise UserError("--cluster slurm: sbatch is not found: run the study where SLURM's jobs are submitted")
-    root = str(Path(__file__).resolve().parent.parent)  # a job imports this file by its name
-    os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    executor = submitit.AutoExecutor(folder, args.cluster, slurm_max_num_timeout=1000)
-    executor.update_parameters(
-        name="nanoprompt",
-        timeout_min=args.time_limit,
-        cpus_per_task=args.cpus,
-        gpus_per_node=args.gpus or None,
-        slurm_partition=args.partition,
-        slurm_signal_delay_s=120,
-    )
+
+        executor = submitit.AutoExecutor(folder, args.cluster, slurm_max_num_timeout=1000)
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"--cluster {args.cluster}: {error} It needs submitit, and slurm its commands") from None
+    job = {"timeout_min": args.time_limit, "cpus_per_task": args.cpus, "gpus_per_node": args.gpus or None}
+    slurm = {"slurm_partition": args.partition, "slurm_signal_delay_s": 120}
+    executor.update_parameters(name="nanoprompt", **job, **slurm)
     return executor

@@ -10,7 +10,6 @@ and the source stay the same. Every table shows the best context of a few worked
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -19,7 +18,6 @@ import sys
 import threading
 import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from itertools import product
 from multiprocessing import get_context, parent_process
@@ -107,14 +105,10 @@ def plan(cells, args, folder):
 
 
 def start_worker(threads):
-    """Let a process of the pool end with its parent, however that ends."""
+    """Let a process of the pool print nothing, and end with its parent, however that ends."""
     torch.set_num_threads(threads)
+    sys.stdout = sys.stderr = open(os.devnull, "w")
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
-
-
-def do_quietly(runs):
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        return cluster.do_job(runs)
 
 
 def do_all(jobs, args):
@@ -126,7 +120,7 @@ def do_all(jobs, args):
     else:
         threads = max(1, os.cpu_count() // args.jobs)
         pool = ProcessPoolExecutor(args.jobs, get_context("spawn"), start_worker, (threads,))
-        submit, pause = partial(pool.submit, do_quietly), 0.2
+        submit, pause = partial(pool.submit, cluster.do_job), 0.2
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="runs", unit=" runs", smoothing=0.05)
     try:
         while waiting or running:
@@ -136,10 +130,9 @@ def do_all(jobs, args):
             time.sleep(pause)
             for job, runs in [pair for pair in running if pair[0].done()]:
                 running.remove((job, runs))
-                if is_done(job, runs):
-                    bar.update()
-                else:
-                    waiting.append(runs)
+                done = is_done(job, runs)
+                bar.update(done)
+                waiting += [runs] * (not done)
     finally:
         for job, _ in running:
             job.cancel()
@@ -166,25 +159,18 @@ def read_results(out):
 def table_row(c, runs):
     """A row of the study's table: accuracy by range before and after tuning in %, each [mean, lowest, highest] over
     bases and seeds. runs: [[first, *others]] of results.json."""
-    before, after = {}, {}
+    found = {"before": {}, "accuracy": {}}
     for first, *others in runs:
-        for r in (first, *others):
-            (scores,) = r["accuracy"].values()
-            start = next(iter(r["before"].values()), {})
-            for name in scores if r is first else list(scores)[:1]:  # of another task its first range
-                label = name if r is first else f"on {r['task']}"
-                after.setdefault(label, []).append(report.percent(scores[name]))
-                if name in start:
-                    before.setdefault(label, []).append(report.percent(start[name]))
-    return {
-        "task": c.task,
-        "series": c.series,
-        "x": c.x,
-        "accuracy": {name: [statistics.mean(v), min(v), max(v)] for name, v in after.items()},
-        "before": {name: [statistics.mean(v), min(v), max(v)] for name, v in before.items()},
-        "trainable": sum(runs[0][0]["trainable"].values()),
-        "seconds": statistics.mean(sum(first["seconds"].values()) for first, *_ in runs),
-    }
+        for when, by_range in found.items():
+            for name, score in next(iter(first[when].values()), {}).items():
+                by_range.setdefault(name, []).append(report.percent(score))
+            for other in others:  # of another task its first range
+                for scores in other[when].values():
+                    by_range.setdefault(f"on {other['task']}", []).append(report.percent(next(iter(scores.values()))))
+    measured = {when: {n: [statistics.mean(v), min(v), max(v)] for n, v in d.items()} for when, d in found.items()}
+    seconds = statistics.mean(sum(first["seconds"].values()) for first, *_ in runs)
+    trainable = sum(runs[0][0]["trainable"].values())
+    return {"task": c.task, "series": c.series, "x": c.x, **measured, "trainable": trainable, "seconds": seconds}
 
 
 def do_study(name, args):
@@ -202,33 +188,30 @@ def do_study(name, args):
     jobs, places = plan(cells, args, Path(args.out) / "runs")
     do_all(jobs, args)
 
+    failed = [out for runs in jobs.values() for out in runs if (out / cluster.ERROR).exists()]
     whole = [(c, runs) for c, runs in zip(cells, places) if all(is_finished(out) for outs in runs for out in outs)]
     shown = {c.task for c, _ in whole if c.series == "best context"}  # no table without it
     rows = [table_row(c, [[*map(read_results, outs)] for outs in runs]) for c, runs in whole if c.task in shown]
-    left_out = [f"{c.task}, {c.series}" for c, runs in zip(cells, places) if (c, runs) not in whole]
     settings = {key: getattr(args, key) for key in ("examples", "questions", "seeds")}
     settings["model"] = ", ".join(args.sizes if name == "base_size" else args.model)
     text = report.study_table(rows, settings, args.jobs, study.learned_from.format(**settings), study.axis)
-    if left_out:
-        text += f"\nA run failed of each of these, which are left out: {'; '.join(dict.fromkeys(left_out))}.\n"
+    for path in (out / cluster.ERROR for out in failed):
+        text += f"\nA row is left out, since a run failed: {path.read_text().splitlines()[-1]} ({path})\n"
     print(f"\n{text}")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", text)
     write_json(folder / "study.json", {"settings": settings, "rows": rows})
     plots.plot_study(rows, folder, study.axis)
-    if name == "init_from" and not left_out:
+    if name == "init_from" and not failed:
         plots.plot_heat(rows, folder / "heat.png")
     minutes = (time.monotonic() - started) / 60
     print(f"wrote {', '.join(sorted(p.name for p in folder.iterdir()))} to {folder} after {minutes:.0f} minutes")
-    return [out for runs in jobs.values() for out in runs if (out / cluster.ERROR).exists()]
+    return failed
 
 
 def main(argv=None):
     args = parse_args(argv)
     failed = [out for name in args.studies for out in do_study(name, args)]
-    for out in failed:
-        path = out / cluster.ERROR
-        print(f"failed: {path.read_text().strip().splitlines()[-1]} ({path})", file=sys.stderr)
     if failed:
         sys.exit(1)
 

@@ -27,53 +27,46 @@ from run.flags import Parser
 
 
 def parse_args(argv=None):
-    """(args.files, the other flags)."""
+    """(the files, the other flags)."""
     p = Parser(__doc__)
     p.add_argument("files", nargs="+", metavar="FILE", help="the prefix.safetensors of a run")
     args, flags = p.parse_known_args(argv)
-    return args, flags + ["--device", args.device] * bool(args.device)
-
-
-def run_args(files, flags):
-    """The arguments of train_task.py for these flags, with the method, task and base of the first file."""
-    header, _ = read_tensors(files[0])
-    for flag, name in (("--method", "method"), ("--task", "task"), ("--model", "base")):
-        if flag not in flags:
-            flags = [*flags, flag, header.get(name, "")]
-    args = train_task.parse_args(flags)
-    args.command = shlex.join(["python", "-m", "research.measure", *files, *flags])
-    return args
+    return args.files, flags + ["--device", args.device] * bool(args.device)
 
 
 def load_prompts(files, model, tokenizer):
-    """({name: Method}, {name: the same before tuning}, the first file's trigger). The tokenizer is set to theirs.
+    """({name: Method}, {name: the same before tuning}, the first file's header). The tokenizer is set to theirs.
     Raises UserError where several cannot vote."""
-    prompts, starts, kinds = {}, {}, set()
+    prompts, starts, headers = {}, {}, []
     for number, path in enumerate(files, 1):
         method, header = load_prefix(path, model, tokenizer)
-        kinds.add(header["tokenize"])
+        headers.append(header)
         if len(files) > 1:
-            if len(kinds) > 1 or method.network(model) is not model or method.insert_rows([]):
+            same = header["tokenize"] == headers[0]["tokenize"]
+            if not same or method.network(model) is not model or method.insert_rows([]):
                 raise UserError(f"{path} cannot vote: it is {method.label}, or reads other tokens than the first file")
             method.label += f", file {number}"
         name = f"{method.name} {number}" if prompts else method.name
-        if not prompts:
-            trigger = Trigger("trigger", header["trigger"], method.trigger)
         prompts[name] = method
         if method.learns() and not header["init_from"]:  # the start from another run's prompt is not in the file
             starts[name] = METHODS[method.name](model, **method.init_kwargs).to(model.wte.weight.device)
             starts[name].shots = method.shots
-    (tokenizer.tokenize,) = kinds
-    return prompts, starts, trigger
+    tokenizer.tokenize = headers[0]["tokenize"]
+    return prompts, starts, headers[0]
 
 
 def main(argv=None):
-    given, flags = parse_args(argv)
-    args = run_args(given.files, flags)
+    files, flags = parse_args(argv)
+    header, _ = read_tensors(files[0])
+    for flag, name in (("--method", "method"), ("--task", "task"), ("--model", "base")):
+        flags = flags if flag in flags else [*flags, flag, header.get(name, "")]
+    args = train_task.parse_args(flags)
+    args.command = shlex.join(["python", "-m", "research.measure", *files, *flags])
     task, model = train_task.load_task(args), train_task.load_base(args)
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
     out = train_task.output_folder(args, f"{task.name}-measured", model)
-    prompts, starts, trigger = load_prompts(given.files, model, tokenizer)
+    prompts, starts, header = load_prompts(files, model, tokenizer)
+    trigger = Trigger("trigger", header["trigger"], prompts[args.method].trigger)
     examples, tests, free = draw_examples(args, task, model, tokenizer, max(p.n_positions() for p in prompts.values()))
     contenders, context = contexts(args, model, tokenizer, task, examples, trigger, free)
     contenders |= prompts

@@ -13,16 +13,16 @@ from files.errors import UserError, run_main
 from files.weights import fingerprint, load_model
 from run import processes
 
-METHODS = "hybrid", "prompt", "lopt", "cpt", "prefix", "ptuning2"  # which leave the base as it is
+METHODS = "hybrid", "prompt", "lopt", "cpt", "prefix", "ptuning2"
 parse_args = train_task.parse_args
 
 
 def load_base(args):
     """The frozen base, split among the processes."""
-    if processes.n_processes() == 1:
-        raise UserError("the base is split among several processes: start them with torchrun")
-    if args.method not in METHODS or args.options.get("head") or set(args.beside) - {"scratch", "none"}:
-        raise UserError(f"a split base takes --method {', '.join(METHODS)}, without --head, --beside scratch or none")
+    fits = args.method in METHODS and not args.options.get("head") and set(args.beside) <= {"scratch", "none"}
+    if processes.n_processes() == 1 or not fits:
+        names = ", ".join(METHODS)
+        raise UserError(f"start it with torchrun, for --method {names} without --head, with --beside scratch or none")
     model = load_model(args.model, "cpu", args.dtype).freeze()
     model.checkpoint_activations = args.checkpoint_activations
     model.fingerprint = fingerprint(model)

@@ -132,11 +132,10 @@ def test_a_failed_run_leaves_its_traceback_and_the_study_goes_on(study_args, tmp
     code, refused = sorted((path.read_text() for path in tmp_path.glob("runs/*/error.txt")), key=len, reverse=True)
     assert "Traceback" in code and "line" in code and code.endswith("KeyError: 'a fault of the code'\n")
     assert "block_size 256" in refused and refused.count("\n") == 1
-    lines = [line for line in done.err.splitlines() if line.startswith("failed: ")]
-    assert len(lines) == 2 and any("KeyError: 'a fault of the code' (" in line for line in lines)
     table = (tmp_path / "cells" / "table.md").read_text()
-    assert "| nothing |" in table and "word_reversal, too long; word_reversal, broken" in table
-    assert "| broken |" not in table
+    assert table in done.out and "| nothing |" in table and "| broken |" not in table
+    lines = [line for line in table.splitlines() if line.startswith("A row is left out, since a run failed: ")]
+    assert len(lines) == 2 and any("KeyError: 'a fault of the code' (" in line for line in lines)
 
 
 def test_a_cell_is_the_mean_over_bases_and_seeds_by_hand():
@@ -198,7 +197,7 @@ def test_bad_input_is_one_line(command, monkeypatch):
         (("methods", "--seeds", 0), "--seeds: 0: give"),
         (("base_size",), "base_size needs --sizes"),
         (("prompt_position", "--series", "above"), "--series above: prompt_position has before, inside, after"),
-        (("headline", "--series", "scratch", "--seeds", 1, "--cluster", "slurm"), "sbatch is not found"),
+        (("headline", "--series", "scratch", "--seeds", 1, "--cluster", "slurm"), "slurm its commands"),
     ):
         done = command("research.compare", *words)
         assert done.code == 2 and why in done.err.splitlines()[-1]

@@ -2,8 +2,8 @@
 
     python tests/heavy/slurm.py     as root, in a container to throw away; make torture runs it
 
-It starts the daemons of Debian's packages slurm-wlm and munge on the loopback, without cgroups and without an accounting
-database: submitit reports now and then that sacct has failed, and takes a job as done when its result is there.
+It starts the daemons of Debian's packages slurm-wlm and munge on the loopback, without cgroups and without accounting:
+submitit warns that sacct has failed, and takes a job as done when its result is there.
 """
 
 import contextlib
@@ -89,7 +89,8 @@ def n_logged(run):
 def final(folder):
     """What a study leaves, without times: its rows and the prompts."""
     rows = json.loads((folder / "transfer" / "study.json").read_text())["rows"]
-    return [r | {"seconds": 0} for r in rows], {p.parent.name: p.read_bytes() for p in folder.glob("runs/*/*.safetensors")}
+    prompts = {path.parent.name: path.read_bytes() for path in folder.glob("runs/*/prefix.safetensors")}
+    return [row | {"seconds": 0} for row in rows], prompts
 
 
 def main():
