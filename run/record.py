@@ -4,14 +4,12 @@ import hashlib
 import json
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from files.errors import UserError
-
-PACKAGES = ("torch", "numpy", "tiktoken", "safetensors")
 
 
 def record(device, dtype, data):
@@ -23,11 +21,12 @@ def record(device, dtype, data):
     for e in data:
         digest.update(f"{len(e.question)} {e.question}{e.answer}\n".encode())
     commit, changed = source()
+    packages = {name: version(name) for name in ("torch", "numpy", "tiktoken", "safetensors")}
     cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"  # which instructions torch uses
     return {
         "commit": commit,
         "changed_since_commit": changed,
-        "versions": {"python": platform.python_version()} | {name: installed(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | packages,
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -47,13 +46,6 @@ def check_same(folder, before, now):
     for what, (a, b) in pairs.items():
         if json.dumps(a) != json.dumps(b):
             raise UserError(f"{folder} holds another run, {what} differs: give another --out")
-
-
-def installed(package):
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def source():
