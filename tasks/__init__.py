@@ -143,7 +143,7 @@ def names():
 def load(name, **own):
     """The task of that name, or of that .jsonl, .csv or .tsv file, with `own` the rest of what YourData takes. Only the
     file asked for is imported. Raises UserError that lists the names."""
-    if Path(name).suffix in FILES:
+    if Path(name).suffix.lower() in FILES:
         return importlib.import_module("tasks.your_data").YourData(name, **own)
     file, _, variant = name.partition(":")
     variants = importlib.import_module(f"tasks.{file}").variants if file in files() else {}

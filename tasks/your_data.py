@@ -137,7 +137,7 @@ class YourData(Task):
 
 def parse(path, text):
     """(line number, dict of the row, or what is wrong with it)."""
-    if Path(path).suffix == ".jsonl":
+    if Path(path).suffix.lower() == ".jsonl":
         for line, one in enumerate(text.split("\n"), 1):
             if one.strip():
                 try:
@@ -146,7 +146,7 @@ def parse(path, text):
                     yield line, "not a JSON object"
         return
     csv.field_size_limit(schemas.DATA_LIMIT)  # a field that is too long is left out later, with its line
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if Path(path).suffix == ".tsv" else ",")
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if Path(path).suffix.lower() == ".tsv" else ",")
     before = rows.line_num
     for row in rows:
         yield before + 1, "more fields than the header" if None in row else row
