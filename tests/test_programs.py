@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import test_processes
 import torch
 from conftest import results_of
 
@@ -110,6 +111,45 @@ def test_a_text_becomes_a_cache_that_sample_reads(base, command, tmp_path):
         assert (done.code, done.err.count("\n")) == (2, 1) and why in done.err
 
 
-def test_a_base_is_not_split_for_one_process(base, command):
-    done = command("research.sharded", "--model", base, "--beside", "none")
-    assert (done.code, done.err.count("\n")) == (2, 1) and "torchrun" in done.err
+def test_a_split_base_gives_the_same_losses_and_none_is_split_for_one_process(base, command, no_drawing, tmp_path):
+    flags = "--method", "prefix", "--beside", "none"
+    test_processes.run(1, *test_processes.task(base, tmp_path / "1", *flags))
+    _, *line = test_processes.task(base, tmp_path / "2", *flags)
+    test_processes.run(2, "research.sharded", *line)
+    one, two = results(tmp_path / "1"), results(tmp_path / "2")
+    torch.testing.assert_close(two["loss"]["prefix"]["loss"], one["loss"]["prefix"]["loss"], atol=1e-4, rtol=0)
+    assert two["before"] == one["before"] and two["base"] == one["base"]
+    done = command("research.sharded", *line)
+    assert done.code == 2 and "torchrun" in done.err.splitlines()[-1]
+
+
+HALVES = """
+import torch
+from run import processes
+from model import GPT, GPTConfig
+from prefix import HybridPrefix
+from research.sharded import shard
+def held():  # weights of blocks that this process has now: a block that is not split has plain tensors
+    n = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.h.parameters())
+    print(processes.gather([n], 2))
+processes.start("cpu")
+model = shard(GPT(GPTConfig(64, 64, 2, 2, 16)).freeze(), "cpu")
+tokens, answer, prompt = torch.zeros(2, 6, dtype=torch.long), torch.ones(2, 6, dtype=torch.bool), HybridPrefix(model, 4)
+held()
+with torch.no_grad():
+    model(tokens)
+held()
+loss = prompt.loss(model, tokens, tokens, answer)
+held()
+loss.backward()
+held()
+processes.leave()
+"""
+
+
+def test_each_process_holds_a_half_of_a_split_block(tmp_path, monkeypatch):
+    """Before and after a forward pass, between forward and backward, and after backward."""
+    (tmp_path / "halves.py").write_text(HALVES)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{test_processes.ROOT}")
+    out, _ = test_processes.run(2, "halves")
+    assert out.splitlines() == ["[3280, 3280]"] * 4  # of 2 * (12 * 16**2 + 13 * 16) weights
