@@ -64,20 +64,29 @@ class Tokenizer:
 
 
 def read_encoding(path, vocab_size):
-    """The tiktoken.Encoding of an encoding.json. Raises UserError where it would lose text or lacks a token."""
+    """The tiktoken.Encoding of an encoding.json."""
     e = schemas.read_json(path, schemas.Encoding, "fetch the checkpoint again")
     ranks = {token.encode("latin-1"): rank for rank, token in enumerate(e["tokens"])}  # a character is a byte
-    every_byte = {bytes([b]) for b in range(256)} <= ranks.keys()
-    if len(ranks) != len(e["tokens"]) or len(ranks) + 1 != vocab_size or not every_byte:
-        has = f"{len(e['tokens']) + 1} tokens{'' if every_byte else ', not one for each byte'}"
-        raise UserError(f"{path} has {has}, the weights have {vocab_size}: fetch both again")
-    try:  # where a pattern leaves something out, tiktoken would lose text or break off
-        pieces = [match.group() for match in regex.finditer(e["pattern"], SAMPLE, timeout=1)]
-        assert all(pieces) and "".join(pieces) == SAMPLE, "it loses text or matches nothing"
-    except (AssertionError, regex.error, TimeoutError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its pattern cuts no text into pieces ({error}): fetch the checkpoint again") from None
+    fault = ""
+    if len(ranks) != len(e["tokens"]) or len(ranks) + 1 != vocab_size:
+        fault = f"{len(e['tokens']) + 1} tokens, the weights have {vocab_size}"
+    elif any(bytes([b]) not in ranks for b in range(256)):
+        fault = "no token for some bytes"
+    elif not cuts(e["pattern"]):
+        fault = "a pattern that loses text or matches nothing"
+    if fault:
+        raise UserError(f"{path} has {fault}: fetch the checkpoint again")
     special = {"<|endoftext|>": len(ranks)}
     return tiktoken.Encoding(e["name"], pat_str=e["pattern"], mergeable_ranks=ranks, special_tokens=special)
+
+
+def cuts(pattern):
+    """True if a pattern cuts a text into pieces that are all of it; with another tiktoken loses text or breaks off."""
+    try:
+        pieces = [match.group() for match in regex.finditer(pattern, SAMPLE, timeout=1)]
+    except (regex.error, TimeoutError, ValueError, RecursionError):
+        return False
+    return all(pieces) and "".join(pieces) == SAMPLE
 
 
 class TokenizerFile:

@@ -6,12 +6,12 @@
 """
 
 import argparse
-import importlib
 import shutil
 from pathlib import Path
 
 import torch
 
+from data.tokenizer import Tokenizer
 from files import schemas
 from files.errors import UserError, run_main
 from files.prompts import ROWS, load_prefix, save_prefix
@@ -109,12 +109,17 @@ def lora_adapter(lora, model):
 
 def lora_tensors(lora, model):
     """{PEFT's name: our tensor} of LoRA."""
-    tensors = {}
-    for (name, _), A, B in zip(block_linears(model), lora.A, lora.B):
+    pairs = zip(lora_names(model), zip(lora.A, lora.B))
+    return {name: t for (names, _), tensors in pairs for name, t in zip(names, tensors)}
+
+
+def lora_names(model):
+    """[(PEFT's names of A and B, the matrix that they change)] of each matrix in the blocks."""
+    found = []
+    for name, m in block_linears(model):
         theirs = hub_name(name, True) if isinstance(model, Llama) else f"transformer.{name}"
-        tensors[f"base_model.model.{theirs}.lora_A.weight"] = A
-        tensors[f"base_model.model.{theirs}.lora_B.weight"] = B
-    return tensors
+        found.append(([f"base_model.model.{theirs}.lora_{part}.weight" for part in "AB"], m.weight))
+    return found
 
 
 def import_peft(folder, model):
@@ -148,15 +153,16 @@ def import_lora(config, tensors, model, file):
     """LoRA from a PEFT adapter. What the adapter leaves alone gets an update of zero."""
     schemas.check_settings(config, PLAIN_LORA, file)
     config = schemas.decode(config, schemas.LoRAConfig, file, "export it again")
-    rank = config["r"]
-    if not any(rank in t.shape for t in tensors.values()):  # before matrices of that rank are made
-        raise UserError(f"{file} says r = {rank}, and no tensor beside it has that rank: export it again")
+    rank, shapes = config["r"], {}
+    for (A, B), weight in lora_names(model):
+        shapes |= {A: (rank, weight.size(1)), B: (weight.size(0), rank)}
+    for name, t in tensors.items() or [("nothing", torch.empty(0))]:
+        if shapes.get(name) != t.shape:
+            asked = f"asks for {shapes[name]}" if name in shapes else "has no such update of its blocks"
+            raise UserError(f"{file.parent}: {name} is {tuple(t.shape)}, {model.name} {asked}: give its --model")
     lora = METHODS["lora"](model, rank=rank, alpha=config["lora_alpha"], rslora=config.get("use_rslora", False))
     ours = lora_tensors(lora, model)
     for name, t in tensors.items():
-        if name not in ours or t.shape != ours[name].shape:
-            asked = f"asks for {tuple(ours[name].shape)}" if name in ours else "has no such update of its blocks"
-            raise UserError(f"{file.parent}: {name} is {tuple(t.shape)}, {model.name} {asked}: give its --model")
         ours[name].copy_(t)
     return lora.to(model.wte.weight.device)
 
@@ -193,8 +199,7 @@ def main(argv=None):
     if target.exists():
         raise UserError(f"{target} exists already: name another, or remove it")
     model = load_model(args.model or (BUNDLED[0] if args.what == "import" else base_of(source))).freeze()
-    tokens = importlib.import_module("data.tokenizer")  # only this command stands above the tokenizer, not this file
-    tokenizer = tokens.Tokenizer.load(model.folder, model.config.vocab_size)
+    tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
     if args.what == "import":
         method = import_peft(source, model)
         tokenizer.tokenize = "bpe"  # PEFT knows no other text than BPE

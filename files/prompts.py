@@ -49,12 +49,11 @@ def load_prefix(path, model, tokenizer, other_base=False):
     if name not in METHODS:
         raise UserError(f"{path} is of the method {name!r}: choose from {', '.join(METHODS)}")
     movable = other_base and name in ROWS and "start" in tensors and tensors["start"].shape[-1:] == (c.n_embd,)
-    ours, theirs = (model.name, fingerprint(model)), (header["base"], header["base_fingerprint"])
-    if ours[1] != theirs[1] and not movable:
-        width = f", {c.n_embd} wide," if other_base else ""
-        raise UserError(f"{path} was tuned on the base {theirs}, not on {ours}{width}: name that with --model")
-    if header["tokenizer"] != tokenizer.name:
-        raise UserError(f"{path} was tuned with the tokenizer {header['tokenizer']}, not with {tokenizer.name}")
+    is_of_base = movable or header["base_fingerprint"] == fingerprint(model)
+    if not is_of_base or header["tokenizer"] != tokenizer.name:
+        theirs = f"{header['base']!r} ({header['base_fingerprint']}) with the tokenizer {header['tokenizer']}"
+        ours = f"{model.name!r} ({fingerprint(model)}, {c.n_embd} wide) with {tokenizer.name}"
+        raise UserError(f"{path} was tuned on the base {theirs}, not on {ours}: name its base with --model")
     text = tensors["text"].numel() if "text" in tensors else 0  # a cartridge's, which may be longer than any context
     largest = max(c.block_size, text, sum(t.numel() for t in tensors.values()) // c.n_embd)
     given = schemas.method_arguments(METHODS[name], header["init_kwargs"], path, c.vocab_size, largest)

@@ -24,6 +24,7 @@ HUB = {  # name -> repository and revision, so that the same name is the same we
     "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
     "distilgpt2": ("distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa"),
 }
+REMEDY = "only GPT-2 and Llama checkpoints can be loaded"
 SHARDS = "model.safetensors.index.json"
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # the model_type of config.json that llama.py can run
 GPT2_KEYS = {"n_positions": "block_size"} | {key: key for key in ("vocab_size", "n_layer", "n_head", "n_embd")}
@@ -197,11 +198,8 @@ def locate(source):
 
 
 def shards(path):
-    """The file names of a checkpoint in shards, from its index."""
-    names = sorted(set(schemas.read_json(path, schemas.ShardIndex)["weight_map"].values()))
-    if outside := [name for name in names if Path(name).name != name]:
-        raise UserError(f"{path} names {outside[0]!r}, but a shard lies beside its index: fetch it again")
-    return names
+    """The file names of a checkpoint in shards, from its index. They lie beside it, whatever the index says."""
+    return sorted({Path(name).name for name in schemas.read_json(path, schemas.ShardIndex)["weight_map"].values()})
 
 
 def fetch(source):
@@ -253,28 +251,33 @@ def config_json(model):
 
 def read_config(path):
     """GPTConfig or LlamaConfig of a config.json."""
-    stated, remedy = schemas.read_json(path, dict), "only GPT-2 and Llama checkpoints can be loaded"
-    kind = stated.get("model_type", "gpt2")
+    stated = schemas.read_json(path, dict)
     schemas.check_settings(stated, {"model_type": ["gpt2", *LLAMA_FAMILY]}, path)
-    if kind != "gpt2":
-        return llama_config(path, stated, schemas.decode(stated, schemas.LlamaJson, path, remedy))
-    c = schemas.decode(stated, schemas.GPT2Json, path, remedy)
-    fixed = FIXED | {"n_inner": [None, 4 * c["n_embd"]], "tie_word_embeddings": [True]}
-    schemas.check_settings(stated, fixed, path)
-    if c["n_embd"] % c["n_head"]:
-        raise UserError(f"{path}: n_embd {c['n_embd']} is not a multiple of n_head {c['n_head']}")
+    is_llama = stated.get("model_type", "gpt2") != "gpt2"
+    config = (llama_config if is_llama else gpt2_config)(path, stated)
+    is_even = config.head_dim % 2 == 0 if is_llama else config.n_head * config.head_dim == config.n_embd
+    if not is_even or not config.head_dim or config.n_head % config.n_kv_head:
+        heads = f"n_head {config.n_head} in n_embd {config.n_embd}, {config.n_kv_head} heads of keys and values"
+        raise UserError(f"{path} says {heads}, {config.head_dim} wide: these do not fit together, fetch it again")
+    return config
+
+
+def gpt2_config(path, stated):
+    c = schemas.decode(stated, schemas.GPT2Json, path, REMEDY)
+    schemas.check_settings(stated, FIXED | {"n_inner": [None, 4 * c["n_embd"]], "tie_word_embeddings": [True]}, path)
     return GPTConfig(**{ours: c[theirs] for theirs, ours in GPT2_KEYS.items()})
 
 
-def llama_config(path, stated, c):
-    """LlamaConfig of a config.json: `stated` is all of it, `c` the part that has been checked."""
+def llama_config(path, stated):
+    c = schemas.decode(stated, schemas.LlamaJson, path, REMEDY)
     # transformers 5 writes rope_parameters, and what was written before has rope_theta and rope_scaling
     rope = c.get("rope_parameters") or {"rope_theta": c.get("rope_theta", 10000.0)} | (c.get("rope_scaling") or {})
     rope = {"rope_type": rope.get("type", "default"), "partial_rotary_factor": 1.0} | rope
     schemas.check_settings(stated | rope, FIXED, path)
     scaling = ROPE_SCALING if rope["rope_type"] == "llama3" else ()
-    if missing := {"rope_theta", *scaling} - rope.keys():
-        raise UserError(f"{path} has no {min(missing)}, which says how positions turn: fetch it again")
+    missing = {"rope_theta", *scaling} - rope.keys()
+    if missing or scaling and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+        raise UserError(f"{path} has no {min(missing or scaling)} that says how positions turn: fetch it again")
     kind, n_head, window = c["model_type"], c["num_attention_heads"], c.get("sliding_window", 4096)
     defaults = {"num_key_value_heads": n_head, "head_dim": 128 if kind == "qwen3" else c["hidden_size"] // n_head}
     defaults |= {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
@@ -285,14 +288,10 @@ def llama_config(path, stated, c):
     c |= {"bos_token_id": bos if bos < c["vocab_size"] else 0, "eos_token_id": eos if eos < c["vocab_size"] else 0}
     if kind == "mistral" or c.get("use_sliding_window"):  # within its window a position sees everything before it
         c["max_position_embeddings"] = min(c["max_position_embeddings"], window or math.inf)
-    config = LlamaConfig(
+    return LlamaConfig(
         **{ours: c[theirs] for theirs, ours in LLAMA_KEYS.items()},
         rope_theta=float(rope["rope_theta"]),
         rope_scaling=tuple(rope[key] for key in scaling),
         qkv_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",
     )
-    turns = not scaling or rope["high_freq_factor"] > rope["low_freq_factor"]
-    if not turns or config.n_head % config.n_kv_head or config.head_dim % 2 or config.head_dim == 0:
-        raise UserError(f"{path}: its heads, its head_dim or its rope_parameters do not fit together, fetch it again")
-    return config

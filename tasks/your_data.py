@@ -101,11 +101,11 @@ class YourData(Task):
             text = schemas.read_bytes(path, schemas.DATA_LIMIT).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as that") from None
-        found, broken, columns = [], {}, set()
+        found, broken, columns = [], {}, {}
         for line, row in parse(path, text):
             fault, pair = row, ()
             if isinstance(row, dict):
-                columns |= row.keys()
+                columns |= row
                 pair = [row.get(column) for column in (prompt, answer)]
                 pair = [str(cell).strip() if isinstance(cell, str | int | float) else "" for cell in pair]
                 fault = self.fault(*pair, prompt, answer)
@@ -114,12 +114,10 @@ class YourData(Task):
             else:
                 question = self.question_format.replace("{}", pair[0])
                 found.append((line, Example(question, self.answer_line(pair[1]), len(pair[0].split()))))
-        if absent := [column for column in (prompt, answer) if columns and column not in columns]:
-            has = ", ".join(map(repr, sorted(map(str, columns))))
-            raise UserError(f"{path} has no column {absent[0]!r} but {has}: name both with --columns")
         first = "".join(f"line {line}: {fault}" for line, fault in [*broken.items()][:1])
         if not found:
-            raise UserError(f"{path}: not one row can be used; {first or 'it is empty'}")
+            has = f"; its columns are {', '.join(map(repr, columns))}: name two with --columns" if columns else ""
+            raise UserError(f"{path}: not one row can be used; {first or 'it is empty'}{has}")
         if broken:
             self.notes.append(f"{path}: {len(broken)} broken rows left out, {named(list(broken))}; {first}")
         return found
@@ -147,7 +145,7 @@ def parse(path, text):
         return
     csv.field_size_limit(schemas.DATA_LIMIT)  # a field that is too long is left out later, with its line
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if Path(path).suffix.lower() == ".tsv" else ",")
-    before = rows.line_num
+    _, before = rows.fieldnames, rows.line_num  # reading the names reads the header's lines
     for row in rows:
         yield before + 1, "more fields than the header" if None in row else row
         before = rows.line_num
