@@ -239,7 +239,7 @@ try:
     other.wte.weight.data[0, 0] += 1  # one of five million numbers
     load_prefix(folder / "reversal.safetensors", other, tokenizer)
 except UserError as error:
-    print("on another base:", str(error).partition(" was ")[2])
+    print("on another base:", str(error).partition(" was ")[2].partition(": ")[0])
 
 # %% [markdown]
 # PEFT, the library that most people use for prompts, reads the same numbers. `python -m files.peft export RUN FOLDER`
