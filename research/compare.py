@@ -64,7 +64,7 @@ def parse_args(argv=None):
     args = p.parse_args(argv)
     if args.cluster:  # its machines need not be like this one
         args.device = "cuda" if args.gpus else "cpu"
-    args.jobs = args.jobs or (256 if args.cluster == "slurm" else 1 if args.device == "cuda" else os.cpu_count())
+    args.jobs = args.jobs or (256 if args.cluster == "slurm" else os.cpu_count() if args.device == "cpu" else 1)
     return args
 
 
@@ -77,7 +77,7 @@ def source_hash(root=ROOT):
     files = [root / "data" / "words.txt"]
     for name in SOURCES:
         files += (root / name).rglob("*.py") if (root / name).is_dir() else [root / f"{name}.py"]
-    found = {f.relative_to(root).as_posix(): f.read_text() for f in files if f.exists()}
+    found = {f.relative_to(root).as_posix(): f.read_text(encoding="utf-8") for f in files if f.exists()}
     return digest(*sorted(item for item in found.items() if item[0] not in NO_SOURCES))
 
 

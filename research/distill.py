@@ -7,8 +7,6 @@ Printed is how far apart their next tokens are, on continuations that the cache 
 """
 
 import random
-import shlex
-import sys
 from pathlib import Path
 
 import torch
@@ -19,7 +17,7 @@ from files import schemas
 from files.errors import UserError, run_main
 from files.prompts import save_prefix
 from files.safe import write_json
-from files.weights import fingerprint, load_model
+from files.weights import load_model
 from methods.cartridge import Cartridge, divergence
 from run.flags import OWN_DATA_BASE, Parser, at_least, learning_rate, seed_number
 from train_task import train
@@ -77,15 +75,8 @@ def main(argv=None):
     kl["tuned"] = distance(method.past(model))
     out.mkdir(parents=True, exist_ok=True)
     save_prefix(method, out / "prefix.safetensors", model, tokenizer, trigger=text)
-    results = {
-        "command": shlex.join(["python", "-m", "research.distill", *map(str, sys.argv[1:] if argv is None else argv)]),
-        "base": {"name": model.name, "fingerprint": fingerprint(model)},
-        "args": vars(args) | {"dtype": str(args.dtype).removeprefix("torch.")},
-        "tokens": len(tokens),
-        "rows": method.n_rows(),
-        "divergence": kl,
-        "loss": curve,
-    }
+    made = vars(args) | {"dtype": str(args.dtype).removeprefix("torch.")}
+    results = {"args": made, "tokens": len(tokens), "rows": method.n_rows(), "divergence": kl, "loss": curve}
     write_json(out / "results.json", results)
     print(f"{len(tokens)} tokens in {method.n_rows()} rows; divergence from {model.name} reading them, nats per token:")
     for name, value in kl.items():
