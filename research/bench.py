@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tqdm import tqdm
 import prefix
 from files import peft as peft_files
 from files.errors import UserError, run_main
-from files.safe import read_tensors, write_json
+from files.safe import read_tensors
 from files.weights import load_model, save_model
 from generate import generate
 from llama import Llama, LlamaConfig
@@ -51,7 +52,6 @@ def parse_args(argv=None):
     p.add_argument("--answer", type=at_least(2, 100_000), default=30, help="tokens of it (default %(default)s)")
     p.add_argument("--repeat", type=at_least(1, 1000), default=5, help="turns of each side (default %(default)s)")
     p.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS, help="(default: all)")
-    p.add_argument("--json", metavar="FILE", help="write the numbers")
     args = p.parse_args(argv)
     default = LlamaConfig() if args.arch == "llama" else GPTConfig()
     for name in ("n_layer", "n_embd", "vocab_size"):
@@ -140,38 +140,6 @@ def peft_step(model, optimizer, tokens, labels, autocast=False):
     return loss.item()
 
 
-def products_alone(w):
-    """The matrix products of one step or decoding, and nothing else: the time that the machine needs for them alone."""
-    matrices = [p.shape for p in load_model(w.folder).h[0].parameters() if p.dim() == 2]  # of a block: (n_out, n_in)
-    B, Q, A, P, C, D, L, own = w.batch_size, w.question, w.answer, w.rows, w.n_embd, 64, w.n_layer, w.job == "finetune"
-    T = Q + A - 1
-    # (sequences, positions of each, positions attended to, rows of logits, backward passes)
-    passes = [(B, T, T if own else P + T, B * A, 2 if own else 1)]
-    if w.job == "decode":
-        passes = [(B, Q, P + Q, B, 0)] + [(B, 1, P + Q + i, B, 0) for i in range(1, A)]
-    elif w.job == "prompt":  # its rows go through the network as well, once
-        passes.append((1, P, P, 0, 1))
-    products = []  # (shape of a, shape of b, how often)
-    for n, T, S, logits, backward in passes:
-        heads, times = n * C // D, L * (1 + 2 * bool(backward))
-        products += [((n * T, n_in), (n_in, n_out), L * (1 + backward)) for n_out, n_in in matrices]
-        products += [((heads, T, D), (heads, D, S), times), ((heads, T, S), (heads, S, D), times)]
-        products += [((logits, C), (C, w.vocab_size), 1 + backward)] * bool(logits)
-    random = partial(torch.randn, device=w.device, dtype=getattr(torch, w.dtype))
-    pairs = [(random(a), random(b), times) for a, b, times in products]
-
-    def multiply():
-        for a, b, times in pairs:
-            for _ in range(times):
-                a @ b
-        return 0.0
-
-    return multiply
-
-
-SIDES = {"ours": ours, "PEFT": theirs, "products alone": products_alone}
-
-
 def timed(turn, device):
     """(seconds, what turn() returns), with all that it started on the device."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -193,43 +161,35 @@ def peak_memory(device):
     return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def work(w, side, pipe):
-    """Answer each message in a pipe with one turn of a side: seconds, what came out, peak memory in GB."""
-    turn = SIDES[side](w)
-    while pipe.recv():
-        pipe.send((*timed(turn, w.device), peak_memory(w.device)))
-
-
 # ---------------------------------------------------------------- the turns
 
 
-def measure(w, sides):
-    """{side: {"seconds": of each turn, "gb": peak, "out": the first turn's}} of sides that take turns."""
-    context, workers, turns = multiprocessing.get_context("spawn"), {}, {side: [] for side in sides}
-    try:
-        for side in sides:
-            here, there = context.Pipe()
-            workers[side] = here, context.Process(target=work, args=(w, side, there))
-            workers[side][1].start()
-            there.close()  # so that its end is noticed here
+def begin(side, w):
+    """Prepare this process for the turns of `ours` or `theirs`."""
+    global turn
+    turn = side(w)
+
+
+def one_turn(device):
+    """(seconds of one turn, its loss or text, peak memory of this process in GB)."""
+    return *timed(turn, device), peak_memory(device)
+
+
+def measure(w):
+    """{side: {"seconds": of each turn, "gb": peak, "out": the first turn's}} of both sides, which take turns."""
+    start = partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"), begin)
+    with start((ours, w)) as here, start((theirs, w)) as there:
+        turns = {"ours": [], "PEFT": []}
         for _ in range(w.repeat + 1):  # the first turn warms up
-            for side, (pipe, _) in workers.items():
-                try:
-                    pipe.send("go")
-                    turns[side].append(pipe.recv())
-                except (EOFError, OSError):
-                    raise UserError(f"{w.job}, {w.dtype}: {side} broke off, its own message is above") from None
-    finally:
-        for _, process in workers.values():
-            process.kill()
-            process.join()
+            for side, process in zip(turns, (here, there)):
+                turns[side].append(process.submit(one_turn, w.device).result())
     return {side: {"seconds": [s for s, *_ in t[1:]], "gb": t[-1][2], "out": t[0][1]} for side, t in turns.items()}
 
 
 def check_agreement(job, ours, peft):
-    """Raises UserError where our side and PEFT return another loss or another text: they do not do the same work."""
-    if ours != peft if job == "decode" else abs(ours / peft - 1) >= 1e-3:
-        raise UserError(f"{job}: ours gives {ours}, PEFT {peft}: they do not do the same work")
+    """Both sides have to return the same loss or the same text: otherwise they do not do the same work."""
+    agree = ours == peft if job == "decode" else abs(ours / peft - 1) < 1e-3
+    assert agree, f"{job}: ours gives {ours}, PEFT {peft}: they do not do the same work"
 
 
 def work_of(args, model, folder, job, dtype):
@@ -251,14 +211,10 @@ def main(argv=None):
         model = (Llama if args.arch == "llama" else GPT)(shape(args)).freeze()
         save_model(model, folder)
         for job, dtype in tqdm([(job, dtype) for job in args.jobs for dtype in dtypes], unit=" measurements"):
-            w = work_of(args, model, folder, job, dtype)
-            measured = measure(w, SIDES)
-            out = {name: side.pop("out") for name, side in measured.items()}
+            sides = measure(work_of(args, model, folder, job, dtype))
             if dtype == "float32":
-                check_agreement(job, out["ours"], out["PEFT"])
-            results.append({"job": job, "dtype": dtype, "sides": measured})
-            if args.json:
-                write_json(args.json, results)
+                check_agreement(job, sides["ours"]["out"], sides["PEFT"]["out"])
+            results.append((job, dtype, sides))
     print(table(results, args))
 
 
@@ -269,23 +225,22 @@ def spread(values, form):
 
 
 def table(results, args):
-    """Markdown: time and peak memory of each side, how many times as long PEFT takes, and the share of our time that
-    the matrix products alone take."""
+    """Markdown: time and peak memory of each side, and how many times as long PEFT takes."""
     lines = [
         f"{args.arch}, {args.n_layer} layers, {args.n_embd} wide, {args.vocab_size} words; {args.batch_size} texts of "
         f"{args.question} + {args.answer} tokens behind {args.rows} rows; {args.device}, {torch.get_num_threads()} "
         f"threads; median [lowest, highest] of {args.repeat} turns.\n",
-        "| | dtype | ours | PEFT | faster | bound |\n" + "| --- " * 6 + "|",
+        "| | dtype | ours | PEFT | faster |\n" + "| --- " * 5 + "|",
     ]
-    for r in results:
-        cells, (ours, peft, products) = [r["job"], r["dtype"]], (r["sides"][name]["seconds"] for name in SIDES)
-        for seconds, side in (ours, "ours"), (peft, "PEFT"):
-            speed, unit = spread(seconds, "{:.3f}"), "s"
-            if r["job"] == "decode":
-                speed, unit = spread([args.batch_size * args.answer / s for s in seconds], "{:.0f}"), "tok/s"
-            cells.append(f"{speed} {unit}, {r['sides'][side]['gb']:.1f} GB")
-        cells.append(spread([slow / fast for slow, fast in zip(peft, ours)], "{:.1f}x"))
-        lines.append(f"| {' | '.join(cells)} | {statistics.median(products) / statistics.median(ours):.0%} |")
+    for job, dtype, sides in results:
+        cells = [job, dtype]
+        for side in sides.values():
+            speed = spread(side["seconds"], "{:.3f}") + " s"
+            if job == "decode":
+                speed = spread([args.batch_size * args.answer / s for s in side["seconds"]], "{:.0f}") + " tok/s"
+            cells.append(f"{speed}, {side['gb']:.1f} GB")
+        pairs = zip(sides["PEFT"]["seconds"], sides["ours"]["seconds"])
+        lines.append(f"| {' | '.join(cells)} | {spread([slow / fast for slow, fast in pairs], '{:.1f}x')} |")
     return "\n".join(lines)
 
 

@@ -7,9 +7,6 @@ Trains a tokenizer, prepares token files, pretrains, and writes a model folder t
 --resume the same command goes on where it was stopped.
 """
 
-import itertools
-import multiprocessing
-import os
 import random
 from pathlib import Path
 
@@ -19,7 +16,6 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data.tokenizer import Tokenizer, byte_alphabet
-from files import schemas
 from files.errors import UserError, run_main
 from files.safe import replacing, write_json, write_text
 from files.weights import save_model
@@ -33,7 +29,7 @@ from run.flags import Parser, at_least, learning_rate, number, seed_number
 PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
 QUESTION_WEIGHT = 0.2  # of the loss on questions, which nothing foretells
 SHORT_CONTEXT, DECAY = 0.75, 0.4  # first share of the steps, in windows of half a block; last, with falling rates
-PIECE = 2**21  # tokens of documents that a process draws at a time
+PIECE = 2**21  # tokens of documents that are drawn from one seed
 MOST_DRAWN = 2**26  # tokens of documents in all: a longer run reads them more than once
 SHOTS = (0, 1, 2, 4, 8)
 NO_SETTINGS = "text", "out", "show_documents", "compile", "device", "dtype", "eval_interval", "resume"
@@ -137,7 +133,7 @@ def prepare(args, out):
         if not file.exists():
             print(f"writing {file} ...", flush=True)
             if isinstance(source, str):
-                tokens = draw_documents((out, args.vocab_size), source, n)
+                tokens = draw_documents(tokenizer, source, n)
             else:
                 tokens = first_tokens((document_tokens(tokenizer, ("prose", book, [])) for book in source), n)
             with replacing(file) as temporary, open(temporary, "wb") as opened:
@@ -146,20 +142,19 @@ def prepare(args, out):
     return tokenizer, data, sum(documents.is_held_out([(book, "", "")]) for book in prose)
 
 
-def draw_documents(tokenizer_of, seed, n):
-    """An array (2, n) of tokens and asked. Each piece has a seed of its own, and all cores draw: the same documents on
-    any number of them."""
-    pieces = [(tokenizer_of, f"{seed} {i}", min(PIECE, n - start)) for i, start in enumerate(range(0, n, PIECE))]
-    if len(pieces) == 1:
-        return draw_piece(pieces[0])
-    with multiprocessing.get_context("spawn").Pool(min(len(pieces), os.cpu_count())) as pool:
-        return np.concatenate(list(tqdm(pool.imap(draw_piece, pieces), "drawing", len(pieces))), axis=1)
+def draw_documents(tokenizer, seed, n):
+    """An array (2, n) of tokens and asked, in pieces that have a seed each."""
+    pieces = []
+    for i, start in enumerate(range(0, n, PIECE)):
+        drawn = documents_of(tokenizer, random.Random(f"{seed} {i}"))
+        pieces.append(first_tokens(drawn, min(PIECE, n - start)))
+    return np.concatenate(pieces, axis=1)
 
 
-def draw_piece(piece):
-    tokenizer_of, seed, n = piece
-    tokenizer, rng = Tokenizer.load(*tokenizer_of), random.Random(seed)
-    return first_tokens((document_tokens(tokenizer, documents.document(rng)) for _ in itertools.count()), n)
+def documents_of(tokenizer, rng):
+    """(tokens, asked) of one synthetic document after another, without end."""
+    while True:
+        yield document_tokens(tokenizer, documents.document(rng))
 
 
 def first_tokens(stream, n):
@@ -259,20 +254,6 @@ def measure(model, tokenizer, data, tokens_seen, T):
 # ---------------------------------------------------------------- training
 
 
-def check_arguments(args, out):
-    """The arguments that a run's numbers depend on, {name: value}. Raises UserError where `out` holds another run."""
-    settings = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
-    in_use = resume.is_stopped(out) or (out / "model.safetensors").exists()
-    if out.exists() and not out.is_dir() or in_use and not args.resume:
-        raise UserError(f"{out} is already in use: give another --out, or --resume to go on")
-    if os.path.lexists(out / "args.json"):
-        before = schemas.read_json(out / "args.json", dict, "give another --out")
-        changed = [name for name in settings | before if settings.get(name) != before.get(name)]
-        if changed:
-            raise UserError(f"{out} holds a run with another --{changed[0].replace('_', '-')}: give another --out")
-    return settings
-
-
 def initial_model(args):
     """The untrained model. It depends on the seed and the sizes alone."""
     torch.manual_seed(args.seed)
@@ -324,10 +305,10 @@ def train(args, out, model, tokenizer, data, state, checkpoint):
         checkpoint.after_step(optimizers, row)
 
 
-def write_card(args, out, model, state, held_out):
+def write_card(out, model, state, held_out):
     """README.md of a base: what it was made with, and what it can do."""
-    last, settings = state["log"][-1], {k: v for k, v in vars(args).items() if k not in NO_SETTINGS}
-    facts = {"parameters": sum(p.numel() for p in model.parameters()), **settings}
+    last = state["log"][-1]
+    facts = {"parameters": sum(p.numel() for p in model.parameters()), **state["args"]}
     facts |= {f"loss on {part}, nats per token": round(last[part], 3) for part in ("prose", "documents", "answers")}
     facts |= {"books that show a task's format": held_out, "minutes": round(sum(state["seconds"].values()) / 60)}
     for skill, by_k in last["kshot"].items():
@@ -347,16 +328,19 @@ def main(argv=None):
         return
     processes.start(args.device)
     out = Path(args.out)
-    settings = check_arguments(args, out)
+    if out.is_dir() and not args.resume and not all(resume.is_leftover(p) for p in out.iterdir()):
+        raise UserError(f"{out} is already in use: give another --out, or --resume to go on")
     if (out / "model.safetensors").exists() and not resume.is_stopped(out):
         print(f"{out} is finished: nothing is left to do")
         return
+    settings = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
     saved = resume.load(out) if args.resume else None
-    state = saved.state if saved else {"step": 0, "log": [], "seconds": {}}
+    state = saved.state if saved else {"args": settings, "step": 0, "log": [], "seconds": {}}
+    changed = [name for name in settings if settings[name] != state["args"].get(name)]
+    if changed:
+        raise UserError(f"{out} holds a run with another --{changed[0].replace('_', '-')}: give another --out")
     with resume.Checkpoint(out, lambda: state, state["seconds"], saved) as checkpoint:
-        if processes.is_main():
-            write_json(out / "args.json", settings)
-        else:
+        if not processes.is_main():
             processes.wait()  # until the first process has written the data
         tokenizer, data, held_out = prepare(args, out)
         if processes.is_main():
@@ -369,7 +353,7 @@ def main(argv=None):
             train(args, out, model, tokenizer, data, state, checkpoint)
         if processes.is_main():
             save_model(model, out, torch.bfloat16)
-            write_card(args, out, model, state, held_out)
+            write_card(out, model, state, held_out)
             checkpoint.finish()
             print(f"saved {out}")
 

@@ -6,7 +6,6 @@ import math
 import os
 import random
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,18 +91,15 @@ def test_a_stopped_run_goes_on_to_the_same_weights(monkeypatch, command, prose, 
     monkeypatch.setattr(torch.Tensor, "isfinite", original)
     assert resume.load(tmp_path / "stopped").state["step"] == 8
     assert "already in use: give another --out, or --resume" in pretrain_to("stopped", expected=2).err
+    assert "holds a run with another --seed" in pretrain_to("stopped", "--resume", "--seed", 1, expected=2).err
     assert not (tmp_path / "stopped" / "model.safetensors").exists()
     pretrain_to("stopped", "--resume")
     assert "stopped is finished: nothing is left to do" in pretrain_to("stopped", "--resume").out
-    assert "holds a run with another --seed" in pretrain_to("stopped", "--resume", "--seed", 1, expected=2).err
     whole, stopped = load_model(tmp_path / "whole"), load_model(tmp_path / "stopped")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), stopped.parameters()))
     card = (tmp_path / "whole" / "README.md").read_text()
-    assert (
-        "| seed | 0 |" in card
-        and "| tokens | 2560.0 |" in card
-        and "| copy, right after so many examples | 0: " in card
-    )
+    for row in ("seed | 0", "tokens | 2560.0", "copy, right after so many examples | 0: "):
+        assert f"| {row}" in card
 
 
 def test_input_without_training(command, tmp_path):
@@ -164,10 +160,10 @@ def test_losses_at_other_positions_are_those_of_a_table_whose_rows_are_shifted()
         torch.testing.assert_close(got[20 * b : 20 * b + 20], want, atol=1e-5, rtol=1e-5)
 
 
-def test_documents_are_the_same_however_many_processes_draw_them(monkeypatch, tokenizer):
-    """Written out: documents from a seed for each piece. As many are drawn as the piece needs."""
+def test_each_piece_of_the_documents_has_a_seed_of_its_own(monkeypatch, tokenizer):
+    """Written out; as many documents are drawn as the piece needs."""
     monkeypatch.setattr(pretrain, "PIECE", 1500)
-    drawn = pretrain.draw_documents((Path("data/nano-2"), 1024), "a test", 2000)
+    drawn = pretrain.draw_documents(tokenizer, "a test", 2000)
     assert drawn.shape == (2, 2000)
     for i, start in enumerate((0, 1500)):
         rng, tokens, asked = random.Random(f"a test {i}"), [], []
