@@ -51,7 +51,8 @@ def test_the_listed_task_and_method_run(tmp_path):
     (tmp_path / "methods" / "bounded.py").write_text(METHOD)
     flags = "--task sorting --method bounded --examples 64 --test-examples 5 --beside none --out one"
     assert "sorting on nano-2" in run("train_task.py", *flags.split(), cwd=tmp_path)
-    assert "rows between -1 and 1" in run("-m", "research.measure", "one/prefix.safetensors", cwd=tmp_path)
+    again = "-m research.measure one/prefix.safetensors --test-examples 5 --beside none"
+    assert "rows between -1 and 1" in run(*again.split(), cwd=tmp_path)
 
 
 def commands():
