@@ -325,8 +325,6 @@ def finish(run, prompt, look_before):
     content = results.for_json()
     write_json(out / "results.json", content)
     print("\n" + report.table(content))
-    if results.nearest_tokens:
-        print("\n" + report.token_table(results.nearest_tokens))
     if results.loss:
         plots.plot_loss(content, out / "loss.png")
     if task.classes:

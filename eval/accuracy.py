@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 
 from data.batches import question_batches, training_batches
-from generate import generate, stack_caches
+from generate import generate
 
 
 def wilson(correct, n, z=1.959964):
@@ -36,45 +36,25 @@ def generate_answers(network, past, tokenizer, task, encoded, longest=None, batc
     past is a KV cache of batch 1, or None; encoded comes from data.batches.encode. Every question gets `longest`
     tokens, by default as many as the longest true answer has.
     """
-    longest = longest or longest_answer(encoded)
-    texts = [""] * len(encoded)
-    for rows in batches_by_length(encoded, batch_size):
-        new = write(network, [encoded[i][0] for i in rows], longest, past, None, tokenizer, task)
-        for i, text in zip(rows, new):
-            texts[i] = text
+    longest, stop = longest or longest_answer(encoded), tokenizer.encode_task(task.stop)[-1]
+    order, texts = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0])), [""] * len(encoded)
+    for start in range(0, len(order), batch_size):  # questions of similar length together
+        rows = order[start : start + batch_size]
+        written = generate(network, [encoded[i][0] for i in rows], longest, past, stop=stop)
+        for i, tokens in zip(rows, written):
+            texts[i] = "".join(tokenizer.decode(tokens).partition(task.stop)[:2])
     return texts
 
 
-def majority_vote(network, pasts, tokenizer, task, encoded, batch_size=250):
-    """The texts on whose final answer most of several prompts agree; in a tie the earliest prompt's.
-
-    All prompts are in one batch, each before every question. Prompt ensembling, Lester et al. (2021), section 6.
+def majority_vote(network, pasts, tokenizer, task, encoded):
+    """The texts on whose final answer most of several prompts agree; in a tie the earliest prompt's. Prompt
+    ensembling: Lester et al. (2021), section 6.
     """
-    n, longest, texts = len(pasts), longest_answer(encoded), [""] * len(encoded)
-    cache, past_pad = stack_caches(pasts)  # (n, n_head, P, D) a layer, (n_layer, n)
-    for rows in batches_by_length(encoded, max(1, batch_size // n)):
-        repeated = [tuple(x.repeat(len(rows), 1, 1, 1) for x in pair) for pair in cache]  # (B * n, n_head, P, D)
-        questions = [encoded[i][0] for i in rows for _ in range(n)]
-        written = write(network, questions, longest, repeated, past_pad.repeat(1, len(rows)), tokenizer, task)
-        for i, row in enumerate(rows):
-            votes = written[i * n : (i + 1) * n]
-            finals = [task.final_answer(text) for text in votes]
-            most = max(finals, key=finals.count)  # the first of those with the most votes
-            texts[row] = votes[finals.index(most)]
+    texts = []
+    for votes in zip(*[generate_answers(network, past, tokenizer, task, encoded) for past in pasts]):
+        finals = [task.final_answer(text) for text in votes]
+        texts.append(votes[finals.index(max(finals, key=finals.count))])  # the first of those with the most votes
     return texts
-
-
-def write(network, questions, longest, past, past_pad, tokenizer, task):
-    """What greedy decoding writes after each question, up to and with the task's stop."""
-    stop = tokenizer.encode_task(task.stop)[-1]
-    written = generate(network, questions, longest, past, past_pad, stop=stop)
-    return ["".join(tokenizer.decode(tokens).partition(task.stop)[:2]) for tokens in written]
-
-
-def batches_by_length(encoded, batch_size):
-    """The indices of the questions in batches, questions of similar length together."""
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ import math
 import random
 
 import torch
-import torch.nn.functional as F
 
 from data.batches import encode, training_batches
 from model import Attention
@@ -32,45 +31,32 @@ def attention_weights(network, tokens, past=None):
         yield (scores + mask[..., -scores.size(-1) :]).softmax(-1)
 
 
+@torch.no_grad()
 def attention_to_rows(method, frozen, tokenizer, examples):
-    """What the tokens of true answers attend to while each is predicted, on average over all of them: a dict, or None
-    where the method has no rows before the question that share a softmax with it.
+    """The attention of true answers to a prompt's rows while each of their tokens is predicted, on average over all of
+    them. Returns a dict, or None where the method has no rows before the question that share a softmax with it.
 
     questions  how many
     rows       [layer][head][row]: the share that each row of the prompt gets, from 0 to 1
-    shares     a dict for each layer, the mean of its heads: rows, shots, question and answer so far, which sum to 1
+    shares     [layer]: the share of all rows together, the mean of the layer's heads
 
     A layer that has no rows gives them nothing.
     """
     network = method.network(frozen)
-    with torch.no_grad():
-        past = method.past(network)
-    S = 0 if method.shots is None else method.shots.size(1)
+    past, S = method.past(network), 0 if method.shots is None else method.shots.size(1)
     if past is None or past[-1][0].size(2) == S:
         return None
-    encoded = encode(method.tokenizer(tokenizer), examples)
     device, P = past[-1][0].device, past[-1][0].size(2) - S
-    rows = torch.zeros(len(past), frozen.config.n_head, P)  # (n_layer, n_head, P)
-    shares, n = torch.zeros(len(past), 4), 0
-    for tokens, _, answer in training_batches(encoded, 32, random.Random(0)):  # (B, T) each
-        tokens, answer = tokens.to(device), answer.to(device)
-        so_far = F.pad(answer[:, :-1], (1, 0))  # (B, T), True for tokens of the answer: each follows a predicting one
+    rows, n = torch.zeros(len(past), frozen.config.n_head, P), 0  # (n_layer, n_head, P)
+    for tokens, _, answer in training_batches(encode(method.tokenizer(tokenizer), examples), 32, random.Random(0)):
         n += answer.sum().item()
-        for i, weights in enumerate(attention_weights(network, tokens, past)):
-            T = tokens.size(1)
-            own = weights.size(3) - S - T  # rows of this layer: a prefix may stand in the upper ones only
-            to = weights.transpose(1, 2)  # (B, T, n_head, own + S + T)
+        for i, weights in enumerate(attention_weights(network, tokens.to(device), past)):
+            own = weights.size(3) - S - tokens.size(1)  # rows of this layer: a prefix may stand in the upper ones only
             if own:
-                rows[i] += to[..., :own][answer].sum(0).cpu()
-            text, before = to[..., -T:], to.mean(2)[answer]  # (B, T, n_head, T), (N, own + S + T)
-            to_answer = (text * so_far[:, None, None]).sum(3).mean(2)[answer].sum()
-            to_text = before[:, own + S :].sum()
-            shares[i] += torch.stack(
-                [before[:, :own].sum(), before[:, own : own + S].sum(), to_text - to_answer, to_answer]
-            ).cpu()
-    names = "rows", "shots", "question", "answer so far"
+                rows[i] += weights.transpose(1, 2)[..., :own][answer.to(device)].sum(0).cpu()
+    rows /= n
     return {
         "questions": len(examples),
-        "rows": [[[round(w, 4) for w in head] for head in layer] for layer in (rows / n).tolist()],
-        "shares": [dict(zip(names, (round(s, 4) for s in layer))) for layer in (shares / n).tolist()],
+        "rows": [[[round(w, 4) for w in head] for head in layer] for layer in rows.tolist()],
+        "shares": [round(share, 4) for share in rows.sum(2).mean(1).tolist()],
     }

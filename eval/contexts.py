@@ -22,8 +22,8 @@ def best_context(model, tokenizer, task, examples, max_tokens, seed=0, draws=4, 
     draws; the example that a prompt starts from is one of them. Each is scored on up to n_questions other training
     examples: most exact matches first, then the lowest loss in nats per answer token.
     """
-    rng = random.Random(f"context {seed}")
-    longest = [e for e in examples if e.length == max(e.length for e in examples)]
+    rng, most = random.Random(f"context {seed}"), max(e.length for e in examples)
+    longest = [e for e in examples if e.length == most]
     drawn = [(1, "longest", task.worth_showing(examples, 1))]
     for k in (1, 2, 4, 8):
         for lengths, pool in (("longest", longest), ("mixed", examples)):

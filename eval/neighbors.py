@@ -12,25 +12,22 @@ def nearest_tokens(model, tokenizer, method, k=3):
     rows = method.input_rows()
     if rows is None:
         return []
-    table = F.normalize(model.wte.weight.float(), dim=-1)  # (vocab_size, C)
-    now, start = F.normalize(rows.float(), dim=-1), F.normalize(method.start.float(), dim=-1)  # (P, C)
-    at_start, at_end = closest(table, start, tokenizer, k), closest(table, now, tokenizer, k)
+    table, now, start = (F.normalize(x.float(), dim=-1) for x in (model.wte.weight, rows, method.start))  # (P, C)
+
+    def closest(rows):
+        cosines, tokens = (rows @ table.T).topk(k)  # (P, k) each
+        pairs = zip(tokens.tolist(), cosines.tolist())
+        return [[[tokenizer.decode([t]), round(c, 3)] for t, c in zip(*of_row)] for of_row in pairs]
+
     return [
         {
-            "init_token": None if i < method.n_random else at_start[i][0][0],
-            "init_nearest": at_start[i],
-            "nearest": at_end[i],
+            "init_token": None if i < method.n_random else before[0][0],
+            "init_nearest": before,
+            "nearest": after,
             "cosine_to_init": round((now[i] @ start[i]).item(), 3),
         }
-        for i in range(len(now))
+        for i, (before, after) in enumerate(zip(closest(start), closest(now)))
     ]
-
-
-def closest(table, rows, tokenizer, k):
-    """The k tokens with the greatest cosine to each of the rows (P, C), as [token, cosine]."""
-    cosines, tokens = (rows @ table.T).topk(k)  # (P, k) each
-    pairs = zip(tokens.tolist(), cosines.tolist())
-    return [[[tokenizer.decode([t]), round(c, 3)] for t, c in zip(*of_row)] for of_row in pairs]
 
 
 def init_words(method, tokenizer):

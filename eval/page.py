@@ -36,10 +36,7 @@ def details(task, tests, written, words, before, tuned):
     return {
         "questions": {r: [[e.question, e.answer, e.length] for e in examples] for r, examples in tests.items()},
         "written": {
-            when: {
-                name: {r: [compared(e, text) for e, text in zip(tests[r], texts)] for r, texts in by_range.items()}
-                for name, by_range in by_name.items()
-            }
+            when: {name: {r: [*map(compared, tests[r], of[r])] for r in of} for name, of in by_name.items()}
             for when, by_name in written.items()
         },
         "attention": {"before": before, "tuned": tuned},
@@ -49,13 +46,9 @@ def details(task, tests, written, words, before, tuned):
 
 def write_page(path, results, details):
     """Write report.html."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # data may hold any text
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    strict = {"autoescape": True, "undefined": jinja2.StrictUndefined}  # data may hold any text
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **strict)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # ranges and contenders in their own order
     (after, before), figures = report.scores(results), {}
     if results["answers"]:

@@ -89,12 +89,10 @@ def plot_lengths(results, path=None):
 def by_length(by_range, new_words):
     """Lengths, accuracy in %, and the reach of its interval below and above, of the ranges without new words."""
     counts = {int(x): c for name, a in by_range.items() if name not in new_words for x, c in a["by_length"].items()}
-    x = sorted(counts)
-    intervals = [wilson(counts[k]["correct"], counts[k]["n"]) for k in x]
-    points = [
-        [100 * counts[k]["correct"] / counts[k]["n"], 100 * low, 100 * high] for k, (low, high) in zip(x, intervals)
-    ]
-    return x, [y for y, _, _ in points], reach(points)
+    points = []
+    for _, c in sorted(counts.items()):
+        points.append([100 * share for share in (c["correct"] / c["n"], *wilson(c["correct"], c["n"]))])
+    return sorted(counts), [y for y, _, _ in points], reach(points)
 
 
 def reach(points):
@@ -110,28 +108,20 @@ def color_of(results, name):
 
 
 def plot_confusion(results, method, path=None):
-    """What was chosen for each true answer, in % of the true answer's questions."""
-    names, cells = [name[:24] for name in results["answers"]], {}
-    for name, row in zip(names, results["classes"][method]["confusion"]):
-        share = [100 * n / max(1, sum(row)) for n in row]
-        cells[f"{name} ({sum(row)})"] = [(v, f"{v:.0f}" if len(row) <= 12 else "") for v in share]  # legible ones
-    fig, axis = plot_cells(cells, names)
+    """What was chosen for each true answer, in % of the true answer's questions: the more, the darker."""
+    names, confusion = [name[:24] for name in results["answers"]], results["classes"][method]["confusion"]
+    shares = [[100 * n / max(1, sum(row)) for n in row] for row in confusion]
+    fig, axis = plt.subplots(figsize=(0.7 * len(names) + 3, 0.6 * len(names) + 1.8))
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for i, row in enumerate(shares if len(names) <= 12 else ()):  # more would not be legible
+        for j, share in enumerate(row):
+            color = "white" if share > 50 else "#333333"
+            axis.text(j, i, f"{share:.0f}", ha="center", va="center", color=color)
+    axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    axis.set_yticks(range(len(names)), [f"{name} ({sum(row)})" for name, row in zip(names, confusion)])
+    axis.grid(False)
     axis.set(xlabel="chosen", ylabel="true (questions)", title=f"{results['task']}\n{results['labels'][method]} (%)")
     return write(fig, path)
-
-
-def plot_cells(cells, columns, lowest=0):
-    """A table {row: [(value, text)]}, the darker blue, the nearer a value is to 100."""
-    fig, axis = plt.subplots(figsize=(0.7 * len(columns) + 3, 0.6 * len(cells) + 1.8))
-    axis.imshow([[v for v, _ in row] for row in cells.values()], cmap="Blues", vmin=lowest, vmax=100, aspect="auto")
-    for i, row in enumerate(cells.values()):
-        for j, (v, text) in enumerate(row):
-            color = "white" if v > (lowest + 100) / 2 else "#333333"
-            axis.text(j, i, text, ha="center", va="center", color=color)
-    axis.set_xticks(range(len(columns)), columns, rotation=20, ha="right")
-    axis.set_yticks(range(len(cells)), list(cells))
-    axis.grid(False)
-    return fig, axis
 
 
 # ---------------------------------------------------------------- studies
@@ -145,83 +135,58 @@ def plot_study(rows, folder, along=""):
         task_rows = [r for r in rows if r["task"] == task]
         asked = [r for r in task_rows if r["series"] not in CONTEXTS] or task_rows  # contexts see no other task
         ranges = [name for name in asked[0]["accuracy"] if all(name in r["accuracy"] for r in asked)]
+        series = {}  # {name: its rows}
+        for r in task_rows:
+            series.setdefault(r["series"], []).append(r)
+        columns = min(3, len(ranges)) if along else len(ranges)
+        lines = math.ceil(len(ranges) / columns)
+        size = (4.2 * columns + 0.6, 3.5 * lines + 1.8) if along else (2.2 * columns + 3.2, 0.38 * len(series) + 2)
+        fig, panels = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False)
+        fig.suptitle(f"{task}: final-answer accuracy (%)", fontsize=16)
+        for panel, name in zip(panels.flat, ranges):
+            panel.set_title(name.replace("on ", "on\n"), fontsize=15)
+            panel.tick_params(labelsize=13)
+            draw_curves(panel, series, name, along) if along else draw_dots(panel, series, name)
+        for panel in panels.flat[len(ranges) :]:
+            panel.remove()
         path = Path(folder) / f"figure_{task.replace(':', '-')}.png"
-        plot_curves(task_rows, ranges, along, path) if along else plot_dots(task_rows, ranges, path)
+        if along:
+            finish(fig, panels[0, 0], path)
+        else:
+            fig.supxlabel("hollow before tuning, red after; dashed line: best context", fontsize=14)
+            write(fig, path)
 
 
-def plot_curves(rows, ranges, along, path):
+def draw_curves(panel, series, name, along):
     """Accuracy along an axis with whiskers from the lowest to the highest seed, dashed before tuning. What has no place
     on the axis, such as the best context, is a gray line."""
-    fig, panels = panels_of(ranges, min(3, len(ranges)), rows)
-    at = sorted({r["x"] for r in rows if r["x"]})
-    for panel, name in zip(panels, ranges):
-        for i, s in enumerate(dict.fromkeys(r["series"] for r in rows)):
-            mine = sorted((r for r in rows if r["series"] == s), key=lambda r: r["x"] or 0)
-            points = [r["accuracy"].get(name, [math.nan] * 3) for r in mine]
-            if not mine[-1]["x"]:
-                panel.axhline(points[0][0], color=INK, ls=("--", ":", "-.")[i % 3], label=s)
-                continue
-            x, color = [r["x"] for r in mine], plt.cm.tab10(i % 10)
-            panel.errorbar(x, [y for y, _, _ in points], reach(points), color=color, marker="o", ms=4, label=s)
-            panel.plot(x, [r["before"].get(name, [math.nan])[0] for r in mine], color=color, ls="--", lw=1)
-        panel.set(xscale="log", ylim=(-4, 104), xlabel=along)
-        panel.set_xticks(at, [f"{x:,}" if x < 1e6 else f"{x / 1e6:.1f}M" for x in at])
-        panel.minorticks_off()
-    finish(fig, panels[0], path)
+    for i, (label, rows) in enumerate(series.items()):
+        rows = sorted(rows, key=lambda r: r["x"] or 0)
+        points = [r["accuracy"].get(name, [math.nan] * 3) for r in rows]
+        if not rows[-1]["x"]:
+            panel.axhline(points[0][0], color=INK, ls=("--", ":", "-.")[i % 3], label=label)
+            continue
+        x, color = [r["x"] for r in rows], plt.cm.tab10(i % 10)
+        panel.errorbar(x, [y for y, _, _ in points], reach(points), color=color, marker="o", ms=4, label=label)
+        panel.plot(x, [r["before"].get(name, [math.nan])[0] for r in rows], color=color, ls="--", lw=1)
+    panel.set(xscale="log", ylim=(-4, 104), xlabel=along)
+    at = sorted({r["x"] for rows in series.values() for r in rows if r["x"]})
+    panel.set_xticks(at, [f"{x:,}" if x < 1e6 else f"{x / 1e6:.1f}M" for x in at])
+    panel.minorticks_off()
 
 
-def plot_dots(rows, ranges, path):
+def draw_dots(panel, series, name):
     """A line for each contender: from a hollow dot before tuning to a red one after it, with a whisker from the lowest
     to the highest seed."""
-    series = list(dict.fromkeys(r["series"] for r in rows))
-    fig, panels = panels_of(ranges, len(ranges), rows, 0.38 * len(series) + 2)
-    for panel, name in zip(panels, ranges):
+    for i, (label, rows) in enumerate(series.items()):
         for r in (r for r in rows if name in r["accuracy"]):
-            y, mean = -series.index(r["series"]), r["accuracy"][name][0]
-            color = RED if name in r["before"] else COLORS["few-shot"]
-            if r["series"] == "best context":
+            mean, color = r["accuracy"][name][0], RED if name in r["before"] else COLORS["few-shot"]
+            if label == "best context":
                 panel.axvline(mean, color=color, ls="--")
             if name in r["before"]:
                 start = r["before"][name][0]
-                panel.plot([start, mean], [y, y], color=RED, lw=1, alpha=0.5)
-                panel.plot(start, y, "o", ms=6, mfc="white", mec=RED)
-            panel.errorbar(mean, y, xerr=reach([r["accuracy"][name]]), fmt="o", ms=7, color=color)
-        panel.set_yticks([-i for i in range(len(series))], series, fontsize=14)
-        panel.set(xticks=[0, 50, 100], xlim=(-4, 104), ylim=(0.5 - len(series), 0.6))
-    fig.supxlabel("hollow before tuning, red after; dashed line: best context", fontsize=14)
-    write(fig, path)
-
-
-def style_panel(panel, title):
-    panel.set_title(title, fontsize=15)
-    panel.tick_params(labelsize=13)
-
-
-def panels_of(ranges, columns, rows, height=None):
-    """A figure with a panel for each range, `columns` side by side: (figure, panels)."""
-    lines = -(-len(ranges) // columns)
-    size = (2.2 * columns + 3.2, height) if height else (4.2 * columns + 0.6, 3.5 * lines + 1.8)
-    fig, panels = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False)
-    fig.suptitle(f"{rows[0]['task']}: final-answer accuracy (%)", fontsize=16)
-    for panel, name in zip(panels.flat, [*ranges, *[None] * (lines * columns)]):
-        style_panel(panel, name.replace("on ", "on\n")) if name else panel.remove()
-    return fig, panels.flat
-
-
-def plot_heat(rows, path):
-    """Accuracy in % before > after tuning on each task (across) from the prompt of each task (down). Below it other
-    starts, tuned on as many examples of the same task."""
-
-    def cell(r, name):
-        start, end = r["before"][name][0], r["accuracy"][name][0]
-        return end, f"{start:.0f} > {end:.0f}"
-
-    names, cells = list(dict.fromkeys(r["task"] for r in rows)), {}
-    for r in sorted(rows, key=lambda r: f"on {names[0]}" not in r["accuracy"]):  # prompts first
-        if f"on {names[0]}" in r["accuracy"]:
-            cells[f"prompt of {r['task']}"] = [cell(r, f"on {name}") for name in names]
-        elif r["before"]:
-            cells.setdefault(r["series"], []).append(cell(r, next(iter(r["accuracy"]))))
-    fig, axis = plot_cells(cells, names, lowest=min(min(row)[0] for row in cells.values()) - 1)
-    axis.set(xlabel="tuned on a tenth of its examples, four times over", title="accuracy (%), before > after tuning")
-    write(fig, path)
+                panel.plot([start, mean], [-i, -i], color=RED, lw=1, alpha=0.5)
+                panel.plot(start, -i, "o", ms=6, mfc="white", mec=RED)
+            panel.errorbar(mean, -i, xerr=reach([r["accuracy"][name]]), fmt="o", ms=7, color=color)
+    panel.set_yticks([-i for i in range(len(series))], series, fontsize=14)
+    panel.set(xticks=[0, 50, 100], xlim=(-4, 104), ylim=(0.5 - len(series), 0.6))

@@ -62,17 +62,23 @@ def table(results):
     rows.append(["questions", *(a["n"] for a in by_range.values())])
     width = 2 + max(len(label) for label, *_ in rows)
     lines = [f"{label:<{width}}{''.join(f'{cell:>22}' for cell in cells)}".rstrip() for label, *cells in rows]
-    return "\n".join(lines + losses_against_start(results) + how_each_learned(results) + base_is_the_limit(results))
+    return "\n".join(lines + remarks(results) + how_each_learned(results))
 
 
-def losses_against_start(results):
-    """A sentence for each contender that is less accurate on some range after tuning."""
-    (after, before), sentences = scores(results), []
+def remarks(results):
+    """A sentence for each contender that is less accurate on some range after tuning, and one if no contender on the
+    base beats a classifier of word frequencies or the most frequent answer."""
+    (after, before), labels, sentences = scores(results), results["labels"], []
     for name, starts in before.items():
         lost = {r: percent(start) - percent(after[name][r]) for r, start in starts.items()}
         points = ", ".join(f"{p:.1f} points ({r})" for r, p in lost.items() if p > 0)
         if points:
-            sentences.append(f"{results['labels'][name]} is less accurate than before tuning: {points}")
+            sentences.append(f"{labels[name]} is less accurate than before tuning: {points}")
+    right = {name: score["correct"] for name, score in results["classes"].items()}
+    without = [name for name in ("tfidf", "majority") if name in right]
+    best = max((n for name, n in right.items() if name not in (*without, "scratch", "vote")), default=0)
+    for name in [name for name in without if best <= right[name]][:1]:
+        sentences.append(f"No contender does better than {labels[name]!r}: the base is the limit here, not the method")
     return sentences
 
 
@@ -87,33 +93,6 @@ def how_each_learned(results):
             text += f"training questions right; {right[0]} at the start, {right[last]} at the end"
         sentences.append(text)
     return sentences
-
-
-def base_is_the_limit(results):
-    """Two lines if no contender on the base beats a classifier of word frequencies or the most frequent answer."""
-    right = {name: score["correct"] for name, score in results["classes"].items()}
-    for baseline in ("tfidf", "majority"):
-        others = [n for name, n in right.items() if name not in ("majority", "tfidf", "scratch", "vote")]
-        if baseline in right and max(others) <= right[baseline]:
-            return [
-                f"On {results['base']['name']} no contender does better than {results['labels'][baseline]!r}: the base "
-                "is the limit here, not the method.",
-                "Take a base that has read more language, for instance --model gpt2 or --model gpt2-medium.",
-            ]
-    return []
-
-
-def token_table(rows, most=12):
-    """The nearest tokens of the first `most` rows that began at random, and of the first `most` others."""
-    random = [i for i, r in enumerate(rows) if r["init_token"] is None]
-    shown = random[:most] + [i for i in range(len(rows)) if i not in random][:most]
-    lines = [f"{'row':>4}  {'began as':<12} {'cosine to start':>15}   nearest tokens now (cosine)"]
-    for i in shown:
-        near = "  ".join(f"{t!r} {c:.2f}" for t, c in rows[i]["nearest"])
-        start = "random" if i in random else repr(rows[i]["init_token"])
-        lines.append(f"{i:>4}  {start:<12} {rows[i]['cosine_to_init']:>15.2f}   {near}")
-    more = [f"results.json has all {len(rows)} rows"] * (len(shown) < len(rows))
-    return "\n".join(lines + more)
 
 
 def study_table(rows, settings, jobs, learned_from, along=""):

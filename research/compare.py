@@ -202,8 +202,6 @@ def do_study(name, args):
     write_text(folder / "table.md", text)
     write_json(folder / "study.json", {"settings": settings, "rows": rows})
     plots.plot_study(rows, folder, study.axis)
-    if name == "init_from" and not failed:
-        plots.plot_heat(rows, folder / "heat.png")
     minutes = (time.monotonic() - started) / 60
     print(f"wrote {', '.join(sorted(p.name for p in folder.iterdir()))} to {folder} after {minutes:.0f} minutes")
     return failed

@@ -89,8 +89,7 @@ def main(argv=None):
         results.nearest_tokens = nearest_tokens(model, tokenizer, next(iter(prompts.values())))
         write_json(out / "results.json", results.for_json())
         checkpoint.finish()
-    print(f"\n{report.table(results.for_json())}\n\n{report.token_table(results.nearest_tokens)}")
-    print(f"\nwrote results.json to {out}")
+    print(f"\n{report.table(results.for_json())}\n\nwrote results.json to {out}")
     return results
 
 

@@ -43,6 +43,7 @@ class Task:
     question_format = "{}"  # how a question is put, for sample.py
     tokenize = "bytes"  # or "bpe"
     classes = None  # the few answers that there are, where there are few
+    list_errors = ()  # of answers such as 3;8;12=12$: what it is called if an item is left out, or wrong, or the end is
 
     def examples(self, n, range_name=IN_DISTRIBUTION, split="test", seed=0):
         """A list of n `Example`s, lengths drawn uniformly from the range.
@@ -87,21 +88,16 @@ class Task:
             return "stopped early"
         if answer[i : i + 1] in ("", self.stop):
             return "ran on"
-        return "space added" if text[i] == " " else "wrong character"
+        if self.list_errors and "=" in text and text.count(";") < answer.count(";"):
+            return self.list_errors[0]
+        if text[i] == " ":
+            return "space added"
+        return self.list_errors[1 + (i > answer.rindex("="))] if self.list_errors else "wrong character"
 
 
 def first_difference(a, b):
     """The index of the first character in which two texts differ, which may be the end of the shorter one."""
     return len(os.path.commonprefix([a, b]))
-
-
-def error_in_list(kind, answer, text, left_out, wrong, miscopied):
-    """Refines Task.kind_of_error for an answer that lists items before its `=`, as 3;8;12=12$: one was left out, as
-    in 3;12=12$, an item is wrong, or the final answer is."""
-    if kind in ("wrong character", "space added") and "=" in text and text.count(";") < answer.count(";"):
-        return left_out
-    in_items = first_difference(answer, text) < answer.rindex("=")
-    return kind.replace("wrong character", wrong if in_items else miscopied)
 
 
 def in_test(question):

@@ -39,31 +39,27 @@ class Addition(Task):
         return text + f"00{carry}="
 
     def kind_of_error(self, answer, text):
-        return error_in_columns(answer, text, self.stop) if self.steps else super().kind_of_error(answer, text)
+        return error_in_columns(answer, text) if self.steps else super().kind_of_error(answer, text)
 
 
-def error_in_columns(answer, text, stop, result="sum", operation="added"):
+def error_in_columns(answer, text, result="sum", operation="added"):
     """What went wrong where a text first differs from an answer in columns such as 1405;2507;3609;000=975$."""
     if text == answer:
         return ""
-    i = first_difference(answer, text)
-    final = answer.rindex("=") + 1  # where the final answer begins
+    i, final = first_difference(answer, text), answer.rindex("=") + 1  # where the final answer begins
     if i >= final:
         return f"{result} miscopied"
-    start = i - i % 5  # of the column
-    column = text[start : start + 5]
-    used_up = start + 4 == final  # in the true answer no digit is left: 00, the last carry and =
-    if i == len(text) or stop in column[:4] or re.match(r"00\d=", column) and not used_up:
+    place = i % 5  # in its column
+    column, used_up = text[i - place : i - place + 5], i - place + 4 == final  # no digit is left: 00, the last carry, =
+    ends = re.match(r"00\d=", column)
+    if i == len(text) or "$" in column[:4] or ends and not used_up:
         return "stopped early"
-    if re.match(r"\d{4};", column) and used_up:
-        return "ran on"
-    if not re.match(r"\d{4};|00\d=", column):
+    if not ends and not re.match(r"\d{4};", column):
         return "another format"
-    if i - start < 2:
-        return "digit misread"
-    if i - start == 2:
-        return "carry missed" if column[2] == "0" else "carry wrong"
-    return f"digits {operation} wrong"
+    if not ends and used_up:
+        return "ran on"
+    carry = "carry missed" if column[2] == "0" else "carry wrong"
+    return ("digit misread", "digit misread", carry, f"digits {operation} wrong")[place]
 
 
 variants = {

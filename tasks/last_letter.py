@@ -3,7 +3,7 @@
 Wei et al. (2022), "Chain-of-Thought Prompting", section 5, last letter concatenation.
 """
 
-from tasks import IN_DISTRIBUTION, Task, error_in_list, words
+from tasks import IN_DISTRIBUTION, Task, words
 
 
 class LastLetter(Task):
@@ -11,6 +11,7 @@ class LastLetter(Task):
     unit = "words"
     ranges = {IN_DISTRIBUTION: (2, 4), "5 words": (5, 5), "6 words": (6, 6), "new words": (2, 4)}
     new_words = ("new words",)
+    list_errors = "word left out", "wrong letter", "letters miscopied"
     steps_pattern = r"\w;\w"
     pattern = r"last\((\w+,)+\w+\)=\w"
 
@@ -19,10 +20,6 @@ class LastLetter(Task):
         chosen = [rng.choice(by_letters[rng.randint(3, 8)]) for _ in range(length)]
         last = [word[-1] for word in chosen]
         return f"last({','.join(chosen)})=", f"{';'.join(last)}={''.join(last)}$"
-
-    def kind_of_error(self, answer, text):
-        kind = super().kind_of_error(answer, text)
-        return error_in_list(kind, answer, text, "word left out", "wrong letter", "letters miscopied")
 
 
 variants = {"": LastLetter()}

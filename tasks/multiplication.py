@@ -28,7 +28,7 @@ class Multiplication(Task):
         return f"{a}*{b}=", f"{text}00{carry}={a * b}$"
 
     def kind_of_error(self, answer, text):
-        return error_in_columns(answer, text, self.stop, "product", "multiplied")
+        return error_in_columns(answer, text, "product", "multiplied")
 
 
 variants = {"": Multiplication()}

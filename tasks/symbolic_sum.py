@@ -7,13 +7,13 @@ x1=3, x2=5, ..., x5=11 sum?3;8;15;24;35=35$
 
 from itertools import accumulate
 
-from tasks import IN_DISTRIBUTION, Task, error_in_list
+from tasks import IN_DISTRIBUTION, Task
 
 
 class SymbolicSum(Task):
     trigger = "Add up the values of all the symbols, one after the other, and write the total."
     unit = "terms"
-
+    list_errors = "term left out", "wrong total", "sum miscopied"
     steps_pattern = r"\d;\d"
     pattern = r"x1=\d+, x2=\d+[^?]* sum\?\d"
 
@@ -32,10 +32,6 @@ class SymbolicSum(Task):
         if self.sequence:
             given[2:-1] = ["..."]
         return f"{', '.join(given)} sum?", f"{';'.join(map(str, accumulate(values)))}={sum(values)}$"
-
-    def kind_of_error(self, answer, text):
-        kind = super().kind_of_error(answer, text)
-        return error_in_list(kind, answer, text, "term left out", "wrong total", "sum miscopied")
 
 
 variants = {"": SymbolicSum(), "sequence": SymbolicSum(sequence=True)}

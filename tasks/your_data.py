@@ -20,7 +20,7 @@ from files import schemas
 from files.errors import UserError
 from tasks import IN_DISTRIBUTION, Example, Task, in_test
 
-MOST_CHARACTERS = 100_000  # of a row: no base reads more at once
+MOST_CHARACTERS = 100_000  # of a row: no base reads more, and tiktoken fails on a million spaces
 MOST_CLASSES, ROWS_A_CLASS = 50, 5  # more answers than that, or fewer rows for each, are text to generate
 
 
@@ -89,66 +89,62 @@ class YourData(Task):
     def drop(self, too_long):
         """Drop the rows of which `too_long(example)` is true, and say which."""
         for split, rows in self.rows.items():
-            self.rows[split] = [row for row in rows if not too_long(row[1])]
-            if lines := sorted({line for line, _ in rows} - {line for line, _ in self.rows[split]}):
-                left_out = f"{len(lines)} rows to {split} on are too long for the base"
-                self.notes.append(f"{left_out}: left out, {named(lines)}")
+            if long := {line: e for line, e in rows if too_long(e)}:
+                self.rows[split] = [row for row in rows if row[0] not in long]
+                note = f"{len(long)} rows to {split} on are too long for the base: left out, {named(list(long))}"
+                self.notes.append(note)
         self.check_rows("every row to {} on is too long for the base: use one with a longer block_size")
 
     def read(self, path, prompt, answer):
-        """[(line number, Example)] of the rows that can be used; notes about the others."""
-        try:
-            text = schemas.read_bytes(path, schemas.DATA_LIMIT).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as that") from None
+        """[(line number, Example)] of the rows that can be used; a note about the others."""
         found, broken, columns = [], {}, {}
-        for line, row in parse(path, text):
-            fault, pair = row, ()
-            if isinstance(row, dict):
-                columns |= row
-                pair = [row.get(column) for column in (prompt, answer)]
-                pair = [str(cell).strip() if isinstance(cell, str | int | float) else "" for cell in pair]
-                fault = self.fault(*pair, prompt, answer)
-            if fault:
-                broken[line] = fault
+        for line, row in parse(path):
+            columns |= row
+            cells = [row.get(prompt), row.get(answer)]
+            question, reply = (str(cell).strip() if isinstance(cell, str | int | float) else "" for cell in cells)
+            if not row:
+                broken[line] = "not a JSON object, or an empty one"
+            elif None in row:
+                broken[line] = "more fields than the header"
+            elif not question or not reply:
+                broken[line] = f"no {(answer if question else prompt)!r}"
+            elif (self.answer_after or "") not in reply:
+                broken[line] = f"no {self.answer_after!r} in {answer!r}"
+            elif self.stop in reply:
+                broken[line] = f"a line break in {answer!r}"
+            elif len(question) + len(reply) > MOST_CHARACTERS:
+                broken[line] = f"more than {MOST_CHARACTERS:,} characters"
             else:
-                question = self.question_format.replace("{}", pair[0])
-                found.append((line, Example(question, self.answer_line(pair[1]), len(pair[0].split()))))
+                asked = self.question_format.replace("{}", question)
+                found.append((line, Example(asked, self.answer_line(reply), len(question.split()))))
         first = "".join(f"line {line}: {fault}" for line, fault in [*broken.items()][:1])
         if not found:
-            has = f"; its columns are {', '.join(map(repr, columns))}: name two with --columns" if columns else ""
+            has = f"; its columns are {', '.join(map(repr, filter(None, columns)))}: name two with --columns" if columns else ""
             raise UserError(f"{path}: not one row can be used; {first or 'it is empty'}{has}")
         if broken:
             self.notes.append(f"{path}: {len(broken)} broken rows left out, {named(list(broken))}; {first}")
         return found
 
-    def fault(self, question, reply, prompt, answer):
-        """Why the row of a prompt and an answer cannot be used, or None; `prompt` and `answer` name their columns."""
-        if not question or not reply:
-            return f"no {(answer if question else prompt)!r}"
-        if self.answer_after and self.answer_after not in reply:
-            return f"no {self.answer_after!r} in {answer!r}"
-        if len(question) + len(reply) > MOST_CHARACTERS:
-            return f"more than {MOST_CHARACTERS:,} characters"
-        return f"a line break in {answer!r}" if self.stop in reply else None
 
-
-def parse(path, text):
-    """(line number, dict of the row, or what is wrong with it)."""
+def parse(path):
+    """(line number, dict of the row), {} for what is no JSON object. What a row of a CSV file has too much is under
+    None."""
+    try:
+        text = schemas.read_bytes(path, schemas.DATA_LIMIT).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as that") from None
     if Path(path).suffix.lower() == ".jsonl":
         for line, one in enumerate(text.split("\n"), 1):
             if one.strip():
                 try:
-                    yield line, schemas.decode(one, dict, f"line {line}", "")
+                    yield line, schemas.decode(one, dict, path, "")
                 except UserError:
-                    yield line, "not a JSON object"
+                    yield line, {}
         return
     csv.field_size_limit(schemas.DATA_LIMIT)  # a field that is too long is left out later, with its line
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if Path(path).suffix.lower() == ".tsv" else ",")
-    _, before = rows.fieldnames, rows.line_num  # reading the names reads the header's lines
     for row in rows:
-        yield before + 1, "more fields than the header" if None in row else row
-        before = rows.line_num
+        yield rows.line_num, row
 
 
 def named(lines):

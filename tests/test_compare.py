@@ -222,25 +222,6 @@ def test_a_study_s_table_shows_the_start_and_the_best_context():
             report.study_table(rows, settings, 2, "")
 
 
-def test_a_heat_map_has_a_cell_for_each_pair_of_tasks_and_a_row_for_each_other_start(tmp_path, monkeypatch):
-    """The numbers that are drawn, read off the axes: the prompt of each task on each, then the default start."""
-    drawn = []
-    monkeypatch.setattr(plots, "write", lambda fig, path: drawn.append(fig.axes[0]))
-    value, rows = {("a", "a"): 90, ("a", "b"): 50, ("b", "a"): 40, ("b", "b"): 80}, []
-    for task in ("a", "b"):
-        on = {f"on {other}": [value[task, other]] * 3 for other in ("a", "b")}
-        rows.append(a_row("prompt", task=task, before={"in": [5] * 3} | {k: [10] * 3 for k in on}))
-        rows[-1]["accuracy"] = {"in": [95] * 3} | on
-        after = {"in": [60 if task == "a" else 70] * 3}
-        rows.append(a_row("default", task=task, before={"in": [20] * 3}, accuracy=after))
-        rows.append(a_row("best context", task=task))
-    plots.plot_heat(rows, tmp_path / "heat.png")
-    (axis,) = drawn
-    texts = [t.get_text() for t in axis.texts]
-    assert texts == ["10 > 90", "10 > 50", "10 > 40", "10 > 80", "20 > 60", "20 > 70"]
-    assert axis.images[0].get_array().tolist() == [[90, 50], [40, 80], [60, 70]]
-
-
 # ---------------------------------------------------------------- several processes
 
 

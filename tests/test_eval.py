@@ -58,7 +58,7 @@ def test_score_counts_by_hand():
 
 
 def test_most_prompts_win_a_vote_and_the_first_a_tie(tiny, tokenizer):
-    """Three prompts of other lengths in one batch, against each decoded alone and counted."""
+    """Three prompts of other lengths, against each decoded alone and counted."""
 
     class Short(tasks.Task):
         stop = "e"
@@ -72,7 +72,7 @@ def test_most_prompts_win_a_vote_and_the_first_a_tie(tiny, tokenizer):
     with torch.no_grad():
         pasts = [prompt.past(tiny) for prompt in prompts]
     alone = [generate_answers(tiny, past, tokenizer, task, encoded) for past in pasts]
-    got = majority_vote(tiny, pasts, tokenizer, task, encoded, batch_size=7)
+    got = majority_vote(tiny, pasts, tokenizer, task, encoded)
     for texts, text in zip(zip(*alone), got):
         finals = [task.final_answer(t) for t in texts]
         counts = [finals.count(f) for f in finals]
@@ -170,7 +170,7 @@ def test_the_table_of_classes_shows_the_likeliest_and_names_the_base_as_the_limi
         "tuning adds to its start -3.3 and to the best context +10.0",
         "macro-F1, % best context (1 longest) 22.5 prefix for $1 or $2 30.0",
         "prefix for $1 or $2 is less accurate than before tuning: 3.3 points (likeliest answer)",
-        "On little no contender does better than 'TF-IDF + logistic regression': the base is the limit",
+        "No contender does better than 'TF-IDF + logistic regression': the base is the limit here, not the method",
     ):
         assert words in text
     results["classes"]["hybrid"]["correct"] = 16
