@@ -119,7 +119,8 @@ class YourData(Task):
                 found.append((line, Example(asked, self.answer_line(reply), len(question.split()))))
         first = "".join(f"line {line}: {fault}" for line, fault in [*broken.items()][:1])
         if not found:
-            has = f"; its columns are {', '.join(map(repr, filter(None, columns)))}: name two with --columns" if columns else ""
+            has = ", ".join(map(repr, filter(None, columns)))
+            has = has and f"; its columns are {has}: name two with --columns"
             raise UserError(f"{path}: not one row can be used; {first or 'it is empty'}{has}")
         if broken:
             self.notes.append(f"{path}: {len(broken)} broken rows left out, {named(list(broken))}; {first}")
