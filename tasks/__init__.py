@@ -92,7 +92,7 @@ class Task:
             return self.list_errors[0]
         if text[i] == " ":
             return "space added"
-        return self.list_errors[1 + (i > answer.rindex("="))] if self.list_errors else "wrong character"
+        return self.list_errors[1 + (i >= answer.rindex("="))] if self.list_errors else "wrong character"
 
 
 def first_difference(a, b):

@@ -8,20 +8,43 @@ import re
 
 from tasks import IN_DISTRIBUTION, Task, first_difference
 
-COLUMNS = r"\d{4};\d"  # a regular expression of steps in columns
 
+class InColumns(Task):
+    """A task whose steps are columns such as 1405; and, where no digit is left, 00, the last carry and `=`."""
 
-class Addition(Task):
-    trigger = "Add the two numbers digit by digit from the right, carry the one, then write the sum."
     unit = "digits"
+    steps_pattern = r"\d{4};\d"
+    pattern = rf"(?<!\d){steps_pattern}"
+    result, operation = "sum", "added"  # for the names of errors
+
+    def kind_of_error(self, answer, text):
+        if text == answer or "=" not in answer:
+            return super().kind_of_error(answer, text)
+        i, final = first_difference(answer, text), answer.rindex("=") + 1  # where the final answer begins
+        if i >= final:
+            return f"{self.result} miscopied"
+        place = i % 5  # in its column
+        column, last = text[i - place : i - place + 5], i - place + 4 == final  # whether it should be the last one
+        ends = re.match(r"00\d=", column)
+        if i == len(text) or self.stop in column[:4] or ends and not last:
+            return "stopped early"
+        if not ends and not re.match(r"\d{4};", column):
+            return "another format"
+        if not ends and last:
+            return "ran on"
+        carry = "carry missed" if column[2] == "0" else "carry wrong"
+        return ("digit misread", "digit misread", carry, f"digits {self.operation} wrong")[place]
+
+
+class Addition(InColumns):
+    trigger = "Add the two numbers digit by digit from the right, carry the one, then write the sum."
 
     def __init__(self, steps=True, sign="=", longest=4):
-        self.steps = steps
-        self.sign = sign
+        self.steps, self.sign = steps, sign
         beyond = range(longest + 1, max(9, longest + 3))  # two lengths at least; 7 and 8 digits are new to the base
         self.ranges = {IN_DISTRIBUTION: (1, longest)} | {f"{n} digits": (n, n) for n in beyond}
-        self.steps_pattern = COLUMNS if steps else r"(?!)"
-        self.pattern = rf"(?<!\d){COLUMNS}" if steps else rf"\d\+\d+{re.escape(sign)}\d+\$"
+        if not steps:
+            self.steps_pattern, self.pattern = r"(?!)", rf"\d\+\d+{re.escape(sign)}\d+\$"
 
     def example(self, rng, length, new_words=False):
         a = rng.randrange(10 ** (length - 1) if length > 1 else 0, 10**length)
@@ -37,29 +60,6 @@ class Addition(Task):
             text += f"{a % 10}{b % 10}{carry}{digits % 10};"
             a, b, carry = a // 10, b // 10, digits // 10
         return text + f"00{carry}="
-
-    def kind_of_error(self, answer, text):
-        return error_in_columns(answer, text) if self.steps else super().kind_of_error(answer, text)
-
-
-def error_in_columns(answer, text, result="sum", operation="added"):
-    """What went wrong where a text first differs from an answer in columns such as 1405;2507;3609;000=975$."""
-    if text == answer:
-        return ""
-    i, final = first_difference(answer, text), answer.rindex("=") + 1  # where the final answer begins
-    if i >= final:
-        return f"{result} miscopied"
-    place = i % 5  # in its column
-    column, used_up = text[i - place : i - place + 5], i - place + 4 == final  # no digit is left: 00, the last carry, =
-    ends = re.match(r"00\d=", column)
-    if i == len(text) or "$" in column[:4] or ends and not used_up:
-        return "stopped early"
-    if not ends and not re.match(r"\d{4};", column):
-        return "another format"
-    if not ends and used_up:
-        return "ran on"
-    carry = "carry missed" if column[2] == "0" else "carry wrong"
-    return ("digit misread", "digit misread", carry, f"digits {operation} wrong")[place]
 
 
 variants = {

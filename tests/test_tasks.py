@@ -310,6 +310,7 @@ CARRIED = "9908;9919;001=198$"  # of 99+99=
         ("symbolic_sum", "3;8;12=12$", "3; 8; 12=12$", "space added"),
         ("last_letter", "k;e;g=keg$", "k;g;g=kgg$", "wrong letter"),
         ("last_letter", "k;e;g=keg$", "k;e;g=kge$", "letters miscopied"),
+        ("last_letter", "k;e;g=keg$", "k;e;g;=keg$", "letters miscopied"),
         ("last_letter", "k;e;g=keg$", "k;g=kg$", "word left out"),
         ("word_reversal", "pmal$", "pmla$", "wrong character"),
         ("word_reversal", "pmal$", "pma", "stopped early"),
