@@ -94,8 +94,10 @@ class TokenizerFile:
     above. A model may have more output rows than tokens: nothing is written for those."""
 
     def __init__(self, path, vocab_size, eos_token):
-        from tokenizers import Tokenizer as FromFile  # imported here, since GPT-2 does without
-
+        try:
+            from tokenizers import Tokenizer as FromFile  # imported here, since GPT-2 does without
+        except ImportError:
+            raise UserError(f"{path} needs the tokenizers library: pip install tokenizers") from None
         content = schemas.read_bytes(path, schemas.TOKENIZER_LIMIT)
         try:
             self.file = FromFile.from_buffer(content)

@@ -6,14 +6,13 @@ It is made from results.json and from details.json, which holds every question, 
 answers look.
 """
 
-import argparse
 from pathlib import Path
 
 import jinja2
 
 from eval import plots, report
 from files import schemas
-from files.errors import UserError, run_main
+from files.errors import Parser, UserError, run_main
 from files.safe import write_text
 
 
@@ -64,7 +63,7 @@ def write_page(path, results, details):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(prog="python -m eval.page", description=__doc__)
+    p = Parser(__doc__, prog="python -m eval.page")
     p.add_argument("out", type=Path, metavar="FOLDER", help="of a run, with results.json and details.json")
     out = p.parse_args(argv).out
     read = [schemas.read_json(out / name, dict, "run it again") for name in ("results.json", "details.json")]

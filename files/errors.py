@@ -4,6 +4,7 @@ A broken file, flag or folder is a `UserError`: one line on stderr that names th
 Every other exception is a fault of the code and keeps its traceback.
 """
 
+import argparse
 import os
 import sys
 import time
@@ -13,6 +14,16 @@ from tqdm import tqdm
 
 class UserError(Exception):
     """An input is wrong: its message says which one and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the program's docstring as its help, and errors as UserError."""
+
+    def __init__(self, doc, **kwargs):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message):
+        raise UserError(f"{message}; --help shows what there is")
 
 
 def run_main(main, program, argv=None):

@@ -5,7 +5,6 @@
     python -m files.peft merge out/lora DIR                  a run's LoRA in the base's weights, an ordinary checkpoint
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 
 from data.tokenizer import Tokenizer
 from files import schemas
-from files.errors import UserError, run_main
+from files.errors import Parser, UserError, run_main
 from files.prompts import ROWS, load_prefix, save_prefix
 from files.safe import read_tensors, write_json, write_tensors
 from files.weights import BUNDLED, HUB, hub_name, load_model, save_model
@@ -189,7 +188,7 @@ def base_of(source):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     p.add_argument("what", choices=["export", "import", "merge"])
     p.add_argument("source", help="a run's folder or its prefix.safetensors; import: a PEFT adapter's folder")
     p.add_argument("target", help="what is written, a folder, or of import a file; it must not exist yet")

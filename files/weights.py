@@ -72,8 +72,7 @@ def load_model(source, device="cpu", dtype=torch.float32):
     with torch.device("meta"), WithoutValues():
         model = Llama(config) if isinstance(config, LlamaConfig) else GPT(config)
     wanted, tensors = dict(model.named_parameters()), {}
-    if "lm_head.weight" not in wanted:  # the head is the embedding table, whatever is stored beside it
-        index.pop("lm_head.weight", None)
+    head = None if "lm_head.weight" in wanted else index.pop("lm_head.weight", None)
     if fault := first_fault(source, config_file, index, wanted):
         raise UserError(fault)
     for name, (file, key, *_) in sorted(index.items(), key=lambda item: -math.prod(item[1][2])):
@@ -83,6 +82,10 @@ def load_model(source, device="cpu", dtype=torch.float32):
         tensors[name] = torch.empty(t.shape, dtype=dtype, device=device).copy_(t)
         check_finite(tensors[name], key, file)
     model.load_state_dict(tensors, assign=True)
+    if head:  # stored beside the embedding table, which is the head of this network: they have to be the same
+        with safe_open(head[0], framework="pt") as opened:
+            if not torch.equal(opened.get_tensor(head[1]).to(device, dtype), model.wte.weight):
+                raise UserError(f"{head[0]} has a head that is not its embedding table: untie it in {config_file.name}")
     model.folder = config_file.parent
     model.name = str(source) if on_the_hub(source) else model.folder.resolve().name
     return model

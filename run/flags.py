@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 
@@ -12,6 +13,7 @@ import torch
 
 import methods
 import tasks
+from files import errors
 from files.errors import UserError
 from files.weights import BUNDLED, HUB
 from prefix import METHODS
@@ -28,20 +30,15 @@ NO_PROMPTS = "zero-shot", "few-shot", "scratch"  # methods that leave no prompt'
 BASELINES = "finetune", "finetune-top2", "lora", "adapter", "scratch"
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with the program's docstring as its help, --device, and errors as UserError."""
+class Parser(errors.Parser):
+    """A parser of the programs that take a base."""
 
     def __init__(self, doc):
-        def lines(prog):
-            return argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=110)
-
-        super().__init__(description=doc, formatter_class=lines, usage="%(prog)s [flags]")
+        super().__init__(doc, usage="%(prog)s [flags]")
+        self.formatter_class = partial(self.formatter_class, max_help_position=28, width=110)
         self.add_argument(
             "--device", choices=["cpu", "cuda", "mps"], metavar="NAME", help="cpu, cuda or mps (default cuda, else cpu)"
         )
-
-    def error(self, message):
-        raise UserError(f"{message}; --help shows what there is")
 
     def add_base(self, default=DEFAULT_BASE):
         """--model and --dtype. `default` is the default base, or says in words which one that is: --model is then None.

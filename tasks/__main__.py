@@ -4,14 +4,12 @@
     python -m tasks --list
 """
 
-import argparse
-
 import tasks
-from files.errors import run_main
+from files.errors import Parser, run_main
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     p.add_argument("task", nargs="?", default="addition", help="the task's name (default %(default)s)")
     p.add_argument("--n", type=int, default=10, help="how many examples (default %(default)s)")
     p.add_argument("--range", help="the range to draw from (default: the in-distribution one)")
