@@ -104,8 +104,8 @@ def final(folder):
 
 
 def torture(folder, name, main, save_seconds, flags, kills, rng):
-    """Kill runs of one program so often. Returns the numbers of kills, of those in a write, and of finished runs. Raises
-    AssertionError where a run does not go on, or ends in other bytes."""
+    """Kill runs of one program so often. Returns the numbers of kills, of those in a write, and of finished runs.
+    Raises AssertionError where a run does not go on, or ends in other bytes."""
     alone, out, log = (folder / f"{name}-{end}" for end in ("alone", "killed", "log"))
     began, count = time.monotonic(), {"kills": 0, "in a write": 0, "runs": 0}
     assert run(main, save_seconds, f"{flags} --out {alone}", log) == 0, log.read_text()
