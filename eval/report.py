@@ -62,12 +62,13 @@ def table(results):
     rows.append(["questions", *(a["n"] for a in by_range.values())])
     width = 2 + max(len(label) for label, *_ in rows)
     lines = [f"{label:<{width}}{''.join(f'{cell:>22}' for cell in cells)}".rstrip() for label, *cells in rows]
-    return "\n".join(lines + remarks(results) + how_each_learned(results))
+    return "\n".join(lines + remarks(results))
 
 
 def remarks(results):
-    """A sentence for each contender that is less accurate on some range after tuning, and one if no contender on the
-    base beats a classifier of word frequencies or the most frequent answer."""
+    """A sentence for each contender that is less accurate on some range after tuning, one if no contender on the base
+    beats a classifier of word frequencies or the most frequent answer, and one for each that learned: from what, and
+    which checkpoint it kept."""
     (after, before), labels, sentences = scores(results), results["labels"], []
     for name, starts in before.items():
         lost = {r: percent(start) - percent(after[name][r]) for r, start in starts.items()}
@@ -79,18 +80,12 @@ def remarks(results):
     best = max((n for name, n in right.items() if name not in (*without, "scratch", "vote")), default=0)
     for name in [name for name in without if best <= right[name]][:1]:
         sentences.append(f"No contender does better than {labels[name]!r}: the base is the limit here, not the method")
-    return sentences
-
-
-def how_each_learned(results):
-    """A sentence for each contender that learned: from what, and which checkpoint it kept."""
-    sentences = []
     for name, (n, epochs) in results["examples"].items():
-        text = f"{results['labels'][name]} learned from {n:,} examples in {epochs} pass{'es' * (epochs > 1)}"
+        text = f"{labels[name]} learned from {n:,} examples in {epochs} pass{'es' * (epochs > 1)}"
         if r := results["validation"].get(name):
-            right, kept, last = dict(zip(r["steps"], r["exact_match"])), r["kept_step"], r["steps"][-1]
-            text += f" and is kept as it was after step {kept} of {last}: {right[kept]} of {r['questions']} held-out "
-            text += f"training questions right; {right[0]} at the start, {right[last]} at the end"
+            exact, kept, last = dict(zip(r["steps"], r["exact_match"])), r["kept_step"], r["steps"][-1]
+            text += f" and is kept as it was after step {kept} of {last}: {exact[kept]} of {r['questions']} held-out "
+            text += f"training questions right; {exact[0]} at the start, {exact[last]} at the end"
         sentences.append(text)
     return sentences
 

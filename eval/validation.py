@@ -17,13 +17,11 @@ def hold_back(task, examples, n, shown):
     The held-out ones are those most worth showing, each question once, without the examples `shown` in a prompt.
     """
     n, in_prompt = min(n, len(examples) // 5), {e.question for e in shown}
-    by_question = {}  # the questions of short examples occur more than once
+    held_out = {}  # by question, since those of short examples occur more than once
     for e in task.worth_showing(examples, len(examples)):
-        if e.question not in in_prompt:
-            by_question.setdefault(e.question, e)
-    held_out = list(by_question.values())[:n]
-    questions = {e.question for e in held_out}
-    return [e for e in examples if e.question not in questions], held_out
+        if e.question not in in_prompt and len(held_out) < n:
+            held_out.setdefault(e.question, e)
+    return [e for e in examples if e.question not in held_out], list(held_out.values())
 
 
 class Validation:

@@ -75,16 +75,13 @@ def ours(w):
     """() -> loss of one step, or text of one decoding, by this project: the step is the one that trains."""
     dtype = getattr(torch, w.dtype)
     model = load_model(w.folder, w.device, dtype).freeze()
-    tokens, Q = w.tokens.to(w.device), w.question
     method = Finetune(model) if w.job == "finetune" else peft_files.import_peft(w.folder / w.job, model)
     if w.job == "decode":
         with torch.no_grad():
             past = method.past(model)
-        return lambda: generate(model, tokens[:, :Q].tolist(), w.answer, past)
+        return lambda: generate(model, w.questions.tolist(), w.answer, past)
     network, optimizers = method.network(model), method.optimizers(1e-3, dtype)
-    answer = torch.zeros_like(tokens[:, 1:], dtype=torch.bool)  # (B, T-1)
-    answer[:, Q - 1 :] = True
-    batch = tokens[:, :-1], tokens[:, 1:], answer
+    batch = [t.to(w.device) for t in w.batch]
     return lambda: train_step(method, network, batch, optimizers, dtype).item()
 
 
@@ -97,26 +94,25 @@ def theirs(w):
     if kind:  # PEFT loads a prompt for inference only: a new one is given our rows
         _, tensors = read_tensors(w.folder / w.job / "adapter_model.safetensors")
         model.prompt_encoder.default.embedding.weight.data.copy_(tensors["prompt_embeddings"])
-    tokens, Q = w.tokens.to(w.device), w.question
     if w.job == "decode":
         how = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": w.answer}
-        ask = {"input_ids": tokens[:, :Q], "attention_mask": torch.ones_like(tokens[:, :Q])}
+        questions = w.questions.to(w.device)
+        ask = {"input_ids": questions, "attention_mask": torch.ones_like(questions)}
         return lambda: model.generate(**ask, **how)[:, -w.answer :].tolist()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3, weight_decay=0)
-    labels = tokens.clone()
-    labels[:, :Q] = -100
-    return lambda: peft_step(model, optimizer, tokens, labels, autocast)
+    batch = [t.to(w.device) for t in w.batch]
+    return lambda: peft_step(model, optimizer, batch, autocast)
 
 
-def check_peers(*libraries):
+def check_peers():
     """Raises UserError where the libraries to compare with are not installed."""
-    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"this compares with {' and '.join(missing)}: pip install {' '.join(missing)}")
+    if not all(importlib.util.find_spec(name) for name in ("peft", "transformers")):
+        raise UserError("this compares with PEFT and transformers: pip install peft transformers")
 
 
 def peft_model(folder, kind, rows, dtype, device):
     """transformers' model of a folder, without dropout, behind a new prompt of PEFT's class `kind`, if it is given."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # which they read here
     import peft
     import transformers
 
@@ -129,10 +125,13 @@ def peft_model(folder, kind, rows, dtype, device):
     return model.eval()
 
 
-def peft_step(model, optimizer, tokens, labels, autocast=False):
-    """One step of training as PEFT's users write it; labels (B, T) are -100 outside the answers. Returns the loss."""
-    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=autocast):
-        loss = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels).loss
+def peft_step(model, optimizer, batch, autocast=False):
+    """One step of training as PEFT's users write it, on a batch (tokens, targets, answer), (B, T) each: its loss."""
+    tokens, targets, answer = batch
+    texts = torch.cat([tokens[:, :1], targets], 1)  # (B, T + 1)
+    labels = torch.cat([torch.full_like(texts[:, :1], -100), targets.masked_fill(~answer, -100)], 1)
+    with torch.autocast(texts.device.type, torch.bfloat16, enabled=autocast):
+        loss = model(input_ids=texts, attention_mask=torch.ones_like(texts), labels=labels).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
     optimizer.step()
@@ -193,18 +192,19 @@ def check_agreement(job, ours, peft):
 
 
 def work_of(args, model, folder, job, dtype):
-    """What the sides of one measurement are told: args, the texts, and a folder of PEFT's files of a random prompt."""
+    """What the sides of one measurement are told: args, a batch, and a folder of PEFT's files of a random prompt."""
     prompt = (prefix.DeepPrefix if job == "prefix" else prefix.HybridPrefix)(model, n_random=args.rows)
     peft_files.export_peft(prompt, model, Path(folder) / job)
     size, rng = (args.batch_size, args.question + args.answer), torch.Generator().manual_seed(0)
     tokens = torch.randint(args.vocab_size, size, generator=rng)
-    return argparse.Namespace(**vars(args), folder=Path(folder), job=job, dtype=dtype, tokens=tokens)
+    answer = torch.arange(1, size[1]).expand(size[0], -1) >= args.question  # True where the target is in the answer
+    texts = {"questions": tokens[:, : args.question], "batch": (tokens[:, :-1], tokens[:, 1:], answer)}
+    return argparse.Namespace(**vars(args), **texts, folder=Path(folder), job=job, dtype=dtype)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    check_peers("peft", "transformers")
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    check_peers()
     dtypes, results = ["float32"] + ["bfloat16"] * (best_dtype(args.device) == torch.bfloat16), []
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)

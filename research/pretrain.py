@@ -7,6 +7,7 @@ Trains a tokenizer, prepares token files, pretrains, and writes a model folder t
 --resume the same command goes on where it was stopped.
 """
 
+import itertools
 import random
 from pathlib import Path
 
@@ -49,8 +50,7 @@ def parse_args(argv=None):
     p.add_argument("--n-embd", type=at_least(2, 65536), default=256, help="width (default %(default)s: 5M weights)")
     p.add_argument("--n-head", type=at_least(1, 65536), help="number of heads (default: --n-embd divided by 64)")
     p.add_argument("--batch-tokens", type=at_least(1, 2**24), default=4096, help="tokens a step (default %(default)s)")
-    p.add_argument("--lr", type=learning_rate, default=0.02, help="of the matrices, by Muon (default %(default)s)")
-    p.add_argument("--adam-lr", type=learning_rate, default=2e-3, help="of the rest, by AdamW (default %(default)s)")
+    p.add_argument("--lr", type=learning_rate, default=0.02, help="by Muon; by AdamW a tenth (default %(default)s)")
     p.add_argument("--seed", type=seed_number, default=0, help="of weights, documents and windows (%(default)s)")
     p.add_argument("--eval-interval", type=at_least(1), default=250, help="steps between measurements (%(default)s)")
     p.add_argument("--resume", action="store_true", help="go on where the run in --out was stopped, if it was")
@@ -93,14 +93,13 @@ def train_tokenizer(books, vocab_size, rng):
     return encoding
 
 
-def document_tokens(tokenizer, document):
-    """(tokens, asked) of a synthetic document. asked is 1 where a token is part of a question, which nothing foretells.
+def document_tokens(tokenizer, heading, examples=()):
+    """(tokens, asked) of a document. asked is 1 where a token is part of a question, which nothing foretells.
 
     Headings are encoded as language, examples as bytes, as train_task.py encodes its tasks.
     """
-    _, heading, examples = document
-    tokens, asked = tokenizer.encode(heading), []
-    asked += [0] * len(tokens)
+    tokens = tokenizer.encode(heading)
+    asked = [0] * len(tokens)
     for question, answer, end in examples:
         q, a = tokenizer.encode_task(question), tokenizer.encode_task(answer + end)
         tokens, asked = tokens + q + a, asked + [1] * len(q) + [0] * len(a)
@@ -122,39 +121,31 @@ def prepare(args, out):
     random.Random(f"prose {args.seed}").shuffle(prose)
     # the seeds say pages, as when the bundled bases were made: other words, other documents
     parts = {
-        "prose": (int(args.tokens * args.prose), prose),
-        "prose-val": (100_000, books[::50]),
-        "documents": (min(int(args.tokens * (1 - args.prose)), MOST_DRAWN), f"pages {args.seed}"),
-        "documents-val": (100_000, f"validation pages {args.seed}"),
+        "prose": (int(args.tokens * args.prose), (document_tokens(tokenizer, book) for book in prose)),
+        "prose-val": (100_000, (document_tokens(tokenizer, book) for book in books[::50])),
+        "documents": (min(int(args.tokens * (1 - args.prose)), MOST_DRAWN), drawn(tokenizer, f"pages {args.seed}")),
+        "documents-val": (100_000, drawn(tokenizer, f"validation pages {args.seed}")),
     }
     data = {}
-    for name, (n, source) in parts.items():
-        file, n = out / f"{name}.npy", max(n, args.block_size + 1)  # a window at least
+    for name, (n, stream) in parts.items():
+        file = out / f"{name}.npy"
         if not file.exists():
             print(f"writing {file} ...", flush=True)
-            if isinstance(source, str):
-                tokens = draw_documents(tokenizer, source, n)
-            else:
-                tokens = first_tokens((document_tokens(tokenizer, ("prose", book, [])) for book in source), n)
-            with replacing(file) as temporary, open(temporary, "wb") as opened:
-                np.save(opened, tokens)
+            with replacing(file) as temporary:
+                np.save(temporary, first_tokens(stream, max(n, args.block_size + 1)))  # a window at least
         data[name] = np.load(file, mmap_mode="r")
     return tokenizer, data, sum(documents.is_held_out([(book, "", "")]) for book in prose)
 
 
-def draw_documents(tokenizer, seed, n):
-    """An array (2, n) of tokens and asked, in pieces that have a seed each."""
-    pieces = []
-    for i, start in enumerate(range(0, n, PIECE)):
-        drawn = documents_of(tokenizer, random.Random(f"{seed} {i}"))
-        pieces.append(first_tokens(drawn, min(PIECE, n - start)))
-    return np.concatenate(pieces, axis=1)
-
-
-def documents_of(tokenizer, rng):
-    """(tokens, asked) of one synthetic document after another, without end."""
-    while True:
-        yield document_tokens(tokenizer, documents.document(rng))
+def drawn(tokenizer, seed):
+    """(tokens, asked) of one synthetic document after another, without end. Every PIECE tokens have their own seed."""
+    for i in itertools.count():
+        rng, left = random.Random(f"{seed} {i}"), PIECE
+        while left > 0:
+            _, heading, examples = documents.document(rng)
+            tokens, asked = document_tokens(tokenizer, heading, examples)
+            yield tokens[:left], asked[:left]
+            left -= len(tokens)
 
 
 def first_tokens(stream, n):
@@ -226,7 +217,7 @@ def kshot_accuracy(model, tokenizer, T, n=32):
     scores = {}
     for skill in documents.SKILLS:
         # the seed says ladder, as when the bundled bases were measured
-        rng, right = random.Random(f"ladder {skill}"), {k: [] for k in SHOTS}
+        rng, right = random.Random(f"ladder {skill}"), {}
         for _ in range(n):
             _, heading, examples = documents.document(rng, skill)
             tokens, spans = tokenizer.encode(heading), []
@@ -237,9 +228,9 @@ def kshot_accuracy(model, tokenizer, T, n=32):
             x = torch.tensor(tokens[:T], device=model.wte.weight.device)
             ok = model.logits(model(x[None]))[0, :-1].argmax(-1) == x[1:]  # (T-1), ok[t]: token t+1 was foreseen
             for shots, (start, stop) in enumerate(spans):
-                if shots in right and stop <= len(x):
-                    right[shots].append(ok[start - 1 : stop - 1].all().item())
-        scores[skill] = {str(shots): sum(r) / len(r) for shots, r in right.items() if r}
+                if shots in SHOTS and stop <= len(x):
+                    right.setdefault(str(shots), []).append(ok[start - 1 : stop - 1].all().item())
+        scores[skill] = {shots: sum(r) / len(r) for shots, r in right.items()}
     return scores
 
 
@@ -273,14 +264,14 @@ def token_losses(model, x, y, position):
 
 def train(args, out, model, tokenizer, data, state, checkpoint):
     """Train to the last step, from where the run was stopped if it was."""
-    optimizers, steps = muon.optimizers(model, args.lr, args.adam_lr, args.dtype), int(args.tokens // args.batch_tokens)
+    optimizers, steps = muon.optimizers(model, args.lr, args.lr / 10, args.dtype), int(args.tokens // args.batch_tokens)
     checkpoint.restore_optimizers(optimizers)
     losses_of = torch.compile(token_losses, dynamic=False) if args.compile else token_losses
     upcoming = draw_batch(args, data, state["step"])
     shown = {"desc": "pretraining", "unit": "step", "disable": not processes.is_main()}
     for step in (bar := tqdm(range(state["step"], steps), initial=state["step"], total=steps, **shown)):
         factor = min(1, (step + 1) / 50, (steps - step) / (DECAY * steps))  # warm up, hold, fall to zero
-        for optimizer, lr in zip(optimizers, (args.lr, args.adam_lr)):
+        for optimizer, lr in zip(optimizers, (args.lr, args.lr / 10)):
             optimizer.param_groups[0]["lr"] = lr * factor
         x, y, asked, position = upcoming
         with torch.autocast(args.device, args.dtype, enabled=args.dtype != torch.float32):
@@ -294,7 +285,7 @@ def train(args, out, model, tokenizer, data, state, checkpoint):
             optimizer.zero_grad()
         upcoming = draw_batch(args, data, step + 1)  # here, where a GPU is still at work on this step
         if not loss.isfinite():
-            raise UserError(f"the loss is {loss.item()} at step {step}: lower --lr or --adam-lr")
+            raise UserError(f"the loss is {loss.item()} at step {step}: lower --lr")
         state["step"] = step + 1
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         row = {"step": step + 1, "tokens": (step + 1) * args.batch_tokens, "loss": loss.item()}
@@ -313,7 +304,7 @@ def write_card(out, model, state, held_out):
     facts |= {"books that show a task's format": held_out, "minutes": round(sum(state["seconds"].values()) / 60)}
     for skill, by_k in last["kshot"].items():
         facts[f"{skill}, right after so many examples"] = ", ".join(f"{k}: {a:.0%}" for k, a in by_k.items())
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items())
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     what = f"# {out.name}\n\nA small GPT-2, made by `python -m research.pretrain`.\n\n| | |\n| --- | --- |\n"
     write_text(out / "README.md", f"{what}{rows}\n")
 

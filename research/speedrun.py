@@ -2,7 +2,7 @@
 and by fine-tuning, on the same base, questions and evaluator.
 
     python -m research.speedrun                                       every contender, five seeds: hours
-    python -m research.speedrun --quick                               one seed of four contenders
+    python -m research.speedrun --quick                               one seed of three contenders
     python -m research.speedrun --contenders ours-words ours-muon     some of them
     python -m research.speedrun --task last_letter                    a task that no recipe was chosen on
 
@@ -11,7 +11,6 @@ only steps are timed. The rows on stdout are Markdown. docs/speed.md has the rul
 """
 
 import math
-import os
 import random
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from tqdm import tqdm
 import tasks
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
-from eval.contexts import as_text
 from eval.validation import answers_right
 from files.errors import UserError, run_main
 from files.peft import method_of_rows
@@ -44,7 +42,7 @@ EXAMPLES = 4000  # drawn for a seed
 class Contender(NamedTuple):
     label: str
     method: str  # one of prefix.METHODS, or a class of PEFT's
-    start: str  # words: the task in words; example: a worked one; none: neither
+    start: str  # words: the task in words; none: no words
     lr: float
     n_random: int = 0  # rows that begin at random
     batch_size: int = 16
@@ -65,7 +63,6 @@ CONTENDERS = {
     "ours-muon-words": Contender("ours, keys and values by Muon", "ptuning2", "words", 1.4, **MUON),
     "ours-keys": Contender("ours, keys and values", "ptuning2", "none", 3e-2, 20, batch_size=2),
     "ours-words": Contender("ours", "hybrid", "words", 3e-2, batch_size=8),
-    "ours-example": Contender("ours", "hybrid", "example", 3e-3),
     "finetune": Contender("fine-tuning", "finetune", "none", 1e-4, batch_size=8),
     "peft-prompt-default": Contender("PEFT prompt tuning, defaults", PROMPT, "none", 3e-2, 20, **GUIDE),
     "peft-prompt-best": Contender("PEFT prompt tuning, best", PROMPT, "none", 3e-1, 20, batch_size=4),
@@ -74,7 +71,7 @@ CONTENDERS = {
     "peft-prefix-best": Contender("PEFT prefix tuning, best", PREFIX, "none", 3e-2, 20, batch_size=4),
     "peft-prefix-muon": Contender("PEFT prefix tuning by Muon", PREFIX, "none", 1.4, 20, **MUON),
 }
-QUICK = "ours-muon", "ours-words", "ours-example", "peft-prompt-default"
+QUICK = "ours-muon", "ours-words", "peft-prompt-default"
 
 
 def parse_args(argv=None):
@@ -93,69 +90,52 @@ def parse_args(argv=None):
         args.seeds, args.max_seconds = 1, min(args.max_seconds, 20)
     args.contenders = list(dict.fromkeys(args.contenders or (QUICK if args.quick else CONTENDERS)))
     if any(name.startswith("peft") for name in args.contenders):
-        bench.check_peers("peft", "transformers")
+        bench.check_peers()
     if (Path(args.out) / "results.json").exists():
         raise UserError(f"{args.out} is already in use: give another --out")
     return args
 
 
-# ---------------------------------------------------------------- the two sides
-
-
-def ours(base, c, trigger, seed):
-    """(optimizer, batch -> loss of a step, () -> Method to measure) of a method and the step of train_task.py."""
-    method = METHODS[c.method](base.model, n_random=c.n_random, trigger=trigger, seed=seed).to(base.device)
-    network = method.network(base.model)
-    optimizers = [muon_of(method.rows, base, c)] if c.momentum else method.optimizers(c.lr, base.dtype)
-    if not c.momentum:
-        optimizers[0].param_groups[0]["betas"] = c.betas
-    return optimizers[0], lambda b: train_step(method, network, b, optimizers, base.dtype).item(), lambda: method
-
-
-def theirs(base, c, trigger, seed):
-    """The same of PEFT over transformers' model, and the step of bench.py. Its prompt is read back for measuring."""
-    torch.manual_seed(seed)
-    model = bench.peft_model(base.model.folder, c.method, c.n_random, torch.float32, base.device)
-    rows = model.prompt_encoder.default.embedding.weight
-    optimizer = torch.optim.AdamW([rows], c.lr, c.betas, weight_decay=0)
-    if c.momentum:
-        optimizer = muon_of(rows, base, c)
-
-    def step(batch):
-        tokens, targets, answer = batch  # transformers takes texts and labels, (B, T + 1), -100 outside the answers
-        text = torch.cat([tokens[:, :1], targets], 1)
-        labels = torch.cat([torch.full_like(text[:, :1], -100), targets.masked_fill(~answer, -100)], 1)
-        return bench.peft_step(model, optimizer, text, labels)
-
-    def tuned():
-        kind = METHODS["ptuning2" if c.method == PREFIX else "hybrid"]
-        return method_of_rows(kind, model.get_prompt_embedding_to_save("default").float(), base.model)
-
-    return optimizer, step, tuned
-
-
-def muon_of(rows, base, c):
-    """Muon for rows (P, C), or for the keys and values of P rows in each layer, each a matrix of its own."""
-    return muon.Muon([rows], c.lr, c.momentum, width=base.model.config.n_kv_head * base.model.config.head_dim)
+# ---------------------------------------------------------------- one run
 
 
 def runner(base, c, trigger, seed):
     """(step, tuned) of a contender: (batch, i, loss of the batch before) -> loss of step i, () -> Method to measure.
 
-    The rate warms up and stays. With a full_loss it also falls with the loss of the batch before: Muon's steps do not
-    shrink with the gradient, so that at a full rate it never comes to rest."""
-    side = theirs if c.method in (PROMPT, PREFIX) else ours
-    optimizer, train, tuned = side(base, c, trigger, seed)
+    Ours takes the step of train_task.py. PEFT takes that of bench.py over transformers' model, and its prompt is read
+    back for measuring.
+    """
+    is_peft = c.method in (PROMPT, PREFIX)
+    if is_peft:
+        torch.manual_seed(seed)
+        model = bench.peft_model(base.model.folder, c.method, c.n_random, torch.float32, base.device)
+        parameters = [model.prompt_encoder.default.embedding.weight]
+    else:
+        method = METHODS[c.method](base.model, n_random=c.n_random, trigger=trigger, seed=seed).to(base.device)
+        network, parameters = method.network(base.model), [p for p in method.parameters() if p.requires_grad]
+    if c.momentum:  # the keys and values of P rows in each layer are each a matrix of its own
+        width = base.model.config.n_kv_head * base.model.config.head_dim
+        optimizer = muon.Muon(parameters, c.lr, c.momentum, width=width)
+    else:
+        optimizer = torch.optim.AdamW(parameters, c.lr, c.betas, weight_decay=0)
 
     def step(batch, i, last_loss=math.inf):
+        """The rate warms up and stays. With a full_loss it also falls with the last loss: Muon's steps do not shrink
+        with the gradient, so that at a full rate it never comes to rest."""
         share = max(0.1, min(1, last_loss / c.full_loss)) if c.full_loss else 1
         optimizer.param_groups[0]["lr"] = c.lr * min(1, (i + 1) / c.warmup) * share
-        return train([t.to(base.device) for t in batch])
+        batch = [t.to(base.device) for t in batch]
+        if is_peft:
+            return bench.peft_step(model, optimizer, batch)
+        return train_step(method, network, batch, [optimizer], base.dtype).item()
+
+    def tuned():
+        if not is_peft:
+            return method
+        kind = METHODS["ptuning2" if c.method == PREFIX else "hybrid"]
+        return method_of_rows(kind, model.get_prompt_embedding_to_save("default").float(), base.model)
 
     return step, tuned
-
-
-# ---------------------------------------------------------------- one run
 
 
 def next_check(step):
@@ -178,14 +158,6 @@ def exact_match(base, method, tests):
     return share
 
 
-def tokens_of(start, base, examples):
-    """The tokens that the rows begin as: [] for none."""
-    if start == "words":
-        return base.tokenizer.bos + base.tokenizer.encode(base.task.trigger + "\n")
-    shown = as_text(base.task.worth_showing(examples, 1))
-    return base.tokenizer.bos + base.tokenizer.encode_task(shown) if start == "example" else []
-
-
 def mixed_batches(encoded, batch_size, seed):
     """Batches without end, each of mixed lengths: sorted by length, the first few would show one length each."""
     rng = random.Random(seed)
@@ -201,7 +173,8 @@ def one_run(base, c, seed, max_seconds, questions, bar):
     names = list(base.task.ranges)[: len(GOALS)]
     tests = {name: base.task.examples(questions, name, seed=seed) for name in names}
     encoded = encode(base.tokenizer, [e for e in examples if e.length >= c.shortest])
-    trigger = tokens_of(c.start, base, examples)
+    words = base.tokenizer.bos + base.tokenizer.encode(base.task.trigger + "\n")
+    trigger = words if c.start == "words" else []
     warm_up, _ = runner(base, c, trigger, seed)
     warm_up(next(mixed_batches(encoded, c.batch_size, seed)), 0)  # is not timed
     train, tuned = runner(base, c, trigger, seed)
@@ -236,7 +209,6 @@ def cell(runs, name, max_seconds):
 
 def main(argv=None):
     args = parse_args(argv)
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     model, task = load_model(args.model, args.device, args.dtype).freeze(), tasks.load(args.task)
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, task.tokenize)
     about = {"model": model, "tokenizer": tokenizer, "task": task, "dtype": args.dtype, "device": args.device}

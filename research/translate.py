@@ -23,8 +23,9 @@ from files.safe import write_json
 from files.weights import load_model
 from methods.translator import TRANSLATOR, TranslatorNetwork, load_translator, save_translator
 from research import documents
-from run.flags import Parser, at_least, learning_rate, seed_number
+from run.flags import Parser, at_least, seed_number
 
+LR = 1e-3  # the peak
 MOST_TOKENS = 300  # of a document's worked examples while training
 QUESTION_WEIGHT = 0.1  # of the loss on questions
 SHOTS = (1, 2, 4, 8, 16)  # at which it is measured
@@ -35,8 +36,6 @@ def parse_args(argv=None):
     p.add_base()
     p.add_argument("--out", default=f"out/{TRANSLATOR}", help="its file; beside a base's weights it is found there")
     p.add_argument("--steps", type=at_least(0), default=2000, help="of training (default %(default)s)")
-    p.add_argument("--rows", type=at_least(1, 1000), default=16, help="positions of its prompts (default %(default)s)")
-    p.add_argument("--lr", type=learning_rate, default=1e-3, help="peak learning rate (default %(default)s)")
     p.add_argument("--documents", type=at_least(1, 1000), default=16, help="per step (default %(default)s)")
     p.add_argument("--test-documents", type=at_least(1, 1000), default=32, help="per skill (default %(default)s)")
     p.add_argument("--init-from", metavar="FILE", help="go on with that translator; give another --seed with it")
@@ -99,11 +98,12 @@ def loss_of(translator, model, batch):
 def train(translator, model, tokenizer, args):
     """[loss on answers of each step], in nats. The rate warms up over 30 steps, stays, and falls to zero over the
     second half of the steps."""
-    optimizer = torch.optim.AdamW(translator.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0)
-    batches = draw_batches(tokenizer, args.rows, args.documents, random.Random(f"translator {args.seed}"))
+    optimizer = torch.optim.AdamW(translator.parameters(), LR, betas=(0.9, 0.99), weight_decay=0)
+    n_rows = translator.sizes["n_rows"]
+    batches = draw_batches(tokenizer, n_rows, args.documents, random.Random(f"translator {args.seed}"))
     losses, bar = [], tqdm(islice(batches, args.steps), "translator", args.steps, unit=" steps")
     for step, batch in enumerate(bar):
-        optimizer.param_groups[0]["lr"] = args.lr * min(1, (step + 1) / 30, 2 * (1 - step / args.steps))
+        optimizer.param_groups[0]["lr"] = LR * min(1, (step + 1) / 30, 2 * (1 - step / args.steps))
         loss, on_answers = loss_of(translator, model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(translator.parameters(), 1.0)
@@ -134,19 +134,16 @@ def new_documents(tokenizer, skill, k, n, n_rows, block_size):
 
 @torch.no_grad()
 def measure(translator, model, tokenizer, n):
-    """{contender: {k: {skill: accuracy}}} of n documents each: the translator, the same k examples as text, the last
-    tokens of that text (as many as the prompt has positions), and nothing. Skills of which not one document holds k
-    examples are left out."""
-    P, device = translator.sizes["n_rows"], model.wte.weight.device
+    """{contender: {k: {skill: accuracy}}} of n documents each: the translator, and the same k examples as text. Skills
+    of which not one document holds k examples are left out."""
+    n_rows, device = translator.sizes["n_rows"], model.wte.weight.device
     contenders = {
         "translator": lambda shown: translator(model, [shown]),
         "examples as text": lambda shown: model.prefill(torch.tensor([shown], device=device)),
-        f"last {P} tokens as text": lambda shown: model.prefill(torch.tensor([shown[-P:]], device=device)),
-        "nothing": lambda shown: None,
     }
     accuracy = {name: {k: {} for k in SHOTS} for name in contenders}
     for k, skill in tqdm([(k, skill) for k in SHOTS for skill in documents.SKILLS], "measuring", leave=False):
-        found = new_documents(tokenizer, skill, k, n, P, model.config.block_size)
+        found = new_documents(tokenizer, skill, k, n, n_rows, model.config.block_size)
         for name, past_of in contenders.items() if found else ():
             right = [exact for shown, asked in found for exact, *_ in exact_answers(model, past_of(shown), asked)]
             accuracy[name][k][skill] = torch.cat(right).float().mean().item()
@@ -155,9 +152,9 @@ def measure(translator, model, tokenizer, n):
 
 def table(accuracy):
     """Markdown: accuracy in % over all skills, weighted by how often pretraining draws each."""
-    lines = [f"| examples | {' | '.join(accuracy)} |", "| --- " * (len(accuracy) + 1) + "|"]
+    lines = [f"| examples | {' | '.join(accuracy)} |", "| --- | --- | --- |"]
     for k in SHOTS:
-        often = {skill: documents.SKILLS[skill][0] for skill in accuracy["nothing"][k]}
+        often = {skill: documents.SKILLS[skill][0] for skill in accuracy["translator"][k]}
         means = [sum(often[s] * by_k[k][s] for s in often) / sum(often.values()) for by_k in accuracy.values()]
         lines.append(f"| {k} | {' | '.join(f'{100 * mean:.0f}' for mean in means)} |")
     return "\n".join(lines)
@@ -171,9 +168,8 @@ def main(argv=None):
     tokenizer, out = Tokenizer.load(model.folder, model.config.vocab_size), Path(args.out)
     if args.init_from or not args.steps:
         translator = load_translator(model, args.init_from)
-        args.rows = translator.sizes["n_rows"]
     else:
-        translator = TranslatorNetwork(model, args.rows, seed=args.seed).to(args.device)
+        translator = TranslatorNetwork(model, seed=args.seed).to(args.device)
     losses = train(translator, model, tokenizer, args)
     if losses:
         out.parent.mkdir(parents=True, exist_ok=True)

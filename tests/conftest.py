@@ -61,11 +61,15 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def little_base():
-    """Write a base of random weights with nano-2's encoding into a folder, as --model takes it."""
+    """Write a base of random weights with nano-2's encoding into a folder, as --model takes it. With a `std` they are
+    large enough that it writes other answers to other questions."""
 
-    def write(folder, n_layer, n_embd):
+    def write(folder, n_layer, n_embd, std=None):
         torch.manual_seed(0)
-        save_model(GPT(GPTConfig(VOCAB, block_size=256, n_layer=n_layer, n_head=2, n_embd=n_embd)), folder)
+        model = GPT(GPTConfig(VOCAB, block_size=256, n_layer=n_layer, n_head=2, n_embd=n_embd))
+        for p in model.parameters() if std else ():
+            torch.nn.init.normal_(p, std=std)
+        save_model(model, folder)
         shutil.copy(ROOT / "data" / "nano-2" / "encoding.json", folder)
         return folder
 

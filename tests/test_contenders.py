@@ -26,11 +26,9 @@ def tune(run, tmp_path):
     return tune
 
 
-def test_random_rows_and_trigger_rows(tune):
+def test_rows_are_random_or_begin_as_the_trigger(tune):
     results, _ = tune("random", "--n-random", 5, "--trigger", "none")
     assert results["prompt"] == {"rows": 5, "random": 5, "trigger": ""}
-    results, _ = tune("words", "--n-random", 0, "--trigger", "instruction")
-    assert results["prompt"]["trigger"] == tasks.load("word_reversal").trigger + "\n"
     results, _ = tune("text", "--n-random", 2, "--trigger", "turn round")
     prompt = results["prompt"]
     assert (prompt["random"], prompt["trigger"]) == (2, "turn round\n")
@@ -74,18 +72,16 @@ def test_a_prompt_begins_as_that_of_another_task(tune, base):
 
 def test_rows_begin_on_another_base_of_their_width_and_nothing_else_does(tune, run, tmp_path, little_base):
     other, wide = (little_base(tmp_path / name, 1, width) for name, width in (("other", 32), ("wide", 48)))
-    files = {method: tune(method, "--method", method)[1] for method in ("hybrid", "ptuning2")}
-    _, moved = tune("moved", "--init-from", files["hybrid"], "--model", other)
-    assert torch.equal(read_tensors(moved)[1]["start"], read_tensors(files["hybrid"])[1]["rows"])
-    for method, file, model, why in (
-        ("hybrid", files["hybrid"], wide, "was tuned on the base"),
-        ("ptuning2", files["ptuning2"], other, "was tuned on the base"),
-        ("hybrid", files["ptuning2"], other, "was tuned on the base"),
+    hybrid, deep = (tune(method, "--method", method)[1] for method in ("hybrid", "ptuning2"))
+    _, moved = tune("moved", "--init-from", hybrid, "--model", other)
+    assert torch.equal(read_tensors(moved)[1]["start"], read_tensors(hybrid)[1]["rows"])
+    for flags, why in (
+        (("--init-from", hybrid, "--model", wide), "was tuned on the base"),
+        (("--init-from", deep, "--method", "ptuning2", "--model", other), "was tuned on the base"),
+        (("--init-from", hybrid, "--method", "ptuning2"), "is of --method hybrid, not ptuning2"),
     ):
-        done = run("--method", method, "--init-from", file, "--model", model, "--out", tmp_path / "refused")
+        done = run(*flags, "--out", tmp_path / "refused")
         assert (done.code, done.err.count("\n")) == (2, 1) and why in done.err
-    done = run("--method", "ptuning2", "--init-from", files["hybrid"], "--out", tmp_path / "refused")
-    assert (done.code, done.err.count("\n")) == (2, 1) and "is of --method hybrid, not ptuning2" in done.err
     assert not (tmp_path / "refused").exists()
 
 

@@ -57,27 +57,11 @@ def test_score_counts_by_hand():
     assert got["errors"] == {"another format": 1, "sum miscopied": 1}
 
 
-def test_most_prompts_win_a_vote_and_the_first_a_tie(tiny, tokenizer):
-    """Three prompts of other lengths, against each decoded alone and counted."""
-
-    class Short(tasks.Task):
-        stop = "e"
-
-        def final_answer(self, answer):
-            return answer[:1]
-
-    examples = [tasks.Example(q, "abcde" * 2, 1) for q in ("1+2=", "33+4=", "x", "12", "(", "7*7=", "no", "yes")]
-    encoded, task = encode(tokenizer, examples), Short()
-    prompts = [HybridPrefix(tiny, n_random=n, seed=seed) for n, seed in ((3, 1), (8, 2), (5, 3))]
-    with torch.no_grad():
-        pasts = [prompt.past(tiny) for prompt in prompts]
-    alone = [generate_answers(tiny, past, tokenizer, task, encoded) for past in pasts]
-    got = majority_vote(tiny, pasts, tokenizer, task, encoded)
-    for texts, text in zip(zip(*alone), got):
-        finals = [task.final_answer(t) for t in texts]
-        counts = [finals.count(f) for f in finals]
-        assert text == texts[counts.index(max(counts))]
-    assert majority_vote(tiny, [pasts[0]] * 3, tokenizer, task, encoded) == alone[0]
+def test_most_prompts_win_a_vote_and_the_first_a_tie(monkeypatch):
+    """What three prompts wrote after three questions; the texts of a majority may have other steps."""
+    written = {"a": ["0=1$", "0=2$", "0=3$"], "b": ["0=2$", "1=2$", "0=4$"], "c": ["1=2$", "0=1$", "0=5"]}
+    monkeypatch.setattr("eval.accuracy.generate_answers", lambda network, past, *_: written[past])
+    assert majority_vote(None, "abc", None, tasks.load("addition"), []) == ["0=2$", "0=2$", "0=3$"]
 
 
 def test_nearest_tokens_are_those_of_the_greatest_cosine(tiny, tokenizer):
@@ -107,18 +91,12 @@ def some_results():
         return {r: score(task, e, [x.answer if rng.random() < 0.5 else "" for x in e]) for r, e in drawn.items()}
 
     return {
-        "task": "addition",
-        "unit": "digits",
-        "base": {"name": "little"},
-        "method": "hybrid",
-        "answers": [],
-        "in_distribution_lengths": (1, 4),
-        "new_words": (),
+        **{"task": "addition", "unit": "digits", "base": {"name": "little"}, "method": "hybrid"},
+        **{"answers": [], "in_distribution_lengths": (1, 4), "new_words": ()},
         "labels": {"zero-shot": "zero-shot", "few-shot": "best context (1 longest)", "hybrid": "prefix for $1 or $2"},
         "before": {"hybrid": random_scores()},
         "accuracy": {name: random_scores() for name in ("zero-shot", "few-shot", "hybrid")},
-        "classes": {},
-        "classes_before": {},
+        **{"classes": {}, "classes_before": {}},
         "examples": {"hybrid": (96, 2)},
         "validation": {
             "hybrid": {"questions": 8, "steps": [0, 2, 3], "exact_match": [5, 7, 6], "loss": [3, 2, 2], "kept_step": 2}
@@ -184,13 +162,9 @@ def test_figures_hold_the_numbers(monkeypatch, tmp_path):
     plots.plot_loss(results, tmp_path)
     plots.plot_confusion(some_classes(), "hybrid", tmp_path)
     lengths, loss, confusion = drawn
-    curves = {c.get_label(): c for c in lengths.containers}
-    assert list(curves) == [
-        "zero-shot",
-        "best context (1 longest)",
-        *("prefix for $1 or $2" + s for s in ("", ", before")),
-    ]
-    for label, when in (("prefix for $1 or $2", "accuracy"), ("prefix for $1 or $2, before", "before")):
+    curves, mine = {c.get_label(): c for c in lengths.containers}, "prefix for $1 or $2"
+    assert list(curves) == ["zero-shot", "best context (1 longest)", mine, f"{mine}, before"]
+    for label, when in ((mine, "accuracy"), (f"{mine}, before", "before")):
         line, _, (bars,) = curves[label]
         for x, y, bar in zip(line.get_xdata(), line.get_ydata(), bars.get_segments()):
             (right,) = (a["by_length"][str(x)] for a in results[when]["hybrid"].values() if str(x) in a["by_length"])
@@ -227,8 +201,8 @@ def test_the_best_context_is_the_best_of_its_candidates(tokenizer, monkeypatch):
     ranked = sorted(candidates, key=lambda c: (-c["exact_match"], c["loss"]))
     assert (best["exact_match"], best["loss"]) == (ranked[0]["exact_match"], ranked[0]["loss"])
     # a context is never asked its own examples, and never longer than there is room for
-    few = best_context(little, tokenizer, task, examples[:9], max_tokens=60)
-    assert all(c["n"] == 9 - c["shots"] for c in few[2]) and len(few[0]) <= 60
+    tokens, _, candidates = best_context(little, tokenizer, task, examples[:9], max_tokens=60)
+    assert all(c["n"] == 9 - c["shots"] for c in candidates) and len(tokens) <= 60
     assert best_context(little, tokenizer, task, examples, max_tokens=5) == ([], None, [])
     # the example that prompts begin as is one of them
     seen = []
@@ -256,8 +230,7 @@ def your_data(tmp_path, rows):
 def test_the_likeliest_answer_by_brute_force(tiny, tokenizer, tmp_path):
     """Every answer written out behind every question, one at a time, its tokens' log probabilities added up."""
     rows = [(f"{i * 7919} is", "abcdefghij"[i % 10]) for i in range(80)]
-    task = your_data(tmp_path, rows)
-    tiny = copy.deepcopy(tiny)
+    task, tiny = your_data(tmp_path, rows), copy.deepcopy(tiny)
     tiny.wpe.weight.data[20:] *= 10  # random attention, or every question would get the same answer
     tiny.h[0].attn.c_attn.weight.data *= 10
     examples = task.examples(None, split="train")
@@ -276,10 +249,8 @@ def test_the_likeliest_answer_by_brute_force(tiny, tokenizer, tmp_path):
 
 
 def test_classification_by_hand(tmp_path):
-    rows = [(str(i), "abc"[i % 3]) for i in range(30)]
-    task = your_data(tmp_path, rows)
-    true = ["a", "a", "a", "a", "b", "b", "b"]
-    examples = [tasks.Example("", f" {t}\n", 1) for t in true]
+    task = your_data(tmp_path, [(str(i), "abc"[i % 3]) for i in range(30)])
+    examples = [tasks.Example("", f" {true}\n", 1) for true in "aaaabbb"]
     got = classification(task, examples, [0, 0, 0, 1, 1, 2, 0])
     assert got["confusion"] == [[3, 1, 0], [1, 1, 1], [0, 0, 0]]
     assert (got["correct"], got["n"]) == (4, 7)

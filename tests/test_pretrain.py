@@ -163,12 +163,12 @@ def test_losses_at_other_positions_are_those_of_a_table_whose_rows_are_shifted()
 def test_each_piece_of_the_documents_has_a_seed_of_its_own(monkeypatch, tokenizer):
     """Written out; as many documents are drawn as the piece needs."""
     monkeypatch.setattr(pretrain, "PIECE", 1500)
-    drawn = pretrain.draw_documents(tokenizer, "a test", 2000)
+    drawn = pretrain.first_tokens(pretrain.drawn(tokenizer, "a test"), 2000)
     assert drawn.shape == (2, 2000)
     for i, start in enumerate((0, 1500)):
         rng, tokens, asked = random.Random(f"a test {i}"), [], []
         while len(tokens) < 1500:
-            t, a = pretrain.document_tokens(tokenizer, documents.document(rng))
+            t, a = pretrain.document_tokens(tokenizer, *documents.document(rng)[1:])
             tokens, asked = tokens + t, asked + a
         piece = drawn[:, start : start + 1500]
         assert piece.tolist() == [tokens[: piece.shape[1]], asked[: piece.shape[1]]]

@@ -1,7 +1,6 @@
 """sample.py: rows of one batch behind prompts of their own, and the command line."""
 
 import io
-import shutil
 import sys
 
 import pytest
@@ -9,21 +8,14 @@ import torch
 
 from data.tokenizer import Tokenizer
 from files.prompts import METHODS, load_prefix, save_prefix
-from files.weights import load_model, save_model
-from model import GPT, GPTConfig
+from files.weights import load_model
 from prefix import DeepPrefix, HybridPrefix
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A base of random weights, and prompts for it: two that are caches, and three with a network of their own."""
-    folder = tmp_path_factory.mktemp("models") / "little"
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=1024, block_size=64, n_layer=2, n_head=2, n_embd=32))
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    save_model(model, folder)
-    shutil.copy("data/nano-2/encoding.json", folder)
+def base(tmp_path_factory, little_base):
+    """A base, and prompts for it: two that are caches, and three with a network of their own."""
+    folder = little_base(tmp_path_factory.mktemp("models") / "large", n_layer=2, n_embd=32, std=0.3)
     model, tokenizer = load_model(folder), Tokenizer.load(folder, 1024)
     (folder / "adding").mkdir()
     rows = HybridPrefix(model, n_random=4, seed=1)
@@ -87,7 +79,7 @@ def test_sampling_repeats_with_its_seed(run):
     "args, complaint",
     [
         (["--prompt", ""], "the prompt is empty"),
-        (["--prompt", "a" * 100, "--tokenize", "bytes"], "do not fit into block_size 64"),
+        (["--prompt", "a" * 300, "--tokenize", "bytes"], "do not fit into block_size 256"),
         (["--prefix", "none.safetensors", "--prompt", "a"], "none.safetensors is no regular file"),
         (["--top-k", "0", "--prompt", "a"], "--top-k: 0: give a number from 1"),
         (["--tokens", "3"], "unrecognized arguments"),

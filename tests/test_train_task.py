@@ -15,9 +15,9 @@ import train_task
 from data.batches import encode
 from eval.accuracy import generate_answers, score
 from eval.validation import Validation
-from files.errors import UserError, run_main
+from files.errors import run_main
 from files.safe import read_tensors
-from files.weights import load_model
+from files.weights import fingerprint, load_model
 from methods.weights import Scratch
 from prefix import HybridPrefix, Method
 from run import resume
@@ -64,12 +64,6 @@ def test_without_baselines_the_table_has_before_and_after_and_no_best_context(of
     assert header["tokenize"] == "bpe"
 
 
-def test_main_returns_what_results_json_holds(base, no_drawing, tmp_path):
-    argv = f"--model {base} --examples 32 --test-examples 5 --beside none --out {tmp_path / 'run'}".split()
-    results = train_task.main(argv).for_json()
-    assert json.loads(json.dumps(results)) == json.loads((tmp_path / "run" / "results.json").read_text())
-
-
 def test_the_same_seed_gives_the_same_results(of_words, tmp_path, monkeypatch):
     """Also where the progress bar counts nothing. tqdm reads TQDM_DISABLE when it is imported: here the bar itself is
     disabled."""
@@ -79,25 +73,6 @@ def test_the_same_seed_gives_the_same_results(of_words, tmp_path, monkeypatch):
     one, again, other = (results_of(tmp_path / name) for name in ("one", "again", "other"))
     assert one == again and one["loss"] != other["loss"]
     assert one["loss"]["hybrid"]["examples"][-1] == 52  # of 64 a fifth is held out
-
-
-def test_l2_sp_keeps_rows_near_their_start(of_words, tmp_path):
-    distances = []
-    for flags in ([], ["--l2-sp", 1e6]):
-        assert of_words(str(len(flags)), "--lr", 0.1, "--epochs", 5, *flags).code == 0
-        _, tensors = read_tensors(tmp_path / str(len(flags)) / "prefix.safetensors")
-        distances.append((tensors["rows"] - tensors["start"]).norm().item())
-    assert 0 < distances[1] < 0.7 * distances[0]
-
-
-def test_fine_tuning_learns_and_leaves_the_base_alone(of_words, tmp_path, base):
-    before = (base / "model.safetensors").read_bytes()
-    few = "--examples", 8, "--batch-size", 4, "--epochs", 60, "--test-examples", 5
-    done = of_words("run", "--method", "finetune", "--lr", 1e-2, *few)
-    assert done.code == 0, done.err
-    loss = results_of(tmp_path / "run")["loss"]["finetune"]["loss"]
-    assert loss[-1] < 0.1 < 1 < loss[0]
-    assert (base / "model.safetensors").read_bytes() == before
 
 
 # ---------------------------------------------------------------- your own data
@@ -134,31 +109,11 @@ def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
     assert results["prompt"]["trigger"] == "Answer with one of: blue, green, red.\n"
 
 
-def test_your_own_text_is_generated(run, tmp_path):
-    path = some_questions(tmp_path / "own.jsonl", 90, [f"the answer {i}" for i in range(90)])
-    done = run("--task", path, "--out", tmp_path / "run", "--beside", "scratch")
-    assert done.code == 0, done.err
-    assert "every step right" in done.out
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["classes"] == {}
-    assert set(results["accuracy"]) == {"zero-shot", "text", "few-shot", "hybrid", "scratch"}
-
-
 # ---------------------------------------------------------------- the loop
 
 
 def tune(method, model, encoded, epochs, batch_size, **more):
     return train(method, model, encoded, epochs, batch_size, method.lr, torch.float32, seed=0, **more)
-
-
-def test_tuning_leaves_the_base_bit_identical(base, tokenizer):
-    little = load_model(base).freeze()
-    before = [p.clone() for p in little.parameters()]
-    prompt = HybridPrefix(little, n_random=4, trigger=[40], mlp=True)
-    start = prompt.rows.detach().clone()
-    tune(prompt, little, encode(tokenizer, tasks.load("word_reversal").examples(64, split="train")), 1, 16)
-    assert all(torch.equal(a, b) for a, b in zip(before, little.parameters()))
-    assert not torch.equal(start, prompt.rows)
 
 
 def test_training_learns_what_it_is_shown(tokenizer):
@@ -175,54 +130,48 @@ def test_training_learns_what_it_is_shown(tokenizer):
     assert score(task, examples, texts)["exact_match"] == 12
 
 
-def test_a_prompt_steers_nano_2(tokenizer):
+def test_a_prompt_steers_nano_2_and_leaves_it_as_it_is(tokenizer):
     """The loss of the frozen base on 32 examples falls by a third."""
     nano = load_model("data/nano-2").freeze()
-    encoded = encode(tokenizer, tasks.load("word_reversal").examples(32, split="train"))
+    before, encoded = fingerprint(nano), encode(tokenizer, tasks.load("word_reversal").examples(32, split="train"))
     loss = tune(HybridPrefix(nano, n_random=8), nano, encoded, 12, 16)["loss"]
-    assert sum(loss[-4:]) < 2 / 3 * sum(loss[:4])
+    assert sum(loss[-4:]) < 2 / 3 * sum(loss[:4]) and fingerprint(nano) == before
 
 
 class TwoGroups(Method):
     """Two numbers of one optimizer, each in a group with a rate of its own; the loss is 1000 times their sum."""
-
-    name, label = "", "two groups"
 
     def __init__(self, model):
         super().__init__()
         self.a, self.b = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
 
     def optimizers(self, lr, dtype):
-        self.groups = torch.optim.SGD([{"params": [self.a], "lr": lr}, {"params": [self.b], "lr": lr / 10}])
-        return [self.groups]
+        return [torch.optim.SGD([{"params": [self.a], "lr": lr}, {"params": [self.b], "lr": lr / 10}])]
 
     def loss(self, network, tokens, targets, answer):
         return 1000 * (self.a + self.b)
 
 
-def test_every_group_of_an_optimizer_has_its_rate_and_is_clipped(tiny, monkeypatch):
-    """Warm-up over 50 steps by hand: in step n the rates are n / 50 of their peaks, and the gradient of both, clipped
-    to a length of 1, is 1 / sqrt(2) for each."""
+def test_every_group_of_an_optimizer_has_its_rate_and_is_clipped_and_averaged(tiny, monkeypatch):
+    """By hand: in step n of three the rates are n / 50 of their peaks, which is the warm-up, and the gradient of both,
+    clipped to a length of 1, is 1 / sqrt(2) for each."""
     averaged = []
     monkeypatch.setattr(train_task.processes, "average", lambda p, loss, weights: averaged.append(len(p)) or loss)
     method = TwoGroups(tiny)
     train(method, tiny, [([1], [2])] * 3, 1, 1, 0.5, torch.float32, seed=0)
-    # the cosine of three steps is above the warm-up: 1, 0.75 and 0.25 of the peak
-    steps = (1 + 2 + 3) / 50
-    assert method.a.item() == pytest.approx(-0.5 * steps / 2**0.5, rel=1e-4)
-    assert method.b.item() == pytest.approx(-0.05 * steps / 2**0.5, rel=1e-4)
+    assert method.a.item() == pytest.approx(-0.5 * (1 + 2 + 3) / 50 / 2**0.5, rel=1e-4)
+    assert method.b.item() == pytest.approx(method.a.item() / 10, rel=1e-4)
     assert averaged == [2, 2, 2]
 
 
 def test_the_best_checkpoint_is_judged_in_the_numerics_that_it_is_measured_in(tiny, tokenizer, monkeypatch):
     """Tuning may multiply in bfloat16; whatever is asked between steps is answered in the base's own type."""
     seen = {"tuning": set(), "judging": set()}
-    network, encoded = tiny.logits, encode(tokenizer, tasks.load("word_reversal").examples(8, split="train"))
+    plain, encoded = tiny.logits, encode(tokenizer, tasks.load("word_reversal").examples(8, split="train"))
 
     def logits(hidden):
-        out = network(hidden)
-        seen["tuning" if torch.is_grad_enabled() else "judging"].add(out.dtype)
-        return out
+        seen["tuning" if torch.is_grad_enabled() else "judging"].add(plain(hidden).dtype)
+        return plain(hidden)
 
     monkeypatch.setattr(tiny, "logits", logits)
     prompt, record = HybridPrefix(tiny, n_random=4), {}
@@ -231,13 +180,13 @@ def test_the_best_checkpoint_is_judged_in_the_numerics_that_it_is_measured_in(ti
     assert seen == {"tuning": {torch.bfloat16}, "judging": {torch.float32}}
 
 
-def test_a_step_adds_the_penalty_to_the_gradient_and_not_to_the_loss(tiny, tokenizer):
-    encoded = ([3, 1], [4, 5])
-    (batch,) = train_task.training_batches([encoded], 1, train_task.random.Random(0))
+def test_a_step_adds_the_penalty_to_the_gradient_and_not_to_the_loss(tiny):
     plain, pulled = HybridPrefix(tiny, n_random=2), HybridPrefix(tiny, n_random=2, l2_sp=1e9)
+    tokens, losses = torch.tensor([[3, 1, 4]]), []
     for prompt in (plain, pulled):
         prompt.rows.data += 1.0
-    losses = [train_step(p, tiny, batch, p.optimizers(0.01, torch.float32), torch.float32) for p in (plain, pulled)]
+        how = prompt.optimizers(0.01, torch.float32), torch.float32
+        losses.append(train_step(prompt, tiny, (tokens, tokens, tokens > 0), *how))
     assert losses[0] == losses[1]
     assert (pulled.rows - pulled.start - 1.0).max() < 0 < (plain.rows - plain.start - 1.0).max()
 
@@ -248,11 +197,9 @@ def test_a_step_adds_the_penalty_to_the_gradient_and_not_to_the_loss(tiny, token
 def test_a_used_folder_is_refused_and_kept(of_words, tmp_path):
     (tmp_path / "results.json").write_text("precious")
     done = of_words("")
-    assert done.code == 2
-    assert "already in use: give another --out, --resume to go on, or --overwrite" in done.err
+    assert done.code == 2 and "already in use: give another --out, --resume to go on, or --overwrite" in done.err
     assert (tmp_path / "results.json").read_text() == "precious"
-    assert of_words("", "--overwrite").code == 0
-    assert json.loads((tmp_path / "results.json").read_text())["task"] == "word_reversal"
+    assert of_words("", "--overwrite").code == 0 and results_of(tmp_path)["task"] == "word_reversal"
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_and_loses_nothing(of_words, tmp_path):
@@ -264,20 +211,10 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_loses_nothing(of_words, tm
     assert (tmp_path / "out" / "results.json").read_text() == "precious"
 
 
-def test_a_fault_of_the_code_keeps_its_traceback_and_one_of_input_is_a_line(base, tmp_path, monkeypatch, capsys):
-    argv = ["--model", str(base), "--out", str(tmp_path / "run"), *ALONE]
-
-    def forward(self, *args):
+def test_a_fault_of_the_code_keeps_its_traceback(base, tmp_path, monkeypatch):
+    def forward(self, x):
         raise ValueError("shapes do not match")
 
     monkeypatch.setattr(model.MLP, "forward", forward)
     with pytest.raises(ValueError, match="shapes do not match"):
-        run_main(train_task.main, "train_task.py", argv)
-
-    def load_task(args):
-        raise UserError("no such task")
-
-    monkeypatch.setattr(train_task, "load_task", load_task)
-    with pytest.raises(SystemExit) as end:
-        run_main(train_task.main, "train_task.py", argv)
-    assert end.value.code == 2 and capsys.readouterr().err.endswith("train_task.py: no such task\n")
+        run_main(train_task.main, "train_task.py", ["--model", str(base), "--out", str(tmp_path / "run"), *ALONE])

@@ -147,10 +147,10 @@ def test_the_program_trains_measures_and_writes(tmp_path, tokenizer, command, mo
     shutil.copy("data/nano-2/encoding.json", folder)
     monkeypatch.setattr(translate, "SHOTS", (8,))
     monkeypatch.setattr(documents, "SKILLS", {name: documents.SKILLS[name] for name in ("facts", "copy")})
-    argv = "--model", folder, "--rows", 4, "--test-documents", 1, "--documents", 2
+    argv = "--model", folder, "--test-documents", 1, "--documents", 2
     done = command("research.translate", *argv, "--steps", 2, "--out", out)
     assert done.code == 0, done.err
-    assert "\n| 8 | " in done.out and "last 4 tokens as text" in done.out
+    assert "\n| 8 | " in done.out and "| examples | translator | examples as text |" in done.out
     assert len(json.loads(out.with_suffix(".json").read_text())["loss"]) == 2
     again = tmp_path / "again.safetensors"
     assert command("research.translate", *argv, "--steps", 2, "--out", again).code == 0

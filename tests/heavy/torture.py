@@ -3,8 +3,7 @@
     python -m tests.heavy.torture --kills 1000     what make torture does; the test suite kills 10 times
 
 A run is a forked copy of this process, which has torch imported already, and gets SIGKILL: after a random time, or from
-within a write, before or after its n-th fsync, rename or save, of which one leaves half a file. Some of the newest
-checkpoints are then cut off or changed in a byte, so that the one before has to serve.
+within a write, before or after its n-th fsync, rename or save, of which one leaves half a file.
 """
 
 import argparse
@@ -32,71 +31,57 @@ from research import compare, documents, pretrain
 from run import resume
 from tests import undrawn
 
-# files with times, or of which there are as many as starts
-DIFFERENT = (resume.LOCK, resume.BEFORE, "report.html", "table.md", "README.md")
-
 
 def commands(folder):
-    """{program: (main, seconds between its saves, its arguments)} of small runs on files made in a folder."""
-    torch.manual_seed(0)
-    base, prose = folder / "little", folder / "prose"
+    """{program: (main, seconds between its saves, its flags)} of small runs on files made in a folder."""
+    base, prose, words = folder / "little", folder / "prose", sum(documents.BY_LETTERS.values(), [])
     save_model(GPT(GPTConfig(vocab_size=1024, block_size=128, n_layer=1, n_head=2, n_embd=16)), base)
     shutil.copy("data/nano-2/encoding.json", base)
     prose.mkdir()
-    words, rng = [w for group in documents.BY_LETTERS.values() for w in group], random.Random(0)
     for i in range(3):
-        (prose / f"{i}.txt").write_text(" ".join(rng.choices(words, k=500)))
+        (prose / f"{i}.txt").write_text(" ".join(random.Random(i).choices(words, k=500)))
     few = f"--model {base} --device cpu --examples"
-    tuning = f"{few} 96 --batch-size 4 --task word_reversal --test-examples 3 --n-random 4"
-    size = "--vocab-size 257 --block-size 32 --n-layer 1 --n-head 1 --n-embd 16"
+    tuning = f"{few} 60 --batch-size 4 --task word_reversal --test-examples 3 --n-random 4"
+    size = "--vocab-size 257 --block-size 32 --n-layer 1 --n-head 1 --n-embd 16 --batch-tokens 128"
     study = f"prompt_position --series after --tasks word_reversal --seeds 1 --questions 3 --jobs 1 {few} 32"
-    found = {
-        "hybrid": (train_task, 0, f"{tuning} --beside lora"),
-        "hard": (train_task, 0.03, f"{tuning} --method hard --beside none"),
-        "cartridge": (train_task, 0.03, f"{tuning} --method cartridge --beside none"),
-        "pretrain": (pretrain, 0, f"--text {prose} {size} --batch-tokens 128 --tokens 4000 --eval-interval 16"),
-        "compare": (compare, 600, study),
+    return {
+        "hybrid": (train_task.main, 0, f"{tuning} --beside lora"),
+        "hard": (train_task.main, 0.03, f"{tuning} --method hard --beside none"),
+        "cartridge": (train_task.main, 0.03, f"{tuning} --method cartridge --beside none"),
+        "pretrain": (pretrain.main, 0, f"--text {prose} {size} --tokens 4000 --eval-interval 16"),
+        "compare": (compare.main, 600, study),
     }
-    return {name: (program.main, seconds, line.split()) for name, (program, seconds, line) in found.items()}
 
 
-def start(main, save_seconds, argv, log, limit=600, die_at=None):
+def run(main, save_seconds, flags, log, limit=600, die_at=None):
     """Exit code of a run in a process of its own, negative the signal that killed it: SIGKILL after `limit` seconds, or
-    at die_at = (function, n, "before" or "after" or "half"), the n-th call of a function that writes."""
-    if pid := os.fork():
-        end, done = time.monotonic() + limit, 0
-        while not done and time.monotonic() < end:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            time.sleep(0.002)
-        if not done:
-            os.kill(pid, signal.SIGKILL)  # the run alone: what it has started has to end by itself
-            _, status = os.waitpid(pid, 0)
-        return os.waitstatus_to_exitcode(status)
-    try:
-        os.setsid()
+    at die_at = (owner, function, n, "before" or "after" or "half"), the n-th call of a function that writes."""
+
+    def child():
         for output in (1, 2):
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), output)
         compare.get_context = lambda method: get_context("fork")  # so that torch need not be imported again
         plots.write, resume.SAVE_SECONDS = undrawn.write, save_seconds
         if die_at:
             kill_in_write(*die_at)
-        run_main(main, "program", argv)
-        os._exit(0)
-    except BaseException as error:
-        os.write(2, repr(error).encode())
-    os._exit(1)
+        run_main(main, "program", flags.split())
+
+    process = get_context("fork").Process(target=child)
+    process.start()
+    process.join(limit)
+    process.kill()  # the run alone: what it has started has to end by itself
+    process.join()
+    return process.exitcode
 
 
-def kill_in_write(function, n, when):
-    """Let the n-th call of os.fsync, os.replace or safe.save_file be the last thing that this process does."""
-    owner, calls = safe if function == "save_file" else os, []
-    original = getattr(owner, function)
+def kill_in_write(owner, function, n, when):
+    """Let the n-th call of a function that writes be the last thing that this process does."""
+    original, calls = getattr(owner, function), []
 
     def dying(*args, **kwargs):
         calls.append(1)
-        if len(calls) == n and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        original(*args, **kwargs)
+        if len(calls) != n or when != "before":
+            original(*args, **kwargs)
         if len(calls) == n:
             if when == "half" and function == "save_file":
                 os.truncate(args[1], os.path.getsize(args[1]) // 2)
@@ -105,59 +90,42 @@ def kill_in_write(function, n, when):
     setattr(owner, function, dying)
 
 
-def damage(folder, rng):
-    """Cut off or change a newest checkpoint under a folder, where the one before can take its place."""
-    for before in sorted(folder.glob(f"**/{resume.BEFORE}"))[:1]:
-        newest = before.with_name(resume.NEWEST)
-        content = bytearray(newest.read_bytes()) if newest.exists() else bytearray(1)
-        i = rng.randrange(len(content))
-        content[i] ^= 1 << rng.randrange(8)
-        newest.write_bytes(content[: rng.choice([i, None])])
-        return True
-    return False
-
-
 def final(folder):
-    """{file: content} of all that finished runs leave, without times."""
-    found = {}
-    for path in folder.glob("**/*.*"):
-        if path.name.endswith(".json"):
-            content = json.loads(path.read_text())
-            for timed in [content, *content.get("rows", [])] if isinstance(content, dict) else []:
-                for key in ("seconds", "record", "command"):
-                    timed.pop(key, None)
-            found[path.relative_to(folder)] = content
-        elif path.is_file() and path.name not in DIFFERENT and not path.name.startswith(".claim-"):
-            found[path.relative_to(folder)] = path.read_bytes()
-    return found
+    """{file: content} of all results, logs and tensors that finished runs leave, without times."""
+
+    def untimed(values):
+        return {key: value for key, value in values.items() if key not in ("seconds", "record", "command")}
+
+    def content(path):
+        return path.read_bytes() if path.suffix != ".json" else json.loads(path.read_bytes(), object_hook=untimed)
+
+    paths = [path for end in ("json", "jsonl", "safetensors") for path in folder.glob(f"**/*.{end}")]
+    return {str(path.relative_to(folder)): content(path) for path in paths}
 
 
-def torture(folder, name, main, save_seconds, argv, kills, rng):
-    """Kill runs of one program so often. Returns the numbers of kills, of those in a write, of damaged checkpoints and
-    of finished runs. Raises AssertionError where a run does not go on, or ends in other bytes."""
-    alone, out, log = (folder / f"{name}{end}" for end in (" alone", " killed", ".log"))
-    began, count = time.monotonic(), {"kills": 0, "in a write": 0, "damaged": 0, "runs": 0}
-    assert start(main, save_seconds, [*argv, "--out", str(alone)], log) == 0, log.read_text()
-    seconds, argv = time.monotonic() - began, [*argv, "--out", str(out), *(["--resume"] if name != "compare" else [])]
+def torture(folder, name, main, save_seconds, flags, kills, rng):
+    """Kill runs of one program so often. Returns the numbers of kills, of those in a write, and of finished runs.
+    Raises AssertionError where a run does not go on, or ends in other bytes."""
+    alone, out, log = (folder / f"{name}-{end}" for end in ("alone", "killed", "log"))
+    began, count = time.monotonic(), {"kills": 0, "in a write": 0, "runs": 0}
+    assert run(main, save_seconds, f"{flags} --out {alone}", log) == 0, log.read_text()
+    seconds, flags = time.monotonic() - began, f"{flags} --out {out}" + " --resume" * (name != "compare")
     while count["kills"] < kills:
         shutil.rmtree(out, ignore_errors=True)
-        code = None
-        while code != 0:
-            how = {}
-            if count["kills"] < kills and rng.random() < 0.4 and name != "compare":  # a study itself writes little
-                writing = rng.choice(["fsync", "replace", "save_file"]), rng.randint(1, 15)
-                how["die_at"] = (*writing, rng.choice(["before", "after", "half"]))
-            elif count["kills"] < kills:
-                how["limit"] = rng.uniform(0, 1.1 * seconds)
-            code = start(main, save_seconds, argv, log, **how)
+        while True:
+            how = {"limit": rng.uniform(0, 1.1 * seconds)} if count["kills"] < kills else {}
+            if how and rng.random() < 0.4 and name != "compare":  # a study itself writes little
+                write = rng.choice([(os, "fsync"), (os, "replace"), (safe, "save_file")])
+                how = {"die_at": (*write, rng.randint(1, 15), rng.choice(["before", "after", "half"]))}
+            code = run(main, save_seconds, flags, log, **how)
             assert code in (0, -signal.SIGKILL), f"{name}, exit code {code}: {log.read_text()}"
-            if code:
-                count["kills"] += 1
-                count["in a write"] += "die_at" in how
-                count["damaged"] += rng.random() < 0.2 and damage(out, rng)
+            if code == 0:
+                break
+            count["kills"] += 1
+            count["in a write"] += "die_at" in how
         count["runs"] += 1
         want, got = final(alone), final(out)
-        different = [str(file) for file in want.keys() | got.keys() if want.get(file) != got.get(file)]
+        different = [file for file in want.keys() | got.keys() if want.get(file) != got.get(file)]
         assert not different, f"{name}: after kills these differ: {', '.join(different)}"
     return count
 
@@ -165,13 +133,12 @@ def torture(folder, name, main, save_seconds, argv, kills, rng):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--kills", type=int, default=1000)
-    p.add_argument("--seed", type=int, default=0)
-    args = p.parse_args()
+    kills = p.parse_args().kills
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        for i, (name, program) in enumerate((programs := commands(Path(folder))).items()):
-            kills = args.kills // len(programs) + (i < args.kills % len(programs))
-            count = torture(Path(folder), name, *program, kills, random.Random(f"{args.seed} {name}"))
+        for i, (name, program) in enumerate(commands(Path(folder)).items()):
+            count = torture(Path(folder), name, *program, (kills + 4 - i) // 5, random.Random(name))
             print(f"{name}: {', '.join(f'{what} {n}' for what, n in count.items())}, failures 0", flush=True)
 
 
