@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data.tokenizer import Tokenizer, byte_alphabet
 from files.errors import UserError, run_main
-from files.safe import replacing, write_json, write_text
+from files.safe import replacing, write_json
 from files.weights import save_model
 from methods import muon
 from model import GPT, GPTConfig
@@ -39,7 +39,7 @@ NO_SETTINGS = "text", "out", "show_documents", "compile", "device", "dtype", "ev
 def parse_args(argv=None):
     p = Parser(__doc__)
     p.add_argument("--text", help="folder of .txt files of prose")
-    p.add_argument("--out", default="out/nano", help="checkpoints, logs and the finished model (default %(default)s)")
+    p.add_argument("--out", default="out/nano", help="folder of the model and its log (default %(default)s)")
     p.add_argument("--show-documents", type=at_least(1), metavar="N", help="print N synthetic documents and stop")
     p.add_argument("--tokens", type=number(1, 1e12), default=32e6, help="to train on (default %(default).0f)")
     p.add_argument("--prose", type=number(0, 1), default=0.1, help="share of prose among them (default %(default)s)")
@@ -47,8 +47,7 @@ def parse_args(argv=None):
     p.add_argument("--vocab-size", type=at_least(257, 65536), default=1024, help=vocab)
     p.add_argument("--block-size", type=at_least(2, 65536), default=512, help="positions (default %(default)s)")
     p.add_argument("--n-layer", type=at_least(1, 1000), default=6, help="number of layers (default %(default)s)")
-    p.add_argument("--n-embd", type=at_least(2, 65536), default=256, help="width (default %(default)s: 5M weights)")
-    p.add_argument("--n-head", type=at_least(1, 65536), help="number of heads (default: --n-embd divided by 64)")
+    p.add_argument("--n-embd", type=at_least(2, 65536), default=256, help="width, 64 a head (default %(default)s)")
     p.add_argument("--batch-tokens", type=at_least(1, 2**24), default=4096, help="tokens a step (default %(default)s)")
     p.add_argument("--lr", type=learning_rate, default=0.02, help="by Muon; by AdamW a tenth (default %(default)s)")
     p.add_argument("--seed", type=seed_number, default=0, help="of weights, documents and windows (%(default)s)")
@@ -58,13 +57,11 @@ def parse_args(argv=None):
     dtypes = "of the matrix products; the weights are trained in float32 (default: the faster)"
     p.add_argument("--dtype", choices=["float32", "bfloat16"], help=dtypes)
     args = p.parse_args(argv)
-    args.n_head = args.n_head or max(1, args.n_embd // 64)
+    args.n_head = next(n for n in range(args.n_embd // 64 or 1, 0, -1) if args.n_embd % n == 0)
     if args.text is None and args.show_documents is None:
         raise UserError("name a folder of .txt files with --text")
     if not args.block_size <= args.batch_tokens <= args.tokens:
         raise UserError(f"--batch-tokens {args.batch_tokens}: give at least --block-size, and at most --tokens")
-    if args.n_embd % args.n_head:
-        raise UserError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
     return args
 
 
@@ -73,11 +70,9 @@ def parse_args(argv=None):
 
 def train_tokenizer(books, vocab_size, rng):
     """Byte-level BPE on a sample of every book, as encoding.json holds it; vocab_size counts the end-of-text token."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers  # which nothing but pretraining needs
+
     encoding = {"name": f"nano-{vocab_size}", "pattern": PATTERN, "tokens": [chr(b) for b in range(256)]}
-    try:  # imported here, since nothing but pretraining needs it
-        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-    except ImportError:
-        raise UserError("pretraining needs the tokenizers library: pip install tokenizers") from None
     sample, length = "", 3 * vocab_size  # characters of each book: more tokens take more text to find
     for book in books:
         start = rng.randrange(max(1, len(book) - length))
@@ -107,8 +102,8 @@ def document_tokens(tokenizer, heading, examples=()):
 
 
 def prepare(args, out):
-    """The tokenizer; {part: array (2, N) of tokens and asked} for training and validation, which stay on the disk until
-    they are read; and how many of the books show a task's format, as no synthetic document does."""
+    """The tokenizer, and {part: array (2, N) of tokens and asked} for training and validation, which stay on the disk
+    until they are read."""
     files = sorted(f for f in Path(args.text).glob("**/*.txt") if f.is_file())  # a pipe would never end
     if not files:
         raise UserError(f"no .txt file in {args.text}: name a folder of prose with --text")
@@ -118,6 +113,8 @@ def prepare(args, out):
         write_json(out / "encoding.json", train_tokenizer(books, args.vocab_size, random.Random(args.seed)))
     tokenizer = Tokenizer.load(out, args.vocab_size)
     prose = [b for i, b in enumerate(books) if i % 50]  # two books of a hundred are held out
+    shown = sum(documents.is_held_out([(book, "", "")]) for book in prose)
+    print(f"{shown} of {len(prose)} books show the format of a task, as no synthetic document does")
     random.Random(f"prose {args.seed}").shuffle(prose)
     # the seeds say pages, as when the bundled bases were made: other words, other documents
     parts = {
@@ -134,7 +131,7 @@ def prepare(args, out):
             with replacing(file) as temporary:
                 np.save(temporary, first_tokens(stream, max(n, args.block_size + 1)))  # a window at least
         data[name] = np.load(file, mmap_mode="r")
-    return tokenizer, data, sum(documents.is_held_out([(book, "", "")]) for book in prose)
+    return tokenizer, data
 
 
 def drawn(tokenizer, seed):
@@ -296,19 +293,6 @@ def train(args, out, model, tokenizer, data, state, checkpoint):
         checkpoint.after_step(optimizers, row)
 
 
-def write_card(out, model, state, held_out):
-    """README.md of a base: what it was made with, and what it can do."""
-    last = state["log"][-1]
-    facts = {"parameters": sum(p.numel() for p in model.parameters()), **state["args"]}
-    facts |= {f"loss on {part}, nats per token": round(last[part], 3) for part in ("prose", "documents", "answers")}
-    facts |= {"books that show a task's format": held_out, "minutes": round(sum(state["seconds"].values()) / 60)}
-    for skill, by_k in last["kshot"].items():
-        facts[f"{skill}, right after so many examples"] = ", ".join(f"{k}: {a:.0%}" for k, a in by_k.items())
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    what = f"# {out.name}\n\nA small GPT-2, made by `python -m research.pretrain`.\n\n| | |\n| --- | --- |\n"
-    write_text(out / "README.md", f"{what}{rows}\n")
-
-
 def main(argv=None):
     args = parse_args(argv)
     if args.show_documents is not None:
@@ -333,7 +317,7 @@ def main(argv=None):
     with resume.Checkpoint(out, lambda: state, state["seconds"], saved) as checkpoint:
         if not processes.is_main():
             processes.wait()  # until the first process has written the data
-        tokenizer, data, held_out = prepare(args, out)
+        tokenizer, data = prepare(args, out)
         if processes.is_main():
             processes.wait()
         model = initial_model(args).to(args.device)
@@ -344,7 +328,7 @@ def main(argv=None):
             train(args, out, model, tokenizer, data, state, checkpoint)
         if processes.is_main():
             save_model(model, out, torch.bfloat16)
-            write_card(out, model, state, held_out)
+            write_json(out / "args.json", state["args"])
             checkpoint.finish()
             print(f"saved {out}")
 

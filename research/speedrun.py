@@ -211,12 +211,12 @@ def main(argv=None):
     args = parse_args(argv)
     model, task = load_model(args.model, args.device, args.dtype).freeze(), tasks.load(args.task)
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, task.tokenize)
-    about = {"model": model, "tokenizer": tokenizer, "task": task, "dtype": args.dtype, "device": args.device}
-    base = SimpleNamespace(**about)  # what the contenders have in common
-    results = {"args": vars(args) | {"dtype": str(args.dtype).removeprefix("torch.")}, "contenders": {}}
-    results["record"] = record(args.device, args.dtype, [])
+    # what the contenders have in common
+    base = SimpleNamespace(model=model, tokenizer=tokenizer, task=task, dtype=args.dtype, device=args.device)
+    settings = vars(args) | {"dtype": str(args.dtype).removeprefix("torch.")}
+    results = {"args": settings, "record": record(args.device, args.dtype, []), "contenders": {}}
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    print(f"{task.name}, {model.name}, {results['args']['dtype']}, {torch.get_num_threads()} threads\n")
+    print(f"{task.name}, {model.name}, {settings['dtype']}, {torch.get_num_threads()} threads\n")
     columns = [f"{goal:.0%} at {name}: seconds, examples" for name, goal in zip(task.ranges, GOALS)]
     print(f"| contender | start, rate, batch | {' | '.join(columns)} |\n| --- | --- | --- | --- |", flush=True)
     for name in args.contenders:

@@ -82,7 +82,7 @@ def test_pretraining_in_two_processes_loses_what_one_loses(tmp_path):
     words, rng = [w for group in documents.BY_LETTERS.values() for w in group], random.Random(0)
     for i in range(3):
         (prose / f"{i}.txt").write_text(" ".join(rng.choices(words, k=4000)))
-    small = "--vocab-size", 300, "--block-size", 64, "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--device", "cpu"
+    small = "--vocab-size", 300, "--block-size", 64, "--n-layer", 1, "--n-embd", 16, "--device", "cpu"
     small += "--batch-tokens", 256, "--tokens", 256 * 12, "--eval-interval", 12, "--dtype", "float32"
     for n in (1, 2):
         run(n, "research.pretrain", "--text", prose, "--out", tmp_path / str(n), *small)

@@ -42,7 +42,7 @@ def commands(folder):
         (prose / f"{i}.txt").write_text(" ".join(random.Random(i).choices(words, k=500)))
     few = f"--model {base} --device cpu --examples"
     tuning = f"{few} 60 --batch-size 4 --task word_reversal --test-examples 3 --n-random 4"
-    size = "--vocab-size 257 --block-size 32 --n-layer 1 --n-head 1 --n-embd 16 --batch-tokens 128"
+    size = "--vocab-size 257 --block-size 32 --n-layer 1 --n-embd 16 --batch-tokens 128"
     study = f"prompt_position --series after --tasks word_reversal --seeds 1 --questions 3 --jobs 1 {few} 32"
     return {
         "hybrid": (train_task.main, 0, f"{tuning} --beside lora"),
