@@ -22,8 +22,6 @@ from generate import empty_cache, generate, stack_caches
 from prefix import METHODS, Method
 from run.flags import DEFAULT_BASE, Parser, at_least, number, seed_number
 
-LONGEST = 100_000  # characters of a question: no base reads more
-
 
 def parse_args(argv=None):
     p = Parser(__doc__)
@@ -103,9 +101,7 @@ def questions(args):
     """The questions: --prompt, or what a person types until an empty line, or the lines of stdin."""
     if args.prompt is not None:
         return [args.prompt]
-    if sys.stdin is None:
-        raise UserError("stdin is closed: give --prompt")
-    return ask() if sys.stdin.isatty() else (line.rstrip("\n") for line in iter(read_line, ""))
+    return ask() if sys.stdin.isatty() else (line.rstrip("\n") for line in sys.stdin)
 
 
 def ask():
@@ -116,21 +112,12 @@ def ask():
         print()
 
 
-def read_line():
-    line = sys.stdin.readline(LONGEST + 1)
-    if len(line) > LONGEST:
-        raise UserError(f"a question of more than {LONGEST:,} characters: shorten it")
-    return line
-
-
 def main(argv=None):
     args = parse_args(argv)
     base = args.model or (base_of(Path(args.prefix[0])) if args.prefix else DEFAULT_BASE)
     model = load_model(base, args.device, args.dtype).freeze()
     bases = load_bases(args, model)
     for question in questions(args):
-        if not question:
-            raise UserError("the prompt is empty: give it text")
         for one, text in zip(bases, answer(bases, question, args)):
             print(f"{one.name}: {text}" if len(bases) > 1 else text, flush=True)
 

@@ -140,6 +140,14 @@ def read_bytes(path, limit=JSON_LIMIT):
     return path.read_bytes()
 
 
+def read_text(path):
+    """The content of a UTF-8 file, without its byte order mark."""
+    try:
+        return read_bytes(path, DATA_LIMIT).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as that") from None
+
+
 def read_json(path, schema, remedy="fetch it again"):
     """The content of a JSON file, as plain dicts and lists that follow the schema."""
     return decode(read_bytes(path), schema, path, remedy)

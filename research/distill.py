@@ -47,10 +47,7 @@ def pieces(text, n, seed, stop):
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
-        text = schemas.read_bytes(args.text).decode()
-    except UnicodeDecodeError:
-        raise UserError(f"{args.text} is not UTF-8 text: convert it, or give another") from None
+    text = schemas.read_text(args.text)
     model = load_model(args.model, args.device, args.dtype).freeze()
     out = Path(args.out or f"out/{Path(args.text).stem}-{model.name.rpartition('/')[2]}")
     if out.exists() and not args.overwrite:

@@ -83,8 +83,6 @@ class Checkpoint:
                 self.save()  # from now on the folder holds an unfinished run, whatever else is in it
         except Timeout:
             raise UserError(f"another run is at work in {self.folder}: let it end, or give another --out") from None
-        except OSError as error:
-            raise UserError(f"cannot write to {self.folder} ({error.strerror}): give another --out") from None
 
     def __exit__(self, kind, error, traceback):
         for number, handler in self.handlers.items():

@@ -130,10 +130,7 @@ class YourData(Task):
 def parse(path):
     """(line number, dict of the row), {} for what is no JSON object. What a row of a CSV file has too much is under
     None."""
-    try:
-        text = schemas.read_bytes(path, schemas.DATA_LIMIT).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as that") from None
+    text = schemas.read_text(path)
     if Path(path).suffix.lower() == ".jsonl":
         for line, one in enumerate(text.split("\n"), 1):
             if one.strip():
