@@ -24,7 +24,7 @@ from data.tokenizer import Tokenizer
 from eval import report
 from eval.accuracy import classification, generate_answers, longest_answer, rank_choices, score
 from eval.attention import attention_to_rows
-from eval.contexts import majority, tfidf
+from eval.contexts import tfidf
 from eval.neighbors import init_words, nearest_tokens
 from eval.validation import Validation, hold_back
 from files import schemas
@@ -294,7 +294,7 @@ def measure_texts(run, examples):
     """For classes, the two baselines that need no base: the most frequent answer, and word frequencies."""
     task, results, (questions,) = run.task, run.results, run.tests.values()
     for name, label, texts in (
-        ("majority", f"always {task.majority!r}", majority(task, questions)),
+        ("majority", f"always {task.majority!r}", [task.answer_line(task.majority)] * len(questions)),
         ("tfidf", "TF-IDF + logistic regression", tfidf(task, examples, questions)),
     ):
         if texts is not None:

@@ -1,4 +1,4 @@
-"""Baselines without tuning: the best worked examples that a context holds, and simple text classifiers."""
+"""Baselines without tuning: the best worked examples that a context holds, and a classifier of word frequencies."""
 
 import random
 
@@ -50,11 +50,6 @@ def exact_match(model, context, encoded):
         exact += right.sum().item()
         losses.append(F.cross_entropy(logits, targets, reduction="none"))
     return exact, torch.cat(losses).mean().item()
-
-
-def majority(task, questions):
-    """The most frequent training answer, once for each question."""
-    return [task.answer_line(task.majority)] * len(questions)
 
 
 def tfidf(task, examples, questions):

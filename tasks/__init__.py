@@ -43,7 +43,7 @@ class Task:
     question_format = "{}"  # how a question is put, for sample.py
     tokenize = "bytes"  # or "bpe"
     classes = None  # the few answers that there are, where there are few
-    list_errors = ()  # of answers such as 3;8;12=12$: what it is called if an item is left out, or wrong, or the end is
+    list_errors = ()  # names of three errors in a list such as 3;8;12=12$: an item left out, a wrong one, a wrong end
 
     def examples(self, n, range_name=IN_DISTRIBUTION, split="test", seed=0):
         """A list of n `Example`s, lengths drawn uniformly from the range.
@@ -100,13 +100,9 @@ def first_difference(a, b):
     return len(os.path.commonprefix([a, b]))
 
 
-def in_test(question):
-    """Membership by a hash of the input: one question in five is for testing."""
-    return hash_of(question) % 5 == 0
-
-
-def hash_of(text):
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+def in_test(text):
+    """Whether a question, or a word, is one of the fifth that tuning never sees: a hash of it decides."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 5 == 0
 
 
 @cache
@@ -114,7 +110,7 @@ def words(new):
     """The word list by length, {letters: [words]}: the fifth that is `new` never meets the rest."""
     by_length = {}
     for word in (FOLDER.parent / "data" / "words.txt").read_text().split():
-        if (hash_of(word) % 5 == 0) == new:
+        if in_test(word) == new:
             by_length.setdefault(len(word), []).append(word)
     return by_length
 

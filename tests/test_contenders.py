@@ -104,22 +104,19 @@ def test_baselines_run_zero_shot_and_one_shot_beside_the_best_context(run, tmp_p
 
 
 def test_what_has_no_rows_reads_an_explicit_trigger_as_text(tune, base):
-    instruction = "--method", "lora", "--trigger", "instruction"
+    instruction, trigger = ("--method", "lora", "--trigger", "instruction"), tasks.load("word_reversal").trigger + "\n"
     text, _ = tune("as text", "--method", "text", "--trigger", "instruction")
     behind, file = tune("behind it", *instruction)
     assert behind["before"]["lora"] == text["accuracy"]["text"]  # LoRA's update begins at zero
     assert behind["labels"]["lora"].endswith("behind the instruction")
-    trigger = tasks.load("word_reversal").trigger + "\n"
     header, tensors = read_tensors(file)
-    before = tensors["shots"].tolist()
-    assert before == [Tokenizer.load(base, 1024).encode(trigger)]
+    _, with_shot = read_tensors(tune("and a shot", *instruction, "--shots", 1)[1])
+    (before,), (shots,) = tensors["shots"].tolist(), with_shot["shots"].tolist()
+    assert before == Tokenizer.load(base, 1024).encode(trigger)
+    assert shots[: len(before)] == before and len(shots) > len(before)
     assert behind["prompt"]["trigger"] == header["trigger"] == trigger
-    _, file = tune("and a shot", *instruction, "--shots", 1)
-    (shots,) = read_tensors(file)[1]["shots"].tolist()
-    assert shots[: len(before[0])] == before[0] and len(shots) > len(before[0])
-    for name, flags in (("none", ["--trigger", "none"]), ("default", [])):
-        results, file = tune(name, "--method", "lora", *flags)
-        assert results["prompt"]["trigger"] == "" and "shots" not in read_tensors(file)[1]
+    results, file = tune("default", "--method", "lora")
+    assert results["prompt"]["trigger"] == "" and "shots" not in read_tensors(file)[1]
 
 
 def test_every_text_begins_with_the_start_token_of_a_base_that_has_one(tiny_llama, tokenizer):

@@ -66,7 +66,6 @@ def test_defaults_follow_the_task_and_the_method():
     assert (args.n_random, args.model, args.beside, args.test_examples) == (24, "nano-2", ["scratch"], 500)
     args = parse_args("--task own.jsonl --method lora --quick --rank 4".split())
     assert (args.n_random, args.model, args.test_examples, args.options) == (0, "nano-prose", 100, {"rank": 4})
-    assert args.beside == ["finetune", "scratch"]
     with pytest.raises(UserError, match="--method nothing: choose from hybrid, "):
         parse_args(["--method", "nothing"])
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import peft
 import pytest
-import test_prefix
 import tokenizers
 import torch
 import transformers
@@ -108,11 +107,6 @@ def test_an_adapter_prefix_equals_peft_s_llama_adapter(tmp_path):
     network = prompt.network(ours)
     want = theirs(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
     torch.testing.assert_close(network.logits(network(tokens)), want, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("case", [c for c in test_prefix.CASES if c not in ("zero-shot", "text", "few-shot", "hard")])
-def test_the_gradients_of_every_method_equal_finite_differences(tiny_llama, case):
-    test_prefix.test_gradients_equal_finite_differences(tiny_llama, case)
 
 
 # ---------------------------------------------------------------- positions

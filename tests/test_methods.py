@@ -3,7 +3,6 @@
 import peft
 import pytest
 import torch
-import transformers
 from test_prefix import TEXTS, assert_close, in_transformers, logits_behind, make, next_token_loss, random_tokens
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,7 +10,7 @@ import tasks
 import train_task
 from data.tokenizer import Tokenizer
 from files.prompts import METHODS, load_prefix
-from files.weights import fingerprint, load_model, save_model
+from files.weights import load_model
 from generate import generate
 from methods.cartridge import Cartridge, divergence
 from methods.recent import CPT, DePT, LoPT
@@ -68,44 +67,6 @@ def test_a_baseline_alone(base, no_drawing, tmp_path, method):
 
 
 # ---------------------------------------------------------------- methods/weights.py
-
-
-def in_peft(tiny, folder, lora):
-    """The same frozen GPT-2 in transformers with the same updates in peft."""
-    given = lora.init_kwargs
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=given["rank"],
-        lora_alpha=given["alpha"],
-        use_rslora=given["rslora"],
-        target_modules=["c_attn", "c_proj", "c_fc"],
-        fan_in_fan_out=True,
-    )
-    theirs = in_transformers(tiny, folder, config)
-    updated = [m for m in theirs.modules() if hasattr(m, "lora_A")]
-    assert len(updated) == len(lora.A) == 8  # four matrices in each of two blocks
-    for m, A, B in zip(updated, lora.A, lora.B):
-        m.lora_A.default.weight.data.copy_(A)
-        m.lora_B.default.weight.data.copy_(B)
-    return theirs, updated
-
-
-@pytest.mark.parametrize("case", ["lora", "lora, rslora"])
-def test_lora_equals_peft_and_its_merged_weights_are_a_checkpoint(tiny, tmp_path, case):
-    lora, before, tokens = make(case, tiny), fingerprint(tiny), random_tokens(3, 20)
-    theirs, updated = in_peft(tiny, tmp_path, lora)
-    network = lora.network(tiny)
-    got, want = network.logits(network(tokens)), theirs(input_ids=tokens).logits
-    assert_close(got, want)
-    for logits in (got, want):
-        next_token_loss(logits, tokens).backward()
-    for m, A, B in zip(updated, lora.A, lora.B):
-        torch.testing.assert_close(A.grad, m.lora_A.default.weight.grad, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(B.grad, m.lora_B.default.weight.grad, atol=1e-5, rtol=1e-4)
-    save_model(lora.merged(tiny), tmp_path)
-    assert fingerprint(tiny) == before
-    merged = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
-    assert_close(got, merged(input_ids=tokens).logits)
 
 
 def test_lora_multiplies_by_a_frozen_matrix_once_forwards_and_at_most_once_backwards(tiny):

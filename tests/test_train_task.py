@@ -31,19 +31,16 @@ def test_every_task_runs_to_the_end(run, little_base, tmp_path, task):
     out, base = tmp_path / "run", little_base(tmp_path / "base", n_layer=1, n_embd=32)
     done = run("--task", task, "--out", out, "--model", base, "--test-examples", 4)
     assert done.code == 0, done.err
-    results = json.loads((out / "results.json").read_text())
+    results = results_of(out)
     ranges = list(tasks.load(task).ranges)
     contenders = ["zero-shot", "text", "few-shot", "hybrid-instruction", "hybrid", "scratch"]
     assert list(results["accuracy"]) == contenders and list(results["before"]) == contenders[3:]
     for by_range in (*results["accuracy"].values(), *results["before"].values()):
-        assert list(by_range) == ranges
-        for a in by_range.values():
-            assert a["n"] == 4 and 0 <= a["exact_match"] <= a["correct"] <= a["n"]
-            assert a["low"] <= a["correct"] / a["n"] <= a["high"]
-    pictures = "accuracy_by_length.png", "loss.png"
-    written = "details.json", "prefix.safetensors", "report.html", "results.json"
-    assert sorted(p.name for p in out.iterdir() if p.name != resume.LOCK) == sorted([*pictures, *written])
-    assert "hybrid prefix" in done.out
+        assert list(by_range) == ranges and all(a["n"] == 4 for a in by_range.values())
+    assert {p.name for p in out.iterdir()} - {resume.LOCK} == {
+        *("accuracy_by_length.png", "details.json", "loss.png", "prefix.safetensors", "report.html", "results.json")
+    }
+    assert "hybrid prefix" in done.out and results["nearest_tokens"]
 
 
 @pytest.fixture
@@ -85,27 +82,28 @@ def some_questions(path, n, answers=("red", "green", "blue")):
 
 
 def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
-    train = some_questions(tmp_path / "train.jsonl", 90)
+    train, test = (some_questions(tmp_path / f"{name}.jsonl", n) for name, n in (("train", 90), ("test", 20)))
     with open(train, "a") as file:
         file.write("not JSON\n" + json.dumps({"prompt": "long " * 300, "answer": "red"}))
-    test = some_questions(tmp_path / "test.jsonl", 20)
     done = run("--task", train, test, "--out", tmp_path / "run", "--test-examples", 20)
     assert done.code == 0, done.err
-    assert "1 broken rows left out, line 91" in done.err
-    assert "20 prompts occur in" in done.err
-    assert "1 rows to train on are too long for the base: left out, line 92" in done.err
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for note in (
+        "1 broken rows left out, line 91",
+        "20 prompts occur in",
+        "are too long for the base: left out, line 92",
+    ):
+        assert note in done.err
+    results = results_of(tmp_path / "run")
     assert results["accuracy"]["majority"]["in-distribution"]["correct"] in (6, 7)
-    methods = ("zero-shot", "text", "few-shot", "hybrid", "finetune", "finetune, 1 shot", "scratch")
-    assert set(results["classes"]) - {"majority", "tfidf"} == set(methods)
-    assert set(results["classes_before"]) == {"hybrid", "finetune", "finetune, 1 shot", "scratch"}
+    methods = {"zero-shot", "text", "few-shot", "hybrid", "finetune", "finetune, 1 shot", "scratch"}
+    assert results["classes"].keys() - {"majority", "tfidf"} == methods
+    assert results["classes_before"].keys() == methods - {"zero-shot", "text", "few-shot"}
     for method in methods:
         c = results["classes"][method]
         assert c["n"] == 20 == sum(map(sum, c["confusion"]))
         assert c["correct"] == sum(c["confusion"][i][i] for i in range(3))
         assert results["labels"][method] in done.out
-    assert "macro-F1" in done.out and "always" in done.out
-    assert (tmp_path / "run" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert "macro-F1" in done.out and "always" in done.out and (tmp_path / "run" / "confusion.png").exists()
     assert results["prompt"]["trigger"] == "Answer with one of: blue, green, red.\n"
 
 
