@@ -155,10 +155,10 @@ class HybridPrefix(Method):
         "l2_sp": {"type": above_zero, "help": "weight of the rows' squared distance to their start (default 0)"},
     }
 
-    def __init__(self, model, n_random=0, trigger=(), seed=0, mlp=False, l2_sp=None):
+    def __init__(self, model, n_random=0, trigger=(), seed=0, mlp=False, l2_sp=0.0):
         super().__init__()
         assert n_random + len(trigger) > 0, "a prompt of no rows"
-        self.n_random, self.trigger, self.l2_sp = n_random, list(trigger), l2_sp or 0.0
+        self.n_random, self.trigger, self.l2_sp = n_random, list(trigger), l2_sp
         rng = torch.Generator().manual_seed(seed)
         table = model.wte.weight.detach().float().cpu()  # (vocab_size, C)
         C = table.size(1)
