@@ -3,8 +3,8 @@
     python -m research.pretrain --text FOLDER           FOLDER holds .txt files, one for each book
     python -m research.pretrain --show-documents 5      print some of the synthetic documents
 
-Trains a tokenizer, prepares token files, pretrains, and writes a model folder that train_task.py --model takes. With
---resume the same command goes on where it was stopped.
+Trains a tokenizer, prepares token files, pretrains, and writes a model folder that train_task.py --model takes. Its
+log.json has losses and accuracies. With --resume the same command goes on where it was stopped.
 """
 
 import itertools
