@@ -31,7 +31,7 @@ BAD = [
     ("--beside none lora", "none stands alone"),
     ("--device mps", "--device mps: this machine has none"),
     ("--out /dev/null", "/dev/null"),
-    ("--out /proc/nothing", "cannot write to /proc/nothing"),
+    ("--out /proc/nothing", "/proc/nothing: No such file or directory"),
     ("--layers 1", "--layers is not for --method hybrid: it is an option of ptuning2, prefix, adapter-prefix"),
     ("--method prompt --mlp", "--mlp is not for --method prompt: it is an option of hybrid"),
     ("--method lora --rank 0", "argument --rank: invalid positive value: '0'"),
