@@ -72,20 +72,15 @@ def test_odd_strings_encode_as_in_transformers(both):
     assert ours.encode("Hello, world") == [15496, 11, 995] and ours.eot == 50256  # as OpenAI's encoder.py gives them
     assert ours.eot not in ours.encode_task("<|endoftext|>")  # in a text it is text
     assert Tokenizer(ours.encoding).encode_task("321+654=") != ours.encode_task("321+654=")
+    whole = ours.encode("\U0001f469")
+    for tokens in (whole[:-1], whole[1:], [whole[0], 65, whole[0]]):  # no UTF-8
+        assert ours.decode(tokens) == theirs.decode(tokens, clean_up_tokenization_spaces=False)
 
 
 @given(st.text())
 def test_any_string_encodes_as_in_transformers(both, text):
     ours, theirs = both
     assert ours.encode_task(text) == theirs.encode(text)
-
-
-def test_tokens_that_are_no_utf8_decode_as_in_transformers(both):
-    ours, theirs = both
-    whole = ours.encode("\U0001f469")
-    assert len(whole) > 1
-    for tokens in (whole[:-1], whole[1:], [whole[0], 65, whole[0]]):
-        assert ours.decode(tokens) == theirs.decode(tokens, clean_up_tokenization_spaces=False)
 
 
 def test_without_its_vocabulary_one_line_says_where_to_put_it(monkeypatch):
@@ -205,8 +200,8 @@ def test_documents_never_use_the_new_words():
             assert not new & set(re.findall(r"[a-z]+", question)), (kind, question)
 
 
-def test_a_document_has_one_format_and_every_skill_and_mark_occurs():
-    rng, seen, text = random.Random(3), set(), ""
+def test_a_document_has_one_format_and_every_skill_and_mark_occurs_and_sums_are_right():
+    rng, seen, text, checked = random.Random(3), set(), "", 0
     for _ in range(500):
         kind, _, examples = documents.document(rng)
         seen.add(kind)
@@ -214,17 +209,10 @@ def test_a_document_has_one_format_and_every_skill_and_mark_occurs():
         assert len({end for _, _, end in examples}) == 1
         assert len(documents.text(examples)) <= 600
     assert seen == set(documents.SKILLS) and set(documents.MARKS) <= set(text)
-
-
-def test_column_addition_in_documents_is_right():
-    """Where a document shows digits in the plain order, redo the columns."""
-    rng, checked = random.Random(5), 0
-    for _ in range(3000):
-        _, _, examples = documents.document(rng, "addition")
-        for question, answer, _ in examples:
+    for _ in range(1000):
+        for question, answer, _ in documents.document(rng, "addition")[2]:
             numbers = [int(n) for n in re.findall(r"\d+", question)]
             if len(numbers) == 2:
-                results = re.findall(r"\d+", answer)
-                assert results[-1].endswith(str(sum(numbers))), (question, answer)
+                assert re.findall(r"\d+", answer)[-1].endswith(str(sum(numbers))), (question, answer)
                 checked += 1
-    assert checked > 10_000
+    assert checked > 3000

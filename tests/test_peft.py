@@ -92,9 +92,8 @@ def test_lora_that_peft_trained_gives_its_logits_here(tiny, tmp_path, kind):
     assert_same(peft_io.import_peft(tmp_path / "adapter", tiny).network(tiny), None, theirs)
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-def test_lora_exported_gives_our_logits_in_peft(tiny, tmp_path, rslora):
-    lora = prefix.METHODS["lora"](tiny, rank=3, alpha=5.0, rslora=rslora)
+def test_lora_exported_gives_our_logits_in_peft(tiny, tmp_path):
+    lora = prefix.METHODS["lora"](tiny, rank=3, alpha=5.0, rslora=True)
     for p in lora.parameters():
         torch.nn.init.normal_(p, std=0.3)
     peft_io.export_peft(lora, tiny, tmp_path / "adapter")
@@ -110,7 +109,6 @@ def test_lora_exported_gives_our_logits_in_peft(tiny, tmp_path, rslora):
         ({"target_modules": ["c_attn"], "use_dora": True}, "use_dora = True: only None"),
         ({"target_modules": ["c_attn"], "rank_pattern": {"h.0.attn.c_attn": 2}}, "rank_pattern = .*: only None"),
         ({"target_modules": ["wte"]}, "wte.* no such update of its blocks"),
-        ({"target_modules": ["c_attn"], "modules_to_save": ["ln_f"]}, "modules_to_save = .*: only None"),
     ],
 )
 def test_lora_that_is_more_than_lora_is_not_imported(tiny, tmp_path, options, why):
@@ -138,7 +136,6 @@ def test_our_export_gives_our_logits_in_peft(tiny, tmp_path, name):
     "method, own, why",
     [
         ("adapter", {}, "no adapter for adapter"),
-        ("softwords", {}, "no adapter for softwords"),
         ("ptuning", {"position": "after"}, "rows after the question"),
         ("ptuning2", {"layers": 1}, "top 1 of 2 layers"),
         ("ptuning2", {"head": True, "labels": [[3]]}, "a classification head"),

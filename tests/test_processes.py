@@ -38,7 +38,7 @@ def run(n, *args):
 
 def task(base, out, *more):
     few = "--examples", 64, "--batch-size", 16, "--test-examples", 7, "--dtype", "float32", "--device", "cpu"
-    return "train_task", "--task", "word_reversal", "--model", base, "--out", out, *few, *more
+    return "train_task", "--task", "last_letter", "--model", base, "--out", out, *few, *more
 
 
 def losses_close(one, two, within):

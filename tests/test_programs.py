@@ -18,11 +18,14 @@ def results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize("flags", ["--mlp", "--method ptuning2 --shots 1", "--method lora --shots 1"])
+FEW = "--task", "last_letter", "--examples", 32, "--test-examples", 4, "--beside", "none"
+
+
+@pytest.mark.parametrize("flags", ["--mlp", "--method lora --shots 1"])
 def test_a_prompt_measures_as_its_run_did(run, command, base, tmp_path, flags):
-    assert run("--task", "word_reversal", *flags.split(), "--beside", "none", "--out", tmp_path / "run").code == 0
+    assert run(*FEW, *flags.split(), "--out", tmp_path / "run").code == 0
     file = tmp_path / "run" / "prefix.safetensors"
-    few = "--model", base, "--test-examples", 12, "--out", tmp_path / "out"
+    few = "--model", base, "--test-examples", 4, "--out", tmp_path / "out"
     done = command("research.measure", file, *few)  # the task is the file's
     assert done.code == 0, done.err
     before, after = results_of(tmp_path / "run"), results_of(tmp_path / "out")
@@ -31,31 +34,26 @@ def test_a_prompt_measures_as_its_run_did(run, command, base, tmp_path, flags):
     assert after["accuracy"][name] == before["accuracy"][name]
     assert after["before"] == before["before"]  # the start is made again from the file
     assert after["nearest_tokens"] == before["nearest_tokens"] and after["loss"] == {}
-    assert "best context" in done.out and "before tuning" in done.out
-    done = command("research.measure", file, *few)
-    assert (done.code, done.err.count("\n")) == (2, 1) and "already in use" in done.err
-    done = command("research.measure", file, *few, "--task", "last_letter", "--beside", "none", "--overwrite")
+    done = command("research.measure", file, *few, "--task", "next_letter", "--beside", "none", "--overwrite")
     assert done.code == 0 and list(results(tmp_path / "out")["accuracy"]) == [name]
 
 
 def test_several_prompts_vote(run, command, base, tmp_path):
     for seed, method in enumerate(("hybrid", "prompt", "adapter")):
-        assert run("--method", method, "--seed", seed, "--beside", "none", "--out", tmp_path / method).code == 0
+        assert run(*FEW, "--method", method, "--seed", seed, "--out", tmp_path / method).code == 0
     files = [tmp_path / m / "prefix.safetensors" for m in ("hybrid", "prompt", "adapter")]
-    few = "--model", base, "--test-examples", 5, "--beside", "none", "--out", tmp_path / "out"
+    few = "--model", base, "--test-examples", 4, "--beside", "none", "--out", tmp_path / "out"
     done = command("research.measure", *files[:2], *few)
     assert done.code == 0, done.err
     measured = results(tmp_path / "out")
     assert list(measured["accuracy"]) == ["hybrid", "prompt 2", "vote"]
-    assert measured["labels"]["vote"] == "vote of 2" and measured["labels"]["prompt 2"].endswith(", file 2")
     assert measured["accuracy"]["vote"].keys() == measured["accuracy"]["hybrid"].keys()
-    for some, why in ((files[1:], "adapter/prefix.safetensors cannot vote"), ([tmp_path / "none"], "no regular file")):
-        done = command("research.measure", *some, *few, "--overwrite")
-        assert (done.code, done.err.count("\n")) == (2, 1) and why in done.err
+    done = command("research.measure", *files[1:], *few, "--overwrite")
+    assert (done.code, done.err.count("\n")) == (2, 1) and "adapter/prefix.safetensors cannot vote" in done.err
 
 
 def test_a_run_is_reproduced_from_its_record(run, command, base, tmp_path):
-    assert run("--seed", 3, "--beside", "none", "--resume", "--out", tmp_path / "run").code == 0
+    assert run(*FEW, "--seed", 3, "--resume", "--out", tmp_path / "run").code == 0
     for flags in ([], ["--overwrite"]):
         done = command("research.reproduce", tmp_path / "run", *flags)
         assert done.code == 0 and "run-again: the same results" in done.out, done.err
@@ -73,15 +71,9 @@ def test_a_run_is_reproduced_from_its_record(run, command, base, tmp_path):
     done = command("research.reproduce", tmp_path / "run", "--out", tmp_path / "third")
     assert done.code == 1 and "base.fingerprint: " in done.out and "2 of 2 differ" in done.out
 
-    refused = [(tmp_path / "run", "run-again is already in use"), (tmp_path, "no file")]
-    for folder, command_line in enumerate(("", "python -m research.reproduce out/run")):
-        made = json.loads(text) | {"command": command_line}
-        (tmp_path / str(folder)).mkdir()
-        (tmp_path / str(folder) / "results.json").write_text(json.dumps(made))
-        refused.append((tmp_path / str(folder), "holds no command of train_task.py"))
-    for folder, why in refused:
-        done = command("research.reproduce", folder)
-        assert (done.code, done.err.count("\n")) == (2, 1) and why in done.err
+    path.write_text(json.dumps(json.loads(text) | {"command": "python -m research.reproduce out/run"}))
+    done = command("research.reproduce", tmp_path / "run", "--out", tmp_path / "fourth")
+    assert (done.code, done.err.count("\n")) == (2, 1) and "holds no command of train_task.py" in done.err
 
 
 def test_a_text_becomes_a_cache_that_sample_reads(base, command, tmp_path):
@@ -99,16 +91,12 @@ def test_a_text_becomes_a_cache_that_sample_reads(base, command, tmp_path):
     assert (header["tokenize"], header["stop"], header["trigger"]) == ("bpe", "", text)
     assert cartridge.text.tolist() == tokens
     assert torch.equal(cartridge.start, DeepPrefix(model, trigger=tokens[:4]).rows)
-    asked = ["--model", base, "--prefix", tmp_path / "out" / "prefix.safetensors", "--prompt", "It was", "--compare"]
+    asked = "--model", base, "--prefix", tmp_path / "out" / "prefix.safetensors", "--prompt", "It was"
     assert command("sample.py", *asked, "--max-new-tokens", 5).code == 0
 
     (tmp_path / "long.txt").write_text(text * 20)
-    (tmp_path / "latin.txt").write_bytes("Fluß".encode("latin-1"))
-    refused = {"letter": "already in use", "long": "tokens: give 9 to", "latin": "not UTF-8", "none": "none.txt"}
-    for name, why in refused.items():
-        out = tmp_path / ("out" if name == "letter" else "new")
-        done = command("research.distill", tmp_path / f"{name}.txt", *flags, "--out", out)
-        assert (done.code, done.err.count("\n")) == (2, 1) and why in done.err
+    done = command("research.distill", tmp_path / "long.txt", *flags, "--out", tmp_path / "new")
+    assert (done.code, done.err.count("\n")) == (2, 1) and "tokens: give 9 to" in done.err
 
 
 def test_a_split_base_gives_the_same_losses_and_none_is_split_for_one_process(base, command, no_drawing, tmp_path):
@@ -151,5 +139,5 @@ def test_each_process_holds_a_half_of_a_split_block(tmp_path, monkeypatch):
     """Before and after a forward pass, between forward and backward, and after backward."""
     (tmp_path / "halves.py").write_text(HALVES)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{test_processes.ROOT}")
-    out, _ = test_processes.run(2, "halves")
+    out = test_processes.run(2, "halves")
     assert out.splitlines() == ["[3280, 3280]"] * 4  # of 2 * (12 * 16**2 + 13 * 16) weights

@@ -16,8 +16,6 @@ from files.safe import replacing, write_json, write_tensors
 from files.weights import HUB, fingerprint, load_model, save_model
 from model import GPT, GPTConfig
 
-FINGERPRINT = "7d550bd50aa4c8f5"
-
 transformers = pytest.importorskip("transformers")
 
 
@@ -32,8 +30,9 @@ def reference(folder):
     return model
 
 
-def test_transformers_reads_what_we_save(tmp_path, tiny):
+def test_we_and_transformers_read_what_we_save(tmp_path, tiny):
     save_model(tiny, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(tiny.parameters(), load_model(tmp_path).parameters()))
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     tokens = torch.randint(1024, (2, 20), generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
@@ -59,43 +58,28 @@ def test_old_dialect_of_the_hub_loads(tmp_path):
         load_model(tmp_path)
 
 
-def test_save_and_load_keep_every_bit(tmp_path, tiny):
-    save_model(tiny, tmp_path)
-    again = load_model(tmp_path)
-    assert again.config == tiny.config
-    assert fingerprint(again) == fingerprint(tiny)
-    assert all(torch.equal(a, b) for a, b in zip(tiny.parameters(), again.parameters()))
-
-
-def test_fingerprint_is_the_same_in_bfloat16_and_changes_with_the_weights(tmp_path, tiny):
+def test_the_fingerprint_is_that_of_the_weights_in_any_dtype(tmp_path, tiny):
     save_model(tiny, tmp_path, torch.bfloat16)
     again = load_model(tmp_path)
-    assert fingerprint(again) == fingerprint(tiny)
+    assert again.config == tiny.config and fingerprint(again) == fingerprint(tiny)
     with torch.no_grad():
         again.h[1].mlp.c_fc.weight[3, 2] *= 1.5
     assert fingerprint(again) != fingerprint(tiny)
+    assert fingerprint(load_model("nano-2")) == "7d550bd50aa4c8f5"  # which its prompts name
 
 
-def broken(folder, change):
-    """A good checkpoint with its tensors changed by `change`."""
-    reference(folder)
-    tensors = {n: t.clone() for n, t in load_file(folder / "model.safetensors").items()}
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
-    return folder
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (lambda t: t.pop("transformer.h.1.ln_2.bias"), "lacks 1 tensors, first 'h.1.ln_2.bias'"),
-        (lambda t: t.update({"h.9.odd": torch.zeros(1)}), "'h.9.odd', which GPT-2 does not have"),
-        (lambda t: t.update({"transformer.wpe.weight": torch.zeros(9, 32)}), r"wpe.weight' is \(9, 32\).* \(64, 32\)"),
-    ],
-)
-def test_broken_checkpoints_are_refused_by_name(tmp_path, change, words):
-    with pytest.raises(UserError, match=words):
-        load_model(broken(tmp_path, change))
+def test_broken_checkpoints_are_refused_by_name(tmp_path):
+    reference(tmp_path)
+    good = load_file(tmp_path / "model.safetensors")
+    shape = {"transformer.wpe.weight": torch.zeros(9, 32)}
+    for tensors, words in (
+        ({n: t for n, t in good.items() if "h.1.ln_2.bias" not in n}, "lacks 1 tensors, first 'h.1.ln_2.bias'"),
+        (good | {"h.9.odd": torch.zeros(1)}, "'h.9.odd', which GPT-2 does not have"),
+        (good | shape, r"wpe.weight' is \(9, 32\).* \(64, 32\)"),
+    ):
+        save_file(tensors, tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match=words):
+            load_model(tmp_path)
 
 
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
@@ -110,10 +94,11 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
             load_model(tmp_path)
 
 
-def test_a_sharded_checkpoint_loads_and_a_missing_shard_is_named(tmp_path):
+def test_one_file_and_shards_load_and_a_missing_shard_is_named(tmp_path):
     theirs = reference(tmp_path)
     whole = load_model(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    assert fingerprint(load_model(tmp_path / "weights.safetensors")) == fingerprint(whole)
     theirs.save_pretrained(tmp_path, max_shard_size="30KB")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 2
@@ -123,43 +108,21 @@ def test_a_sharded_checkpoint_loads_and_a_missing_shard_is_named(tmp_path):
         load_model(tmp_path)
 
 
-def test_one_file_beside_its_config_loads(tmp_path):
+def test_hub_names_are_fetched_at_a_pinned_revision_or_one_line_says_what_to_fetch(tmp_path, monkeypatch):
     reference(tmp_path)
-    whole = load_model(tmp_path)
-    (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
-    assert fingerprint(load_model(tmp_path / "weights.safetensors")) == fingerprint(whole)
-
-
-def test_the_fingerprint_of_the_embedded_base_is_what_its_prompts_name():
-    assert fingerprint(load_model("nano-2")) == FINGERPRINT
-
-
-def stand_in(monkeypatch, answer):
-    """Replaces the hub's download by answer(file); returns what it was asked for, [(repository, file, revision)]."""
     asked = []
 
     def download(repository, file, revision):
         asked.append((repository, file, revision))
-        return answer(file)
+        if "xl" in repository:
+            raise LocalEntryNotFoundError("a paragraph of advice")
+        return str(tmp_path / file)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    return asked
-
-
-def test_hub_names_are_fetched_at_a_pinned_revision(tmp_path, monkeypatch):
-    reference(tmp_path)
-    asked = stand_in(monkeypatch, lambda file: str(tmp_path / file))
     assert load_model("gpt2").name == "gpt2"
     repository, revision = HUB["gpt2"]
     assert asked == [(repository, "config.json", revision), (repository, "model.safetensors", revision)]
     assert all(re.fullmatch("[0-9a-f]{40}", revision) for _, revision in HUB.values())
-
-
-def test_offline_and_not_cached_one_line_says_what_to_fetch(monkeypatch):
-    def raise_it(file):
-        raise LocalEntryNotFoundError("a paragraph of advice")
-
-    stand_in(monkeypatch, raise_it)
     with pytest.raises(UserError, match="cannot fetch .* of gpt2-xl.*openai-community/gpt2-xl into a folder") as error:
         load_model("gpt2-xl")
     assert "\n" not in str(error.value)
