@@ -112,7 +112,7 @@ def first_token(new):
 
 
 REFUSED = [
-    *(("config", set_json(n_layer=v), "n_layer`") for v in ("2", 2.0, None, [2], True, -1, 0, 10**9, 10**30)),
+    *(("config", set_json(n_layer=v), "n_layer`") for v in ("2", 2.0, True, 0, 10**9, 10**30)),
     *(("config", set_json(**{k: v}), k) for k, v in {"n_head": 3, "vocab_size": DROP, "n_positions": 0}.items()),
     *(("config", set_json(**{k: v}), "asks for") for k, v in {"n_embd": 4096, "vocab_size": 2**24}.items()),
     ("config", set_json(n_layer=256), "lacks 3048 tensors"),
@@ -241,10 +241,3 @@ def test_a_lack_of_memory_is_one_line(capsys):
         errors.run_main(lambda argv: torch.empty(2**50), "program")
     err = capsys.readouterr().err
     assert err.startswith("program: the memory of this machine is too small") and err.count("\n") == 1
-
-
-def test_bars_do_without_stderr(monkeypatch):
-    monkeypatch.setattr("sys.stderr", None)
-    seen = []
-    errors.run_main(lambda argv: seen.extend(tqdm(range(3))), "program")
-    assert seen == [0, 1, 2]
