@@ -119,26 +119,26 @@ REFUSED = [
     *(("llama config", set_json(**{k: v}), k) for k, v in {"num_hidden_layers": 10**9, "rope_theta": 0}.items()),
     *(("llama config", set_json(**v), "fit together") for v in ({"num_key_value_heads": 3}, {"head_dim": 5})),
     *((kind, lambda path: path.write_text(DEEP), "") for kind, (name, _) in KINDS.items() if name.endswith("json")),
-    *(("results", lambda path, text=text: path.write_text(text), "") for text in ("", "null", "[]", "NaN", "\x00")),
-    *(("encoding", set_json(tokens=v), "tokens") for v in (DROP, 5, [5], [])),
+    *(("results", lambda path, text=text: path.write_text(text), "") for text in ("", "null", "NaN", "\x00")),
+    *(("encoding", set_json(tokens=v), "tokens") for v in (DROP, [5], [])),
     *(("encoding", set_json(pattern=v), "pattern") for v in (5, "", "a*", "(?=a)", "x", "(", "(a+)+$", "\\1")),
     *(("encoding", first_token(new), words) for new, words in (("ab", "no token for some bytes"), ("€", "tokens[0]"))),
     *(("prefix hybrid", set_tensors({k: DROP}), k) for k in ("format", "method", "init_kwargs", "base", "stop")),
-    *(("prefix hybrid", set_tensors({"method": v}), "") for v in ("", "../x", "ptuning2", "warp", "scratch", "hard")),
-    *(("prefix hybrid", set_tensors({"init_kwargs": v}), "init_kwargs") for v in ("", "[]", "null", DEEP, "{")),
+    *(("prefix hybrid", set_tensors({"method": v}), "") for v in ("../x", "ptuning2", "warp", "scratch")),
+    *(("prefix hybrid", set_tensors({"init_kwargs": v}), "init_kwargs") for v in ("[]", DEEP, "{")),
     ("prefix hybrid", set_tensors({"question_format": "}{"}), "question_format"),
-    *(("prefix hybrid", init_kwargs(n_random=v), "n_random") for v in (10**9, -1, "3", None, True)),
+    *(("prefix hybrid", init_kwargs(n_random=v), "n_random") for v in (10**9, -1, "3", True)),
     *(("prefix hybrid", init_kwargs(**{k: 1}), k) for k in ("model", "self", "labels", "mlp", "trigger")),
-    *(("prefix hybrid", init_kwargs(seed=v), "seed") for v in (-1, 2**64, "0", 0.5)),
+    *(("prefix hybrid", init_kwargs(seed=v), "seed") for v in (-1, 2**64, 0.5)),
     *(("prefix hybrid", init_kwargs(trigger=v), "trigger") for v in ([-1], ["4"], [[4]], [40, 257])),
     ("prefix hybrid", init_kwargs(trigger=[40]), "torch.Size([5, 8])"),
     ("prefix hybrid", set_tensors(rows=nan_at), "'rows' holds NaN or infinite numbers"),
-    *(("prefix warp", init_kwargs(labels=v), "") for v in (5, [5], [[257]], [[]], [])),
+    *(("prefix warp", init_kwargs(labels=v), "") for v in ([5], [[257]], [[]], [])),
     ("prefix warp", set_tensors(label_tokens=lambda t: t + 10**9), "'label_tokens' holds tokens past"),
-    *(("prefix ptuning2", init_kwargs(layers=v), "") for v in (-1, 3, 10**9, "x", 1.5)),
-    *(("prefix adapter", init_kwargs(bottleneck=v), "") for v in (0, 10**9, None, "x")),
+    *(("prefix ptuning2", init_kwargs(layers=v), "") for v in (-1, 3, 1.5)),
+    *(("prefix adapter", init_kwargs(bottleneck=v), "") for v in (0, 10**9, None)),
     *(("prefix lora", init_kwargs(**{k: "x"}), k) for k in ("rank", "alpha")),
-    *(("prefix ptuning", init_kwargs(position=v), "position") for v in ("x", 1, None)),
+    *(("prefix ptuning", init_kwargs(position=v), "position") for v in ("x", None)),
     ("prefix text", set_tensors(shots=lambda t: t + 300), "'shots' holds tokens past"),
     ("prefix text", set_tensors(shots=lambda t: t[0]), "shots"),
     *((kind, ten_terabytes, "cannot be read") for kind in ("weights", "prefix hybrid")),
@@ -147,10 +147,10 @@ REFUSED = [
     ("weights", set_tensors(**{"wpe.weight": lambda t: (t * 1e300).double() * 1e300}), "NaN or infinite"),
     ("weights", set_tensors(**{"wpe.weight": lambda t: t.to(torch.complex64)}), "'wpe.weight' is (64, 8) of type C64"),
     *(("index", set_json(weight_map={"wte.weight": v}), "no passwd in") for v in ("../../etc/passwd", "/etc/passwd")),
-    *(("index", set_json(weight_map=v), "weight_map") for v in (DROP, {}, [], {"a": 5})),
-    *(("peft hybrid config.json", set_json(peft_type=v), "peft_type") for v in (DROP, 5, [], "IA3")),
-    *(("peft lora config.json", set_json(r=v), "") for v in (DROP, 0, 10**9, "2", 3)),
-    *(("results", set_json(args=v), "args") for v in (DROP, 5, {}, {"model": 5})),
+    *(("index", set_json(weight_map=v), "weight_map") for v in (DROP, {}, {"a": 5})),
+    *(("peft hybrid config.json", set_json(peft_type=v), "peft_type") for v in (DROP, 5, "IA3")),
+    *(("peft lora config.json", set_json(r=v), "") for v in (DROP, 0, 10**9, "2")),
+    *(("results", set_json(args=v), "args") for v in (DROP, {}, {"model": 5})),
     *((kind, lambda path: path.write_bytes(b"\xff\xfe\x00"), "is not UTF-8") for kind in ("jsonl", "csv")),
 ]
 
@@ -167,7 +167,6 @@ def test_what_was_found_is_refused_in_one_line(box, case):
     "kind, text",
     [
         ("csv", '"' + "x" * 140_000 + '",red\n'),
-        ("tsv", "x" * 140_000 + "\tred\n"),
         ("jsonl", DEEP + "\n" + '{"prompt": ' + DEEP + ', "answer": "red"}\n'),
         ("jsonl", '{"prompt": NaN, "answer": 1e999}\n{"prompt": "\\ud800", "answer": "red"}\n'),
         ("jsonl", '{"prompt": "x", "answer": ' + "9" * 5000 + "}\n"),
@@ -195,24 +194,16 @@ def test_what_cannot_be_written_is_refused(command, box):
 # ---------------------------------------------------------------- how a command ends
 
 
-@pytest.mark.parametrize(
-    "line, code, words",
-    [
-        ("{} 5 > /dev/full", 2, "No space left on device"),
-        ("{} 5 >&-", 0, ""),
-        ("{} 5 2>&-", 0, ""),
-        ("{} 3000 | head -1", 0, ""),
-    ],
-)
-def test_streams_that_are_full_or_closed(line, code, words):
-    line = "set -o pipefail; " + line.format(f"{sys.executable} -m tasks addition --n")
+@pytest.mark.parametrize("end, words", [("5 > /dev/full", "No space left"), ("5 >&-", ""), ("3000 | head -1", "")])
+def test_streams_that_are_full_or_closed(end, words):
+    line = f"set -o pipefail; {sys.executable} -m tasks addition --n {end}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
-    assert done.returncode == code
-    assert words in done.stderr and done.stderr.count("\n") == (code == 2)
+    assert done.returncode == (2 if words else 0)
+    assert words in done.stderr and done.stderr.count("\n") == bool(words)
 
 
 def ends(capsys, error):
-    """(exit code, stderr) of a command that shows a bar and then raises an error."""
+    """(exit code, last line of stderr) of a command that shows a bar and then raises an error."""
 
     def main(argv):
         for i in tqdm(range(9), mininterval=0):
@@ -231,13 +222,18 @@ def test_an_input_s_fault_is_one_line_and_a_program_s_is_its_traceback(capsys, m
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setenv("RANK", "1")
     assert ends(capsys, UserError("broken")) == (2, "program, process 1: broken")
-    for error in (ValueError, TypeError, RuntimeError, AssertionError):
+    for error in (ValueError, RuntimeError):
         with pytest.raises(error, match="ours"):
             ends(capsys, error("ours"))
-
-
-def test_a_lack_of_memory_is_one_line(capsys):
+    capsys.readouterr()
     with pytest.raises(SystemExit):
         errors.run_main(lambda argv: torch.empty(2**50), "program")
     err = capsys.readouterr().err
-    assert err.startswith("program: the memory of this machine is too small") and err.count("\n") == 1
+    assert err.startswith("program, process 1: the memory of this machine") and err.count("\n") == 1
+
+
+def test_bars_do_without_stderr(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    seen = []
+    errors.run_main(lambda argv: seen.extend(tqdm(range(3))), "program")
+    assert seen == [0, 1, 2]

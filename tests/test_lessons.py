@@ -50,18 +50,15 @@ def test_a_lesson_runs_to_its_end_and_its_checks_tell_stub_from_solution(path, c
 WRONG = {
     "check_next_token_logits": [
         (lambda model, tokens: model.logits(model(tokens)), "every position"),
-        (lambda model, tokens: model.logits(model(tokens))[0, 0], "first position"),
         (lambda model, tokens: model(tokens)[0, -1], "hidden states"),
         (lambda model, tokens: None, "returns nothing"),
         (lambda model, tokens: model.logits(model(tokens[0])), "your line `(lambda model, tokens"),
     ],
     "check_positions_behind": [
         (lambda P, T: torch.arange(T), "begin at 0"),
-        (lambda P, T: torch.arange(P + 1, P + T + 1), "P + 1"),
     ],
     "check_head": [
         (lambda q, k, v, a, b: attend(q, k, v, a, b, scale=1), "not divided by sqrt(D)"),
-        (lambda q, k, v, a, b: attend(q, k, v, a, b, begin=99), "No mask"),
         (lambda q, k, v, a, b: attend(q, k, v, a, b, begin=1), "P columns later"),
         (lambda q, k, v, a, b: torch.cat([a, k]) @ q, "the scores are q @ keys.T"),
     ],
@@ -73,23 +70,18 @@ WRONG = {
     ],
     "check_answer_positions": [
         (lambda Q, A: torch.arange(Q + A - 1) >= Q, "one position late"),
-        (lambda Q, A: torch.arange(Q + A) >= Q, "a place for each token"),
     ],
     "check_prompt_loss": [
         (lambda rows, m, t, y, a: loss(m, t, y, a, rows), "batch of one prompt"),
         (lambda rows, m, t, y, a: loss(m, t, y, a | True, rows[None]), "over all positions"),
-        (lambda rows, m, t, y, a: loss(m, t, y, ~a, rows[None]), "question's positions"),
-        (lambda rows, m, t, y, a: loss(m, t, t, a, rows[None]), "the inputs"),
         (lambda rows, m, t, y, a: loss(m, t, y, a, rows[None]).detach(), "lost its gradient"),
     ],
     "check_tune": [
         (lambda rows, f, batches, lr: tuned(rows, f, batches, lr, clear=False), "add up"),
-        (lambda rows, f, batches, lr: tuned(rows, f, batches, lr, weight_decay=0.01), "weight decay"),
         (lambda rows, f, batches, lr: rows, "have not moved"),
         (lambda rows, f, batches, lr: f(rows, batches[0]).backward(), "torch.nn.Parameter(rows)"),
     ],
     "check_without_row": [
-        (lambda cache, i: cache, "nothing is missing"),
         (lambda cache, i: [remove(cache[0], i), *cache[1:]], "Layer 2, keys: nothing is missing"),
         (lambda cache, i: [remove(pair, i + 1) for pair in cache], "row 2 is missing, not 1"),
         (lambda cache, i: [tuple(x.index_fill(2, torch.tensor(i), 0) for x in p) for p in cache], "set to 0"),
@@ -98,47 +90,37 @@ WRONG = {
     "check_hybrid_rows": [
         (lambda t, n, trigger, g: begin(t, n, trigger, g, 1), "standard deviation of the random rows is 1"),
         (lambda t, n, trigger, g: begin(t, n, trigger, g, t.std()).roll(3, 0), "trigger stands first"),
-        (lambda t, n, trigger, g: begin(t, n, [], g, t.std()), "trigger's rows are missing"),
     ],
     "check_sign_test": [
         (lambda a, b: (sum(a), sum(b), 1.0), "those that both have right"),
         (lambda a, b: signs(a, b, sides=1), "double it"),
-        (lambda a, b: signs(a, b, n=len(a)), "not of all"),
     ],
     "check_first_error": [
         (lambda written, true: "copy", "and should be ''"),
-        (lambda written, true: kind(written[::-1], true[::-1]), "should be 'digit'"),
     ],
     "check_count_numbers": [
         (lambda P, C, n, r: (P * C, P * n * C, 16 * n * r * C), "there are both"),
-        (lambda P, C, n, r: (P * C, 2 * P * C, 16 * n * r * C), "one layer of P-tuning"),
     ],
     "check_weight_on_prefix": [
         (lambda w, P: w[..., P:].sum(-1), "1 - a"),
-        (lambda w, P: w[:, :P].sum(-1), "first P positions"),
     ],
     "check_with_prefix": [
         (lambda y, w, v: y + w[:, : len(v)] @ v, "not turned down"),
-        (lambda y, w, v: (1 - w[:, : len(v)].mean(-1, keepdim=True)) * y + w[:, : len(v)] @ v, "not their mean"),
     ],
     "check_lora_linear": [
         (lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ B.T, "not scaled"),
-        (lambda x, W, A, B, alpha: x @ W + alpha / len(A) * x @ A.T @ B.T, "W stands the wrong way"),
     ],
     "check_divergence": [
         (lambda t, s: (s.softmax(-1) * (s.log_softmax(-1) - t.log_softmax(-1))).sum(-1).mean(), "exchanged"),
         (lambda t, s: (t.softmax(0) * (t.log_softmax(0) - s.log_softmax(0))).sum(-1).mean(), "over positions"),
-        (lambda t, s: torch.nn.functional.cross_entropy(s, t.softmax(-1)), "cross-entropy"),
         (lambda t, s: torch.nn.functional.kl_div(s, t, reduction="batchmean"), "contains NaN"),
     ],
     "check_stack": [
         (lambda keys: padded(keys, at_end=True), "at the end"),
-        (lambda keys: (padded(keys)[0], torch.tensor([x.size(2) for x in keys])), "that are taken"),
         (lambda keys: padded(keys)[0], "Return two things"),
     ],
     "check_vote": [
         (lambda finals: max(finals[::-1], key=finals.count), "the earlier answer wins"),
-        (lambda finals: max((f for f in finals if f), key=finals.count), "cut off"),
     ],
 }
 
@@ -159,8 +141,8 @@ def loss(model, tokens, targets, answer, rows):
     return model.loss(model(tokens, model.prefill(rows))[answer], targets[answer])
 
 
-def tuned(rows, f, batches, lr, weight_decay=0, clear=True):
-    optimizer = torch.optim.AdamW([rows := torch.nn.Parameter(rows)], lr, weight_decay=weight_decay)
+def tuned(rows, f, batches, lr, clear=True):
+    optimizer = torch.optim.AdamW([rows := torch.nn.Parameter(rows)], lr, weight_decay=0)
     for batch in batches:
         f(rows, batch).backward()
         optimizer.step()
@@ -178,17 +160,10 @@ def begin(table, n_random, trigger, rng, std):
     return torch.cat([rows, table[torch.tensor(trigger, dtype=torch.long)]])
 
 
-def signs(a, b, sides=2, n=None):
+def signs(a, b, sides=2):
     only_a, only_b = sum(x and not y for x, y in zip(a, b)), sum(y and not x for x, y in zip(a, b))
-    n, k = n or only_a + only_b, min(only_a, only_b)
+    n, k = only_a + only_b, min(only_a, only_b)
     return only_a, only_b, min(1, sides * sum(math.comb(n, j) for j in range(k + 1)) / 2**n)
-
-
-def kind(written, true):
-    at = next((i for i, (a, b) in enumerate(zip(written.ljust(len(true)), true)) if a != b), None)
-    if at is None:
-        return ""
-    return "copy" if at > true.rindex("=") else ("digit", "digit", "carry", "sum", "sum")[at % 5]
 
 
 def padded(keys, at_end=False):
@@ -214,14 +189,10 @@ def test_every_check_belongs_to_an_exercise_and_is_tried_with_wrong_answers():
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=names)
-def test_the_notebook_is_in_step_with_the_python_file(path):
+def test_the_notebook_is_in_step_with_the_python_file_and_holds_its_outputs(path):
     jupytext = pytest.importorskip("jupytext", reason="of the extra lessons")
     ours, notebook = jupytext.read(path), jupytext.read(path.with_suffix(".ipynb"))
     assert [(c.cell_type, c.source) for c in ours.cells] == [(c.cell_type, c.source) for c in notebook.cells]
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=names)
-def test_the_notebook_holds_its_outputs_and_is_small(path):
     found = outputs(path)
     assert any("image/png" in output.get("data", {}) for output in found)
     assert not [output for output in found if output["output_type"] == "error" or output.get("name") == "stderr"]
