@@ -159,7 +159,7 @@ def decode(value, schema, name, remedy):
         if isinstance(value, str | bytes):
             return msgspec.json.decode(value, type=schema)
         return msgspec.convert(value, schema)
-    except (ValueError, RecursionError) as error:  # msgspec.ValidationError is a ValueError
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: {error}: {remedy}") from None
 
 
