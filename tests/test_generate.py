@@ -82,7 +82,7 @@ def test_sampling_follows_the_softmax(tiny):
     want = (top.values / 3.0).softmax(-1)
     drawn = torch.tensor(generate(tiny, [question] * 20_000, 1, temperature=3.0, top_k=4, seed=1))[:, 0]
     got = torch.stack([(drawn == t).float().mean() for t in top.indices])
-    assert got.sum() == 1
+    assert abs(got.sum() - 1) < 1e-6
     torch.testing.assert_close(got, want, atol=0.015, rtol=0)
 
 
