@@ -96,7 +96,8 @@ def main(argv=None, load_base=load_base):
     with resume.Checkpoint(out, lambda: asdict(results), results.seconds, saved) as checkpoint:
         run = Run(args, task, model, tokenizer, tests, results, checkpoint)
         prompt = None if args.method in flags.NO_PROMPTS else contenders[args.method]
-        look_before = where_answers_look(run, prompt)  # it is untuned until here
+        # a prompt is untuned until here; one that does not learn looks the same at the end
+        look_before = where_answers_look(run, prompt) if prompt and prompt.learns() else None
         for name, method in contenders.items():
             checkpoint.restore(name, method)
             if name in results.accuracy:
@@ -272,8 +273,8 @@ def evaluate(method, model, tokenizer, task, tests, desc):
 
     Where there are classes the answers are the likeliest ones, elsewhere what was written.
     """
-    network, past, tokenizer = method.network(model), method.past(method.network(model)), method.tokenizer(tokenizer)
-    accuracy, answers, classes = {}, {}, None
+    network, tokenizer = method.network(model), method.tokenizer(tokenizer)
+    past, accuracy, answers, classes = method.past(network), {}, {}, None
     # each process answers its part, but all of them everything where they compute each block together
     together = processes.is_sharded(network)
     for name, examples in tqdm(tests.items(), desc=desc, unit=" ranges", disable=not processes.is_main()):

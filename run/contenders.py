@@ -48,10 +48,6 @@ def budget(args, method):
     return examples, epochs
 
 
-def training_examples(args, task, method):
-    return task.examples(budget(args, method)[0], split="train", seed=args.seed)
-
-
 def trigger_of(args, task, tokenizer, examples):
     """The Trigger that --trigger asks for."""
     kind = args.trigger or ("instruction" if task.classes else "example")
@@ -131,7 +127,8 @@ def begin_from(args, model, tokenizer):
 def build_prompts(args, model, tokenizer, task):
     """({name: Method} of --method, its Trigger). A hybrid prefix from a worked example comes with the study's own, from
     the task in words."""
-    examples = training_examples(args, task, METHODS[args.method])
+    n, _ = budget(args, METHODS[args.method])
+    examples = task.examples(n, split="train", seed=args.seed)
     trigger, prompts = trigger_of(args, task, tokenizer, examples), {}
     if args.method in NO_PROMPTS:  # contexts() and baselines() make these
         return prompts, trigger
