@@ -43,9 +43,12 @@ def export_peft(method, model, folder):
     if fault := why_not(method, model):
         raise UserError(fault)
     config, tensors = (lora_adapter if method.name == "lora" else prompt_adapter)(method, model)
+    name, _, revision = model.name.partition("@")
+    name, revision = HUB.get(name, (name, revision or None))
     config |= {
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": HUB[model.name][0] if model.name in HUB else model.name.partition("@")[0],
+        "base_model_name_or_path": name if "/" in name else str(getattr(model, "folder", Path()).resolve()),
+        "revision": revision,
         "inference_mode": True,
     }
     folder = Path(folder)

@@ -86,7 +86,7 @@ def write_text(path, text):
 def read_tensors(path):
     """(header, {name: tensor}) of a safetensors file. Raises UserError where it is none, or holds NaN or infinity."""
     if not Path(path).is_file():  # a pipe might never end
-        raise UserError(f"{path} is no regular file: name a safetensors file")
+        raise UserError(f"{path} is no regular file: {pickles(Path(path).parent) or 'name a safetensors file'}")
     try:
         with safe_open(path, framework="pt") as file:
             header, tensors = file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
@@ -95,6 +95,13 @@ def read_tensors(path):
     for name, t in tensors.items():
         check_finite(t, name, path)
     return header, tensors
+
+
+def pickles(folder):
+    """What to do with the weights of a folder that are pickles, or '' where there are none."""
+    found = [path.name for end in ("bin", "pt", "pth") for path in sorted(folder.glob(f"*.{end}"))]
+    how = "load it where you trust it, and let save_pretrained of a newer version write it as safetensors"
+    return f"{found[0]} is a pickle, which may run any code: {how}" if found else ""
 
 
 def check_finite(t, name, path):

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from files import schemas
 from files.errors import UserError
-from files.safe import check_finite, write_json, write_tensors
+from files.safe import check_finite, pickles, write_json, write_tensors
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
 
@@ -43,6 +43,8 @@ LLAMA_KEYS = {  # what config.json calls a size, and what LlamaConfig does
     "eos_token_id": "eos_token",
 }
 LLAMA_NAMES = (("embed_tokens.", "wte."), ("layers.", "h."), (".self_attn.", ".attn."))  # the hub's and ours
+# what torch.compile, data parallelism, FSDP, checkpointed activations and PEFT put into the names of what they hold
+WRAPPERS = r"\b(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_model\.model)\."
 ROPE_SCALING = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # which old checkpoints store beside the weights
 FIXED = {  # settings of config.json with which the same weights would mean another network, and what is computed here
@@ -97,12 +99,13 @@ def first_fault(source, config_file, index, wanted):
     for name, (file, key, shape, dtype) in index.items():
         if name not in wanted:
             kind = "a model of the Llama family" if is_llama else "GPT-2"
-            return f"{file} holds {key!r}, which {kind} does not have: it is another model"
+            return f"{file} holds {key!r}, which {kind} does not have: is it another model, or inside of one?"
         asked = tuple(wanted[name].shape[:: -1 if transposed(name) else 1])
         if shape != asked or "F" not in dtype:  # F32, BF16, F8_E4M3
             return f"{file}: {key!r} is {shape} of type {dtype}, {config_file.name} asks for {asked} of floating point"
     if missing := sorted(wanted.keys() - index.keys()):
-        return f"{source} lacks {len(missing)} tensors, first {hub_name(missing[0], is_llama)!r}: fetch it again"
+        remedy = "name its folder if it is one of several files" if Path(source).is_file() else "fetch it again"
+        return f"{source} lacks {len(missing)} tensors, first {hub_name(missing[0], is_llama)!r}: {remedy}"
     return None
 
 
@@ -154,7 +157,7 @@ def hub_name(name, is_llama):
 
 def our_name(key):
     """What we call a stored tensor."""
-    name = key.removeprefix("transformer.").removeprefix("model.")
+    name = re.sub(WRAPPERS, "", key).removeprefix("transformer.").removeprefix("model.")
     for theirs, ours in LLAMA_NAMES:
         name = name.replace(theirs, ours, 1)
     return name
@@ -188,13 +191,17 @@ def locate(source):
     index = {}
     for part in [folder / file for file in (shards(folder / SHARDS) if is_sharded else [name])]:
         if not part.is_file():
-            raise UserError(f"no {part.name} in {folder}: a model is a folder with config.json and {name}")
+            remedy = pickles(folder) or f"a model is a folder with config.json and {name}"
+            raise UserError(f"no {part.name} in {folder}: {remedy}")
         try:
             with safe_open(part, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118
                     stored = file.get_slice(key)
-                    if not key.endswith(BUFFERS):
-                        index[our_name(key)] = part, key, tuple(stored.get_shape()), stored.get_dtype()
+                    if key.endswith(BUFFERS):
+                        continue
+                    if (other := index.get(our_name(key))) is not None:
+                        raise UserError(f"{part} holds {key!r} beside {other[1]!r}: it is more than one model")
+                    index[our_name(key)] = part, key, tuple(stored.get_shape()), stored.get_dtype()
         except SafetensorError as error:
             raise UserError(f"{part} cannot be read ({error}): fetch it again") from None
     return folder / "config.json", index
@@ -274,11 +281,11 @@ def gpt2_config(path, stated):
 def llama_config(path, stated):
     c = schemas.decode(stated, schemas.LlamaJson, path, REMEDY)
     # transformers 5 writes rope_parameters, and what was written before has rope_theta and rope_scaling
-    rope = c.get("rope_parameters") or {"rope_theta": c.get("rope_theta", 10000.0)} | (c.get("rope_scaling") or {})
-    rope = {"rope_type": rope.get("type", "default"), "partial_rotary_factor": 1.0} | rope
+    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    rope = {"rope_theta": c.get("rope_theta", 10000.0), "rope_type": rope.get("type", "default")} | rope
     schemas.check_settings(stated | rope, FIXED, path)
     scaling = ROPE_SCALING if rope["rope_type"] == "llama3" else ()
-    missing = {"rope_theta", *scaling} - rope.keys()
+    missing = set(scaling) - rope.keys()
     if missing or scaling and rope["high_freq_factor"] <= rope["low_freq_factor"]:
         raise UserError(f"{path} has no {min(missing or scaling)} that says how positions turn: fetch it again")
     kind, n_head, window = c["model_type"], c["num_attention_heads"], c.get("sliding_window", 4096)

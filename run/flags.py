@@ -46,6 +46,7 @@ class Parser(errors.Parser):
         self.add_argument(
             "--model",
             metavar="BASE",
+            type=base_name,
             default=default if default in BUNDLED else None,
             help=f"{', '.join([*BUNDLED, *HUB])}, the hub's OWNER/NAME, a folder or a file (default {default})",
         )
@@ -73,6 +74,11 @@ def best_dtype(device):
 
 
 # ---------------------------------------------------------------- argparse types
+
+
+def base_name(text):
+    """An argparse type: a base, and of a folder or file its whole path, which other folders find too."""
+    return text if text in (*BUNDLED, *HUB) or not Path(text).exists() else str(Path(text).resolve())
 
 
 def at_least(least, most=1_000_000):
@@ -210,6 +216,8 @@ def parse_args(doc, argv=None):
         raise UserError(f"a second --task, --columns and --answer-after are for your own data, not for {args.task[0]}")
     if len(args.task) > 2:
         raise UserError(f"--task {' '.join(args.task)}: give one file to tune on and one to test on")
+    if len(set(args.columns or "12")) < 2:
+        raise UserError(f"--columns {' '.join(args.columns)}: name two, the prompt's and the answer's")
     if args.n_random is not None and not cls.takes_n_random:
         raise UserError(f"--method {name} has no random rows: leave out --n-random")
     if cls.default_trigger and not (args.trigger or cls.default_trigger).startswith("example"):

@@ -16,6 +16,8 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import msgspec
+
 from files import schemas
 from files.errors import UserError
 from tasks import IN_DISTRIBUTION, Example, Task, in_test
@@ -101,7 +103,7 @@ class YourData(Task):
         for line, row in parse(path):
             columns |= row
             cells = [row.get(prompt), row.get(answer)]
-            question, reply = (str(cell).strip() if isinstance(cell, str | int | float) else "" for cell in cells)
+            question, reply = ((cell or "").strip() for cell in cells)
             if not row:
                 broken[line] = "not a JSON object, or an empty one"
             elif None in row:
@@ -128,14 +130,15 @@ class YourData(Task):
 
 
 def parse(path):
-    """(line number, dict of the row), {} for what is no JSON object. What a row of a CSV file has too much is under
-    None."""
+    """(line number, dict of the row, its cells as text), {} for what is no JSON object. What a row of a CSV file has
+    too much is under None."""
     text = schemas.read_text(path)
     if Path(path).suffix.lower() == ".jsonl":
         for line, one in enumerate(text.split("\n"), 1):
             if one.strip():
                 try:
-                    yield line, schemas.decode(one, dict, path, "")
+                    row = schemas.decode(one, dict[str, msgspec.Raw], path, "")
+                    yield line, {key: as_written(bytes(value).decode().strip()) for key, value in row.items()}
                 except UserError:
                     yield line, {}
         return
@@ -143,6 +146,13 @@ def parse(path):
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if Path(path).suffix.lower() == ".tsv" else ",")
     for row in rows:
         yield rows.line_num, row
+
+
+def as_written(value):
+    """A value of JSON as text: a string's content, a number and true as they stand there, nothing of the rest."""
+    if value[0] == '"':
+        return schemas.decode(value, str, "", "")
+    return "" if value == "null" or value[0] in "[{" else value
 
 
 def named(lines):
