@@ -16,8 +16,9 @@ BAD = [
     ("--task sums", "no task 'sums': choose from addition"),
     ("--task none.jsonl", "no file none.jsonl"),
     ("--task addition none.jsonl", "--columns and --answer-after are for your own data"),
+    ("--task rows.csv --columns text text", "--columns text text: name two"),
     ("--model gpt5", "no model 'gpt5'"),
-    ("--model tests", "no model.safetensors in tests"),
+    ("--model tests", "/tests: a model is a folder with config.json"),
     ("--n-random 0 --trigger none", "no rows"),
     ("--n-random 250", "a prompt of 2"),
     ("--shots 50", "exceed block_size 256: use fewer rows or shots"),
@@ -66,6 +67,7 @@ def test_defaults_follow_the_task_and_the_method():
     assert (args.n_random, args.model, args.beside, args.test_examples) == (24, "nano-2", ["scratch"], 500)
     args = parse_args("--task own.jsonl --method lora --quick --rank 4".split())
     assert (args.n_random, args.model, args.test_examples, args.options) == (0, "nano-prose", 100, {"rank": 4})
+    assert parse_args(["--model", "tests/../data"]).model == str(ROOT / "data")  # which another folder finds too
     with pytest.raises(UserError, match="--method nothing: choose from hybrid, "):
         parse_args(["--method", "nothing"])
 

@@ -154,6 +154,7 @@ def folder(tmp_path):
     [
         ({"model_type": "gemma2"}, "model_type = 'gemma2': only gpt2, llama, mistral, qwen2, qwen3 can be loaded"),
         ({"attention_bias": True}, "attention_bias = True"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = "),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type = 'yarn'"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear'"),
@@ -181,6 +182,10 @@ def test_configurations_of_before_transformers_5_mean_the_same(tmp_path):
     ours, tokens = load_model(tmp_path), some_tokens(2, 40)
     with torch.no_grad():
         torch.testing.assert_close(ours.logits(ours(tokens)), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+    config |= {"rope_scaling": None, "rope_parameters": {"rope_type": "default"}}  # half of each
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert load_model(tmp_path).config.rope_theta == theirs.config.rope_parameters["rope_theta"] == 500.0
 
 
 def test_a_name_of_the_hub_fetches_what_the_index_of_its_shards_names(folder, monkeypatch):

@@ -164,6 +164,13 @@ def test_adapters_that_are_no_soft_prompt_for_this_base_are_refused(tiny, tmp_pa
         peft_io.import_peft(tmp_path, other)
 
 
+def test_an_adapter_of_before_safetensors_is_named(tiny, tmp_path):
+    peft_io.export_peft(prefix.HybridPrefix(tiny, n_random=4), tiny, tmp_path)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(UserError, match="adapter_model.bin is a pickle, .* save_pretrained of a newer version"):
+        peft_io.import_peft(tmp_path, tiny)
+
+
 @pytest.fixture
 def base(tiny, tmp_path):
     save_model(tiny, tmp_path / "base")
@@ -178,6 +185,8 @@ def test_export_and_import_from_the_command_line(base, tokenizer, tmp_path, comm
     save_prefix(prompt, tmp_path / "run" / "prefix.safetensors", base, tokenizer, "addition")
     done = command("files.peft", "export", tmp_path / "run", tmp_path / "adapter")  # results.json names the base
     assert (done.code, done.out) == (0, f"wrote 5 rows to {tmp_path / 'adapter'}\n")
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()  # it finds the base
+    assert_same(base, prompt.past(base), theirs)
     new = tmp_path / "again.safetensors"
     assert command("files.peft", "import", tmp_path / "adapter", new, "--model", tmp_path / "base").code == 0
     again, header = load_prefix(new, base, tokenizer)

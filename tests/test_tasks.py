@@ -220,6 +220,15 @@ def test_the_same_rows_from_jsonl_csv_and_tsv(tmp_path):
         assert all(task.final_answer(e.answer) == e.answer.strip() for e in task.examples(None))
 
 
+def test_values_of_json_are_text_as_they_stand_there(tmp_path):
+    values = ["true", "false", "2.50", "-0", "1e5", "12345678901234567890123", '"\\u00e9 "', "\t7 "]
+    text = "".join(f'{{"prompt": "p{i}", "answer": {values[i % 8]}}}\n' for i in range(80))
+    bad = "".join(f'{{"prompt": "p", "answer": {value}}}\n' for value in ("null", "[1]", "{}", '"\\ud800"', "NaN"))
+    task = tasks.load(write(tmp_path / "a.jsonl", text + bad))
+    assert set(task.classes) == {"true", "false", "2.50", "-0", "1e5", "12345678901234567890123", "\u00e9", "7"}
+    assert "5 broken rows left out, lines 81, 82, 83, 84, 85" in task.notes[0]
+
+
 def test_a_fifth_is_held_out_and_the_split_does_not_depend_on_the_order(tmp_path):
     rows = [json.dumps({"prompt": f"p{i}", "answer": "ab"[i % 2]}) for i in range(1000)]
     one = tasks.load(write(tmp_path / "one.jsonl", "\n".join(rows)))

@@ -85,6 +85,9 @@ def test_broken_checkpoints_are_refused_by_name(tmp_path):
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="no model.safetensors in .*: a model is a folder"):
         load_model(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(UserError, match="no model.safetensors in .*: pytorch_model.bin is a pickle"):
+        load_model(tmp_path)
     with pytest.raises(UserError, match="no model .nanoo.: give nano-2, nano-prose, gpt2"):
         load_model("nanoo")
     for file, words in (("model.safetensors", "cannot be read"), ("config.json", "truncated: fetch it again")):
@@ -103,8 +106,30 @@ def test_one_file_and_shards_load_and_a_missing_shard_is_named(tmp_path):
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 2
     assert fingerprint(load_model(tmp_path)) == fingerprint(whole)
+    with pytest.raises(UserError, match="lacks .* tensors, .*: name its folder if it is one of several files"):
+        load_model(shards[0])
     shards[1].unlink()
     with pytest.raises(UserError, match=f"no {shards[1].name} in"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: name.replace("h.1.", "h.1._checkpoint_wrapped_module."),
+    ],
+)
+def test_what_wraps_a_model_leaves_its_name_and_no_trace(tmp_path, put):
+    reference(tmp_path)
+    good, path = load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors"
+    want = fingerprint(load_model(tmp_path))
+    save_file({put(name): t for name, t in good.items()}, path)
+    assert fingerprint(load_model(tmp_path)) == want
+    save_file(good | {put(name): t.clone() for name, t in good.items()}, path)
+    with pytest.raises(UserError, match="more than one model"):
         load_model(tmp_path)
 
 
