@@ -2,7 +2,7 @@
 
     python -m research.bench                    GPT-2's shape, random weights
     python -m research.bench --arch llama       SmolLM2-135M's shape
-    python -m research.bench --n-layer 2 --n-embd 128 --vocab-size 1000 --repeat 1     a look in a minute
+    python -m research.bench --jobs prompt --repeat 1     a look in a minute
 
 Each side runs in a process of its own, so that its peak memory is its own, and the sides take turns: one step of each,
 again and again. The table shows the median [lowest, highest] of the turns. First both sides have to agree on the loss.
@@ -38,34 +38,18 @@ from run.flags import Parser, at_least, best_dtype
 from train_task import train_step
 
 JOBS = ("prompt", "prefix", "finetune", "decode")  # a step of prompt tuning, ..., or greedy decoding
+CONFIGS = {"gpt2": GPTConfig(), "llama": LlamaConfig()}  # of GPT-2 and of SmolLM2-135M
+QUESTION, ANSWER = 10, 30  # tokens of a text
 
 
 def parse_args(argv=None):
     p = Parser(__doc__)
-    p.add_argument("--arch", choices=["gpt2", "llama"], default="gpt2", help="of the model (default %(default)s)")
-    p.add_argument("--n-layer", type=at_least(1, 1000), help="of the model (default 12, llama 30)")
-    p.add_argument("--n-embd", type=at_least(64, 65536), help="64 for each head (default 768, llama 576)")
-    p.add_argument("--vocab-size", type=at_least(2), help="of the model (default 50257, llama 49152)")
-    p.add_argument("--rows", type=at_least(1, 100_000), default=50, help="virtual tokens (default %(default)s)")
+    p.add_argument("--arch", choices=CONFIGS, default="gpt2", help="of the model (default %(default)s)")
+    p.add_argument("--rows", type=at_least(1, 900), default=50, help="virtual tokens (default %(default)s)")
     p.add_argument("--batch-size", type=at_least(1, 65536), default=32, help="texts per step (default %(default)s)")
-    p.add_argument("--question", type=at_least(1, 100_000), default=10, help="tokens of it (default %(default)s)")
-    p.add_argument("--answer", type=at_least(2, 100_000), default=30, help="tokens of it (default %(default)s)")
     p.add_argument("--repeat", type=at_least(1, 1000), default=5, help="turns of each side (default %(default)s)")
     p.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS, help="(default: all)")
-    args = p.parse_args(argv)
-    default = LlamaConfig() if args.arch == "llama" else GPTConfig()
-    for name in ("n_layer", "n_embd", "vocab_size"):
-        setattr(args, name, getattr(args, name) or getattr(default, name))
-    return args
-
-
-def shape(w):
-    """The model's configuration, with 64 columns a head; a Llama has SmolLM2's proportions."""
-    block_size, n_head = max(1024, w.rows + w.question + w.answer), w.n_embd // 64
-    if w.arch == "gpt2":
-        return GPTConfig(w.vocab_size, block_size, w.n_layer, n_head, w.n_embd)
-    n_kv_head = n_head // 3 if n_head % 3 == 0 else n_head
-    return LlamaConfig(w.vocab_size, block_size, w.n_layer, n_head, n_kv_head, w.n_embd, 64, w.n_embd * 8 // 3)
+    return p.parse_args(argv)
 
 
 # ---------------------------------------------------------------- one side of one measurement, in its own process
@@ -79,7 +63,7 @@ def ours(w):
     if w.job == "decode":
         with torch.no_grad():
             past = method.past(model)
-        return lambda: generate(model, w.questions.tolist(), w.answer, past)
+        return lambda: generate(model, w.questions.tolist(), ANSWER, past)
     network, optimizers = method.network(model), method.optimizers(1e-3, dtype)
     batch = [t.to(w.device) for t in w.batch]
     return lambda: train_step(method, network, batch, optimizers, dtype).item()
@@ -95,10 +79,10 @@ def theirs(w):
         _, tensors = read_tensors(w.folder / w.job / "adapter_model.safetensors")
         model.prompt_encoder.default.embedding.weight.data.copy_(tensors["prompt_embeddings"])
     if w.job == "decode":
-        how = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": w.answer}
+        how = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": ANSWER}
         questions = w.questions.to(w.device)
         ask = {"input_ids": questions, "attention_mask": torch.ones_like(questions)}
-        return lambda: model.generate(**ask, **how)[:, -w.answer :].tolist()
+        return lambda: model.generate(**ask, **how)[:, -ANSWER:].tolist()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3, weight_decay=0)
     batch = [t.to(w.device) for t in w.batch]
     return lambda: peft_step(model, optimizer, batch, autocast)
@@ -195,10 +179,10 @@ def work_of(args, model, folder, job, dtype):
     """What the sides of one measurement are told: args, a batch, and a folder of PEFT's files of a random prompt."""
     prompt = (prefix.DeepPrefix if job == "prefix" else prefix.HybridPrefix)(model, n_random=args.rows)
     peft_files.export_peft(prompt, model, Path(folder) / job)
-    size, rng = (args.batch_size, args.question + args.answer), torch.Generator().manual_seed(0)
-    tokens = torch.randint(args.vocab_size, size, generator=rng)
-    answer = torch.arange(1, size[1]).expand(size[0], -1) >= args.question  # True where the target is in the answer
-    texts = {"questions": tokens[:, : args.question], "batch": (tokens[:, :-1], tokens[:, 1:], answer)}
+    size, rng = (args.batch_size, QUESTION + ANSWER), torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, size, generator=rng)
+    answer = torch.arange(1, size[1]).expand(size[0], -1) >= QUESTION  # True where the target is in the answer
+    texts = {"questions": tokens[:, :QUESTION], "batch": (tokens[:, :-1], tokens[:, 1:], answer)}
     return argparse.Namespace(**vars(args), **texts, folder=Path(folder), job=job, dtype=dtype)
 
 
@@ -208,7 +192,7 @@ def main(argv=None):
     dtypes, results = ["float32"] + ["bfloat16"] * (best_dtype(args.device) == torch.bfloat16), []
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        model = (Llama if args.arch == "llama" else GPT)(shape(args)).freeze()
+        model = (Llama if args.arch == "llama" else GPT)(CONFIGS[args.arch]).freeze()
         save_model(model, folder)
         for job, dtype in tqdm([(job, dtype) for job in args.jobs for dtype in dtypes], unit=" measurements"):
             sides = measure(work_of(args, model, folder, job, dtype))
@@ -227,9 +211,8 @@ def spread(values, form):
 def table(results, args):
     """Markdown: time and peak memory of each side, and how many times as long PEFT takes."""
     lines = [
-        f"{args.arch}, {args.n_layer} layers, {args.n_embd} wide, {args.vocab_size} words; {args.batch_size} texts of "
-        f"{args.question} + {args.answer} tokens behind {args.rows} rows; {args.device}, {torch.get_num_threads()} "
-        f"threads; median [lowest, highest] of {args.repeat} turns.\n",
+        f"{args.arch}; {args.batch_size} texts of {QUESTION} + {ANSWER} tokens behind {args.rows} rows; {args.device}, "
+        f"{torch.get_num_threads()} threads; median [lowest, highest] of {args.repeat} turns.\n",
         "| | dtype | ours | PEFT | faster |\n" + "| --- " * 5 + "|",
     ]
     for job, dtype, sides in results:
@@ -237,7 +220,7 @@ def table(results, args):
         for side in sides.values():
             speed = spread(side["seconds"], "{:.3f}") + " s"
             if job == "decode":
-                speed = spread([args.batch_size * args.answer / s for s in side["seconds"]], "{:.0f}") + " tok/s"
+                speed = spread([args.batch_size * ANSWER / s for s in side["seconds"]], "{:.0f}") + " tok/s"
             cells.append(f"{speed}, {side['gb']:.1f} GB")
         pairs = zip(sides["PEFT"]["seconds"], sides["ours"]["seconds"])
         lines.append(f"| {' | '.join(cells)} | {spread([slow / fast for slow, fast in pairs], '{:.1f}x')} |")

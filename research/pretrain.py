@@ -3,8 +3,8 @@
     python -m research.pretrain --text FOLDER           FOLDER holds .txt files, one for each book
     python -m research.pretrain --show-documents 5      print some of the synthetic documents
 
-Trains a tokenizer, prepares token files, pretrains, and writes a model folder that train_task.py --model takes. Its
-log.json has losses and accuracies. With --resume the same command goes on where it was stopped.
+Trains a tokenizer, encodes the text, pretrains, and writes a model folder that train_task.py --model takes. Its
+log.json has the losses on held-out text.
 """
 
 import itertools
@@ -18,12 +18,11 @@ from tqdm import tqdm
 
 from data.tokenizer import Tokenizer, byte_alphabet
 from files.errors import UserError, run_main
-from files.safe import replacing, write_json
+from files.safe import write_json
 from files.weights import save_model
 from methods import muon
 from model import GPT, GPTConfig
 from research import documents
-from run import processes, resume
 from run.flags import Parser, at_least, learning_rate, number, seed_number
 
 # words with their leading space, each digit alone, runs of marks, white space
@@ -32,8 +31,8 @@ QUESTION_WEIGHT = 0.2  # of the loss on questions, which nothing foretells
 SHORT_CONTEXT, DECAY = 0.75, 0.4  # first share of the steps, in windows of half a block; last, with falling rates
 PIECE = 2**21  # tokens of documents that are drawn from one seed
 MOST_DRAWN = 2**26  # tokens of documents in all: a longer run reads them more than once
-SHOTS = (0, 1, 2, 4, 8)
-NO_SETTINGS = "text", "out", "show_documents", "compile", "device", "dtype", "eval_interval", "resume"
+PROSE = 0.1  # share of prose among the tokens
+MEASURED = 250  # steps between measurements
 
 
 def parse_args(argv=None):
@@ -42,7 +41,6 @@ def parse_args(argv=None):
     p.add_argument("--out", default="out/nano", help="folder of the model and its log (default %(default)s)")
     p.add_argument("--show-documents", type=at_least(1), metavar="N", help="print N synthetic documents and stop")
     p.add_argument("--tokens", type=number(1, 1e12), default=32e6, help="to train on (default %(default).0f)")
-    p.add_argument("--prose", type=number(0, 1), default=0.1, help="share of prose among them (default %(default)s)")
     vocab = "257: plain bytes; more: byte-level BPE (%(default)s)"
     p.add_argument("--vocab-size", type=at_least(257, 65536), default=1024, help=vocab)
     p.add_argument("--block-size", type=at_least(2, 65536), default=512, help="positions (default %(default)s)")
@@ -51,8 +49,6 @@ def parse_args(argv=None):
     p.add_argument("--batch-tokens", type=at_least(1, 2**24), default=4096, help="tokens a step (default %(default)s)")
     p.add_argument("--lr", type=learning_rate, default=0.02, help="by Muon; by AdamW a tenth (default %(default)s)")
     p.add_argument("--seed", type=seed_number, default=0, help="of weights, documents and windows (%(default)s)")
-    p.add_argument("--eval-interval", type=at_least(1), default=250, help="steps between measurements (%(default)s)")
-    p.add_argument("--resume", action="store_true", help="go on where the run in --out was stopped, if it was")
     p.add_argument("--compile", action="store_true", help="torch.compile the model")
     dtypes = "of the matrix products; the weights are trained in float32 (default: the faster)"
     p.add_argument("--dtype", choices=["float32", "bfloat16"], help=dtypes)
@@ -102,36 +98,28 @@ def document_tokens(tokenizer, heading, examples=()):
 
 
 def prepare(args, out):
-    """The tokenizer, and {part: array (2, N) of tokens and asked} for training and validation, which stay on the disk
-    until they are read."""
+    """Write encoding.json. Returns {part: array (2, N) of tokens and asked} for training and validation."""
     files = sorted(f for f in Path(args.text).glob("**/*.txt") if f.is_file())  # a pipe would never end
     if not files:
         raise UserError(f"no .txt file in {args.text}: name a folder of prose with --text")
     books = [f.read_text(encoding="utf-8-sig", errors="replace") for f in files]
-    if not (out / "encoding.json").exists():
-        print("training the tokenizer ...", flush=True)
-        write_json(out / "encoding.json", train_tokenizer(books, args.vocab_size, random.Random(args.seed)))
+    out.mkdir(parents=True)
+    print("training the tokenizer ...", flush=True)
+    write_json(out / "encoding.json", train_tokenizer(books, args.vocab_size, random.Random(args.seed)))
     tokenizer = Tokenizer.load(out, args.vocab_size)
     prose = [b for i, b in enumerate(books) if i % 50]  # two books of a hundred are held out
     shown = sum(documents.is_held_out([(book, "", "")]) for book in prose)
     print(f"{shown} of {len(prose)} books show the format of a task, as no synthetic document does")
     random.Random(f"prose {args.seed}").shuffle(prose)
-    # the seeds say pages, as when the bundled bases were made: other words, other documents
+    # the seeds say pages, as when nano-2 was made: other words, other documents
     parts = {
-        "prose": (int(args.tokens * args.prose), (document_tokens(tokenizer, book) for book in prose)),
+        "prose": (int(args.tokens * PROSE), (document_tokens(tokenizer, book) for book in prose)),
         "prose-val": (100_000, (document_tokens(tokenizer, book) for book in books[::50])),
-        "documents": (min(int(args.tokens * (1 - args.prose)), MOST_DRAWN), drawn(tokenizer, f"pages {args.seed}")),
+        "documents": (min(int(args.tokens * (1 - PROSE)), MOST_DRAWN), drawn(tokenizer, f"pages {args.seed}")),
         "documents-val": (100_000, drawn(tokenizer, f"validation pages {args.seed}")),
     }
-    data = {}
-    for name, (n, stream) in parts.items():
-        file = out / f"{name}.npy"
-        if not file.exists():
-            print(f"writing {file} ...", flush=True)
-            with replacing(file) as temporary:
-                np.save(temporary, first_tokens(stream, max(n, args.block_size + 1)))  # a window at least
-        data[name] = np.load(file, mmap_mode="r")
-    return tokenizer, data
+    print("encoding the text ...", flush=True)
+    return {name: first_tokens(stream, max(n, args.block_size + 1)) for name, (n, stream) in parts.items()}
 
 
 def drawn(tokenizer, seed):
@@ -175,16 +163,15 @@ def positions(rng, B, T, block_size):
 
 
 def draw_batch(args, data, step):
-    """This process's share of a step's tokens, targets, asked and positions, (B, T) each. They depend on the seed and
-    the step alone."""
+    """A step's tokens, targets, asked and positions, (B, T) each. They depend on the seed and the step alone."""
     is_short = step < SHORT_CONTEXT * (args.tokens // args.batch_tokens)
     T = args.block_size // 2 if is_short else args.block_size
     rng, B = np.random.default_rng([args.seed, step]), args.batch_tokens // T
-    n_prose = rng.binomial(B, args.prose)
+    n_prose = rng.binomial(B, PROSE)
     shares = ("prose", n_prose), ("documents", B - n_prose)
     parts = [windows(data[name], n, T, rng) for name, n in shares if n]
     tensors = [torch.cat(tensors) for tensors in zip(*parts)] + [positions(rng, B, T, args.block_size)]
-    return processes.share([t.to(args.device, non_blocking=True) for t in tensors])
+    return [t.to(args.device, non_blocking=True) for t in tensors]
 
 
 # ---------------------------------------------------------------- measuring
@@ -202,41 +189,6 @@ def validation_loss(model, data, T):
         losses.append(F.cross_entropy(logits, targets.flatten().to(device), reduction="none"))
     losses = torch.cat(losses).cpu()
     return losses.mean().item(), losses[torch.from_numpy(data[1, 1 : n * T + 1] == 0)].mean().item()
-
-
-@torch.no_grad()
-def kshot_accuracy(model, tokenizer, T, n=32):
-    """{skill: {shots: accuracy}} on the first T tokens of n new documents a skill, each in a format of its own.
-
-    An answer counts when each of its tokens, and the first of what ends it, is the likeliest one: that is what greedy
-    decoding would have written. One pass gives all shots of a document.
-    """
-    scores = {}
-    for skill in documents.SKILLS:
-        # the seed says ladder, as when the bundled bases were measured
-        rng, right = random.Random(f"ladder {skill}"), {}
-        for _ in range(n):
-            _, heading, examples = documents.document(rng, skill)
-            tokens, spans = tokenizer.encode(heading), []
-            for question, answer, end in examples:
-                tokens += tokenizer.encode_task(question)
-                spans.append((len(tokens), len(tokens) + len(tokenizer.encode_task(answer + end[:1]))))
-                tokens += tokenizer.encode_task(answer + end)
-            x = torch.tensor(tokens[:T], device=model.wte.weight.device)
-            ok = model.logits(model(x[None]))[0, :-1].argmax(-1) == x[1:]  # (T-1), ok[t]: token t+1 was foreseen
-            for shots, (start, stop) in enumerate(spans):
-                if shots in SHOTS and stop <= len(x):
-                    right.setdefault(str(shots), []).append(ok[start - 1 : stop - 1].all().item())
-        scores[skill] = {shots: sum(r) / len(r) for shots, r in right.items()}
-    return scores
-
-
-def measure(model, tokenizer, data, tokens_seen, T):
-    """A row of the log: losses on held-out text, and accuracy behind k worked examples."""
-    prose, _ = validation_loss(model, data["prose-val"], T)
-    all_tokens, answers = validation_loss(model, data["documents-val"], T)
-    kshot = kshot_accuracy(model, tokenizer, T)
-    return {"tokens": tokens_seen, "kshot": kshot, "prose": prose, "documents": all_tokens, "answers": answers}
 
 
 # ---------------------------------------------------------------- training
@@ -259,14 +211,12 @@ def token_losses(model, x, y, position):
     return F.cross_entropy(model.logits(model.ln_f(h)).flatten(0, 1).float(), y, reduction="none")
 
 
-def train(args, out, model, tokenizer, data, state, checkpoint):
-    """Train to the last step, from where the run was stopped if it was."""
+def train(args, out, model, data):
+    """Train to the last step."""
     optimizers, steps = muon.optimizers(model, args.lr, args.lr / 10, args.dtype), int(args.tokens // args.batch_tokens)
-    checkpoint.restore_optimizers(optimizers)
     losses_of = torch.compile(token_losses, dynamic=False) if args.compile else token_losses
-    upcoming = draw_batch(args, data, state["step"])
-    shown = {"desc": "pretraining", "unit": "step", "disable": not processes.is_main()}
-    for step in (bar := tqdm(range(state["step"], steps), initial=state["step"], total=steps, **shown)):
+    upcoming, log = draw_batch(args, data, 0), []
+    for step in (bar := tqdm(range(steps), "pretraining", unit=" steps")):
         factor = min(1, (step + 1) / 50, (steps - step) / (DECAY * steps))  # warm up, hold, fall to zero
         for optimizer, lr in zip(optimizers, (args.lr, args.lr / 10)):
             optimizer.param_groups[0]["lr"] = lr * factor
@@ -276,21 +226,20 @@ def train(args, out, model, tokenizer, data, state, checkpoint):
         weight = 1 - (1 - QUESTION_WEIGHT) * asked.flatten()
         loss = (losses * weight).sum() / weight.sum()
         loss.backward()
-        loss = processes.average(model.parameters(), loss.detach(), weight)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         upcoming = draw_batch(args, data, step + 1)  # here, where a GPU is still at work on this step
         if not loss.isfinite():
             raise UserError(f"the loss is {loss.item()} at step {step}: lower --lr")
-        state["step"] = step + 1
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-        row = {"step": step + 1, "tokens": (step + 1) * args.batch_tokens, "loss": loss.item()}
-        if processes.is_main() and (row["step"] % args.eval_interval == 0 or row["step"] == steps):
-            state["log"].append(measure(model, tokenizer, data, row["tokens"], x.size(1)))
-            bar.write(", ".join(f"{k} {v:.3f}" for k, v in state["log"][-1].items() if isinstance(v, float)))
-            write_json(out / "log.json", state["log"])
-        checkpoint.after_step(optimizers, row)
+        if (step + 1) % MEASURED == 0 or step + 1 == steps:
+            prose, _ = validation_loss(model, data["prose-val"], x.size(1))
+            everything, answers = validation_loss(model, data["documents-val"], x.size(1))
+            tokens = (step + 1) * args.batch_tokens
+            log.append({"tokens": tokens, "prose": prose, "documents": everything, "answers": answers})
+            bar.write(", ".join(f"{name} {value:g}" for name, value in log[-1].items()))
+            write_json(out / "log.json", log)
 
 
 def main(argv=None):
@@ -301,38 +250,16 @@ def main(argv=None):
             skill, heading, examples = documents.document(rng)
             print(f"---- {skill}\n{heading}{documents.text(examples)}")
         return
-    processes.start(args.device)
     out = Path(args.out)
-    if out.is_dir() and not args.resume and not all(resume.is_leftover(p) for p in out.iterdir()):
-        raise UserError(f"{out} is already in use: give another --out, or --resume to go on")
-    if (out / "model.safetensors").exists() and not resume.is_stopped(out):
-        print(f"{out} is finished: nothing is left to do")
-        return
-    settings = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
-    saved = resume.load(out) if args.resume else None
-    state = saved.state if saved else {"args": settings, "step": 0, "log": [], "seconds": {}}
-    changed = [name for name in settings if settings[name] != state["args"].get(name)]
-    if changed:
-        raise UserError(f"{out} holds a run with another --{changed[0].replace('_', '-')}: give another --out")
-    with resume.Checkpoint(out, lambda: state, state["seconds"], saved) as checkpoint:
-        if not processes.is_main():
-            processes.wait()  # until the first process has written the data
-        tokenizer, data = prepare(args, out)
-        if processes.is_main():
-            processes.wait()
-        model = initial_model(args).to(args.device)
-        checkpoint.restore("model", model)
-        checkpoint.modules["model"] = model
-        print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-        with checkpoint.part("pretraining"):
-            train(args, out, model, tokenizer, data, state, checkpoint)
-        if processes.is_main():
-            save_model(model, out, torch.bfloat16)
-            write_json(out / "args.json", state["args"])
-            checkpoint.finish()
-            print(f"saved {out}")
+    if out.exists():
+        raise UserError(f"{out} is already in use: give another --out")
+    data = prepare(args, out)
+    model = initial_model(args).to(args.device)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    train(args, out, model, data)
+    save_model(model, out, torch.bfloat16)
+    print(f"saved {out}")
 
 
 if __name__ == "__main__":
     run_main(main, "python -m research.pretrain")
-    processes.leave()

@@ -5,12 +5,17 @@ import torch
 
 pytest.importorskip("peft")
 from files.weights import save_model
-from llama import Llama
-from model import GPT
+from llama import Llama, LlamaConfig
+from model import GPT, GPTConfig
 from research import bench
 
-SMALL = ["--n-layer", "1", "--n-embd", "64", "--vocab-size", "300", "--rows", "4", "--batch-size", "2", "--repeat", "1"]
-SMALL += ["--answer", "5", "--device", "cpu"]
+SMALL = ["--rows", "4", "--batch-size", "2", "--repeat", "1", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    llama = LlamaConfig(300, 128, n_layer=1, n_head=3, n_kv_head=1, n_embd=192, head_dim=64, n_inner=512)
+    monkeypatch.setattr(bench, "CONFIGS", {"gpt2": GPTConfig(300, 128, 1, 1, 64), "llama": llama})
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
@@ -18,7 +23,7 @@ def test_both_sides_do_the_same_work(tmp_path, arch):
     """Here in one process; each turn works on what the one before has left."""
     args = bench.parse_args([*SMALL, "--arch", arch])
     torch.manual_seed(0)
-    model = (Llama if arch == "llama" else GPT)(bench.shape(args)).freeze()
+    model = (Llama if arch == "llama" else GPT)(bench.CONFIGS[arch]).freeze()
     save_model(model, tmp_path)
     for job in bench.JOBS:
         w = bench.work_of(args, model, tmp_path, job, "float32")
@@ -31,7 +36,7 @@ def test_the_command_times_each_side_in_a_process_of_its_own(monkeypatch, capsys
     measured, measure = [], bench.measure
     monkeypatch.setattr(bench, "measure", lambda w: measured.append(measure(w)) or measured[-1])
     bench.main([*SMALL, "--jobs", "prompt"])
-    assert "gpt2, 1 layers" in capsys.readouterr().out
+    assert "gpt2; 2 texts of" in capsys.readouterr().out
     for side in measured[0].values():
         assert len(side["seconds"]) == 1 and side["seconds"][0] > 0 and side["gb"] > 0 and side["out"] > 0
     monkeypatch.setattr(bench, "measure", lambda w: {"ours": {"out": 2.0}, "PEFT": {"out": 2.1}})
@@ -41,9 +46,9 @@ def test_the_command_times_each_side_in_a_process_of_its_own(monkeypatch, capsys
 
 def test_the_table_shows_medians_and_ranges():
     """Worked by hand, from three turns."""
-    args = bench.parse_args(["--repeat", "3", "--answer", "10", "--batch-size", "2"])
+    args = bench.parse_args(["--repeat", "3", "--batch-size", "2"])
     sides = {"ours": {"seconds": [1.0, 2.0, 5.0], "gb": 1.0}, "PEFT": {"seconds": [4.0, 8.0, 10.0], "gb": 4.0}}
     text = bench.table([(job, "float32", sides) for job in ("prompt", "decode")], args)
     assert "of 3 turns." in text
     assert "| float32 | 2.000 [1.000, 5.000] s, 1.0 GB | 8.000 [4.000, 10.000] s, 4.0 GB | 4.0x [2.0x, 4.0x] |" in text
-    assert "| 10 [4, 20] tok/s, 1.0 GB | 2 [2, 5] tok/s, 4.0 GB | 4.0x [2.0x, 4.0x] |" in text
+    assert "| 30 [12, 60] tok/s, 1.0 GB | 8 [6, 15] tok/s, 4.0 GB | 4.0x [2.0x, 4.0x] |" in text

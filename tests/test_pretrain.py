@@ -1,12 +1,9 @@
-"""research/pretrain.py and research/documents.py: documents, batches and measures against the same written out, and a
-small run that is stopped and resumed."""
+"""research/pretrain.py and research/documents.py: documents, batches and losses against the same written out."""
 
 import hashlib
 import json
 import math
-import os
 import random
-import signal
 
 import numpy as np
 import pytest
@@ -18,7 +15,6 @@ from files.weights import load_model
 from methods.weights import Scratch
 from model import GPT, GPTConfig
 from research import documents, pretrain
-from run import resume
 
 
 def test_documents_are_those_that_the_bundled_bases_read():
@@ -27,29 +23,6 @@ def test_documents_are_those_that_the_bundled_bases_read():
     drawn = [documents.document(rng) for _ in range(40)]
     drawn += [documents.document(rng, name, (500, 900), (20, 24)) for name in documents.SKILLS]
     assert hashlib.sha256(repr(drawn).encode()).hexdigest()[:16] == "2ec6ca769d4fc069"
-
-
-def test_kshot_accuracy_counts_what_greedy_decoding_would_write(tokenizer, monkeypatch):
-    """Against decoding itself, on documents and a model that is right now and then: one of constant answers."""
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(1024, 512, 1, 2, 16)).freeze()
-    monkeypatch.setattr(documents, "SKILLS", {name: documents.SKILLS[name] for name in ("one letter", "compare")})
-    scores = pretrain.kshot_accuracy(model, tokenizer, model.config.block_size, n=3)
-    assert set(scores) == set(documents.SKILLS)
-    for skill in documents.SKILLS:
-        rng, right = random.Random(f"ladder {skill}"), []
-        for _ in range(3):
-            _, heading, examples = documents.document(rng, skill)
-            if len(examples) < 5:
-                continue
-            tokens = tokenizer.encode(heading)
-            for question, answer, end in examples[:4]:
-                tokens += tokenizer.encode_task(question + answer + end)
-            question, answer, end = examples[4]
-            want = tokenizer.encode_task(answer + end[:1])
-            new = model.generate(torch.tensor([tokens + tokenizer.encode_task(question)]), len(want))
-            right.append(new[0].tolist() == want)
-        assert scores[skill].get("4") == (sum(right) / len(right) if right else None)
 
 
 @pytest.fixture
@@ -63,44 +36,20 @@ def prose(tmp_path):
     return folder
 
 
-SMALL = ["--vocab-size", 300, "--block-size", 64, "--n-layer", 1, "--n-embd", 16]
-SMALL += ["--batch-tokens", 256, "--device", "cpu", "--tokens", 2560, "--eval-interval", 5]
-
-
-def test_a_stopped_run_goes_on_to_the_same_weights(monkeypatch, command, prose, tmp_path):
-    def pretrain_to(out, *more, expected=0):
-        done = command("research.pretrain", "--text", prose, "--out", tmp_path / out, *SMALL, *more)
-        assert done.code == expected, done.err
-        return done
-
+def test_the_same_command_gives_the_same_base(command, prose, tmp_path, monkeypatch):
     monkeypatch.setattr(random, "sample", None)  # nothing may draw from the shared generator
     monkeypatch.setattr(documents, "SKILLS", {"copy": documents.SKILLS["copy"]})
-    pretrain_to("whole")
-    # the same run, interrupted in its eighth step, which it finishes and saves
-    original = torch.Tensor.isfinite
-    calls = []
-
-    def interrupted_in_step_8(self):
-        calls.append(1)
-        if len(calls) == 8:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self)
-
-    monkeypatch.setattr(torch.Tensor, "isfinite", interrupted_in_step_8)
-    done = pretrain_to("stopped", expected=130)  # as a shell reports an interrupt
-    assert "stopped; the same command with --resume goes on" in done.err
-    monkeypatch.setattr(torch.Tensor, "isfinite", original)
-    assert resume.load(tmp_path / "stopped").state["step"] == 8
-    assert "already in use: give another --out, or --resume" in pretrain_to("stopped", expected=2).err
-    assert "holds a run with another --seed" in pretrain_to("stopped", "--resume", "--seed", 1, expected=2).err
-    assert not (tmp_path / "stopped" / "model.safetensors").exists()
-    pretrain_to("stopped", "--resume")
-    assert "stopped is finished: nothing is left to do" in pretrain_to("stopped", "--resume").out
-    whole, stopped = load_model(tmp_path / "whole"), load_model(tmp_path / "stopped")
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), stopped.parameters()))
-    log, args = (json.loads((tmp_path / "whole" / name).read_text()) for name in ("log.json", "args.json"))
-    assert [row["tokens"] for row in log] == [1280, 2560] and set(log[-1]["kshot"]) == {"copy"}
-    assert args["seed"] == 0 and args["tokens"] == 2560 and "out" not in args
+    monkeypatch.setattr(pretrain, "MEASURED", 5)
+    size = "--vocab-size", 300, "--block-size", 64, "--n-layer", 1, "--n-embd", 16, "--device", "cpu"
+    for name in ("one", "two"):
+        argv = "--text", prose, "--out", tmp_path / name, *size, "--batch-tokens", 256, "--tokens", 2560
+        done = command("research.pretrain", *argv)
+        assert done.code == 0, done.err
+    one, two = (load_model(tmp_path / name) for name in ("one", "two"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
+    log = json.loads((tmp_path / "one" / "log.json").read_text())
+    assert [row["tokens"] for row in log] == [1280, 2560] and log[1]["documents"] < log[0]["documents"]
+    assert "already in use: give another --out" in command("research.pretrain", *argv).err
 
 
 def test_input_without_training(command, tmp_path):

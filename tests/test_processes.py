@@ -3,18 +3,15 @@
 import importlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 
-import pytest
 import torch
 from conftest import ROOT
 
 from files.safe import read_tensors
-from research import documents
 from run import processes
 
 
@@ -74,21 +71,6 @@ def test_a_run_goes_on_with_another_number_of_processes(base, no_drawing, tmp_pa
     assert process.returncode != 0 and "--resume goes on" in err, err
     run(1, *task(base, tmp_path / "stopped", *more, "--resume"))
     losses_close(tmp_path / "whole", tmp_path / "stopped", 1e-3)
-
-
-def test_pretraining_in_two_processes_loses_what_one_loses(tmp_path):
-    prose = tmp_path / "prose"
-    prose.mkdir()
-    words, rng = [w for group in documents.BY_LETTERS.values() for w in group], random.Random(0)
-    for i in range(3):
-        (prose / f"{i}.txt").write_text(" ".join(rng.choices(words, k=4000)))
-    small = "--vocab-size", 300, "--block-size", 64, "--n-layer", 1, "--n-embd", 16, "--device", "cpu"
-    small += "--batch-tokens", 256, "--tokens", 256 * 12, "--eval-interval", 12, "--dtype", "float32"
-    for n in (1, 2):
-        run(n, "research.pretrain", "--text", prose, "--out", tmp_path / str(n), *small)
-    one, two = (json.loads((tmp_path / str(n) / "log.json").read_text())[-1] for n in (1, 2))
-    for name in ("documents", "answers", "prose"):
-        assert two[name] == pytest.approx(one[name], abs=1e-3)
 
 
 def test_a_process_that_dies_ends_the_others(base, tmp_path):

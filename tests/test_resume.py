@@ -54,12 +54,12 @@ def one_line(done, text):
 
 
 def test_killed_at_any_moment_runs_go_on_to_the_same_bytes():
-    """5 kills, some of them in a write; make torture has 1,000."""
-    command = [sys.executable, "-m", "tests.heavy.torture", "--kills", "5"]
+    """4 kills, some of them in a write; make torture has 1,000."""
+    command = [sys.executable, "-m", "tests.heavy.torture", "--kills", "4"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr + done.stdout
     counts = [line.split(", ")[0] for line in done.stdout.splitlines()]
-    assert counts == [f"{name}: kills 1" for name in ("hybrid", "hard", "cartridge", "pretrain", "compare")]
+    assert counts == [f"{name}: kills 1" for name in ("hybrid", "hard", "cartridge", "compare")]
 
 
 # ---------------------------------------------------------------- signals
