@@ -18,29 +18,34 @@ def generate(
     questions: B lists of token numbers, at least one number each; their lengths may differ.
     past: the KV cache that stands before the questions. Its batch is 1 (one prompt for all) or B (a prompt for each).
     past_pad: (n_layer, B), how many positions at the beginning of each row's past are empty; see stack_caches.
-    stop: a token number, or (B) of them. A row ends with its stop token, else after max_new_tokens.
+    stop: a token number; (B) of them; or (1 or B, E), several for each row, where -1 stands for none. A row ends with
+    the first of its stop tokens, else after max_new_tokens.
     temperature: 0 takes the likeliest token; above it tokens are sampled from the `top_k` likeliest, or from all.
     """
     device, B = network.wte.weight.device, len(questions)
     x, left_pad = pad_left(questions, device)  # (B, T), (B)
     kv_cache, cache_len = empty_cache(network, B, x.size(1) + max_new_tokens), 0
     rng = torch.Generator(device).manual_seed(seed)
-    stop = torch.as_tensor(-1 if stop is None else stop, device=device).expand(B)  # no token has the number -1
-    ends, out = stop.tolist(), stop[:, None].repeat(1, max_new_tokens)  # (B, max_new_tokens)
+    stop = torch.as_tensor(-1 if stop is None else stop, device=device)  # no token has the number -1
+    stop = (stop if stop.dim() == 2 else stop.reshape(-1, 1)).expand(B, -1)  # (B, E)
+    out = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device)
+    lengths = torch.full((B,), max_new_tokens, device=device)
     rows, done = torch.arange(B, device=device), torch.zeros(B, dtype=torch.bool, device=device)  # those in the batch
     for n in range(max_new_tokens):
         hidden, _ = network.run(x, past, kv_cache, cache_len, past_pad, left_pad)  # (B, T, C), then (B, 1, C)
         cache_len += x.size(1)
         x = next_token(network.logits(hidden[:, -1]), temperature, top_k, rng)  # (B, 1)
         out[rows, n] = x[:, 0]
-        done = done | (x[:, 0] == stop)
+        ends = ~done & (x == stop).any(1)
+        lengths[rows[ends]] = n + 1
+        done = done | ends
         if done.all():
             break
         if 2 * done.sum() >= len(done):  # finished rows leave the batch when they are half of it
             past, past_pad, kv_cache, left_pad = drop_finished(done, past, past_pad, kv_cache, left_pad)
             rows, x, stop, done = (y[~done] for y in (rows, x, stop, done))
     # what a row wrote after its stop token, before it left the batch, is cut off
-    return [row[: row.index(end) + 1] if end in row else row for row, end in zip(out.tolist(), ends)]
+    return [row[:length] for row, length in zip(out.tolist(), lengths.tolist())]
 
 
 def pad_left(questions, device):

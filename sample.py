@@ -51,9 +51,6 @@ class PromptedBase(NamedTuple):
     def tokens(self, question):
         return self.method.insert_rows(self.tokenizer.encode_task(self.question_format.replace("{}", question)))
 
-    def stop_token(self):
-        return [self.tokenizer.eot, *self.tokenizer.encode_task(self.stop)][-1]
-
 
 @torch.no_grad()
 def load_bases(args, model):
@@ -64,7 +61,7 @@ def load_bases(args, model):
         alone.shots = torch.tensor([base.bos], device=args.device)
     for path in map(Path, args.prefix):
         method, header = load_prefix(path, model, base)
-        network, tokenizer = method.network(model), Tokenizer(base.encoding, header["tokenize"])
+        network, tokenizer = method.network(model), Tokenizer(base.encoding, header["tokenize"], base.ends)
         name = path.resolve().parent.name if path.name == "prefix.safetensors" else path.stem
         shared = tokenizer, header["question_format"], header["stop"]
         bases.append(PromptedBase(name, method, network, method.past(network), *shared))
@@ -89,11 +86,12 @@ def answer(bases, question, args):
                     f"{one.name}: {used} tokens of prompt and question and --max-new-tokens {args.max_new_tokens} do "
                     f"not fit into block_size {network.config.block_size}: ask another question, or shorten one"
                 )
-        stop = [one.stop_token() for one in batch]
+        stops = [one.tokenizer.stops(one.stop) for one in batch]
+        stop = torch.tensor([[*some, *[-1] * (max(map(len, stops)) - len(some))] for some in stops])  # (B, E)
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}
         new = generate(network, asked, args.max_new_tokens, past, past_pad, stop, **sampling)
-        for i, one, tokens, end in zip(rows, batch, new, stop):
-            texts[i] = one.tokenizer.decode(tokens[:-1] if tokens[-1] == end else tokens)
+        for i, one, tokens in zip(rows, batch, new):
+            texts[i] = one.tokenizer.cut(tokens, one.stop).removesuffix(one.stop)
     return texts
 
 
@@ -101,7 +99,10 @@ def questions(args):
     """The questions: --prompt, or what a person types until an empty line, or the lines of stdin."""
     if args.prompt is not None:
         return [args.prompt]
-    return ask() if sys.stdin.isatty() else (line.rstrip("\n") for line in sys.stdin)
+    if sys.stdin.isatty():
+        return ask()
+    sys.stdin.reconfigure(newline=None, errors="replace")  # the line ends of any system, and U+FFFD for what is no text
+    return (line.strip("\n\ufeff") for line in sys.stdin)  # without a byte order mark
 
 
 def ask():
@@ -117,9 +118,24 @@ def main(argv=None):
     base = args.model or (base_of(Path(args.prefix[0])) if args.prefix else DEFAULT_BASE)
     model = load_model(base, args.device, args.dtype).freeze()
     bases = load_bases(args, model)
-    for question in questions(args):
-        for one, text in zip(bases, answer(bases, question, args)):
-            print(f"{one.name}: {text}" if len(bases) > 1 else text, flush=True)
+    blank = unanswered = 0
+    for number, question in enumerate(questions(args), 1):
+        if args.prompt is None and not question.strip():
+            blank += 1  # printed before the next answer, if there is one
+            continue
+        print("\n" * blank, end="")
+        blank = 0
+        try:
+            texts = answer(bases, question, args)
+        except UserError as error:  # the other questions get their answers
+            if args.prompt is not None:
+                raise
+            print(f"question {number}: {error}", file=sys.stderr)
+            texts, unanswered = [""], unanswered + 1
+        for one, text in zip(bases, texts):
+            print(f"{one.name}: {text}" if len(texts) > 1 else text, flush=True)
+    if unanswered:
+        raise UserError(f"{unanswered} of {number} questions have no answer, but a blank line")
 
 
 if __name__ == "__main__":

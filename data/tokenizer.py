@@ -1,6 +1,8 @@
 """Text to tokens and back: BPE by tiktoken or by the tokenizers library, or one token for each byte."""
 
 import hashlib
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 import regex  # tiktoken needs it as well
@@ -15,35 +17,40 @@ class Tokenizer:
     a token: digits and letters then have to be moved about one by one. `encode_task` is for the text of tasks and
     does what `tokenize` says, "bytes" or "bpe".
 
-    Encoding appends no token. `eot` is the number of the end-of-text token, and `bos` a list: the token that the base
-    expects before every text, or nothing.
+    Encoding appends no token. `ends` are the tokens that end a text, `eot` the first of them, or -1, which no token has
+    as its number, and `bos` those that the base expects before every text.
     """
 
-    def __init__(self, encoding, tokenize="bytes"):
+    def __init__(self, encoding, tokenize="bytes", ends=()):
         self.encoding = encoding
         self.tokenize = tokenize
         self.name = encoding.name
-        self.eot = encoding.eot_token
+        self.ends = [t for t in dict.fromkeys([encoding.eot_token, *ends]) if t >= 0]
+        self.eot = self.ends[0] if self.ends else -1
         self.bos = getattr(encoding, "bos_tokens", [])
         self.bytes = [encoding.encode_single_token(bytes([b])) for b in range(256)]  # a byte-level BPE has them all
 
     @classmethod
     def load(cls, folder, vocab_size, tokenize="bytes"):
-        """The encoding.json beside the weights, or the tokenizer.json of another family than GPT-2's, else GPT-2's own
-        where the size is GPT-2's."""
-        folder = Path(folder)
+        """What lies beside the weights: encoding.json, else tokenizer.json, else a GPT-2's vocab.json and merges.txt. A
+        GPT-2 of the usual size needs none of them."""
+        folder, kind, ends = Path(folder), "gpt2", []
+        for path in (folder / "config.json", folder / "generation_config.json"):
+            stated = schemas.read_json(path, schemas.TextJson) if path.is_file() else {}
+            kind, found = stated.get("model_type", kind), stated.get("eos_token_id")
+            ends += [t for t in (found if isinstance(found, list) else [found]) if t in range(vocab_size)]
+        path, words = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
         if (folder / "encoding.json").is_file():
-            return cls(read_encoding(folder / "encoding.json", vocab_size), tokenize)
-        config = schemas.read_json(folder / "config.json", dict) if (folder / "config.json").is_file() else {}
-        if config.get("model_type", "gpt2") != "gpt2":
-            return cls(TokenizerFile(folder / "tokenizer.json", vocab_size, config.get("eos_token_id")), tokenize)
-        if vocab_size != 50257:
-            raise UserError(f"{folder} has {vocab_size} tokens and no encoding.json: only GPT-2's 50257 need none")
-        try:
-            return cls(tiktoken.get_encoding("gpt2"), tokenize)
-        except OSError as error:  # tiktoken downloads it once
-            remedy = "go online once, or set TIKTOKEN_CACHE_DIR to a folder in which tiktoken has put it"
-            raise UserError(f"cannot fetch GPT-2's vocabulary ({type(error).__name__}): {remedy}") from None
+            encoding = read_encoding(folder / "encoding.json", vocab_size)
+        elif kind == "gpt2" and words[0].is_file() and not path.is_file():
+            encoding = TokenizerFile(words[0], as_one_file(*words), vocab_size)
+        elif kind != "gpt2" or path.is_file():
+            encoding = TokenizerFile(path, schemas.read_bytes(path, schemas.TOKENIZER_LIMIT), vocab_size)
+        elif vocab_size == 50257:
+            encoding = gpt2_encoding()
+        else:
+            raise UserError(f"{folder} has {vocab_size} tokens and no tokenizer.json: only GPT-2's 50257 need none")
+        return cls(encoding, tokenize, ends)
 
     def encode(self, text):
         return self.encoding.encode_ordinary(text)
@@ -61,6 +68,39 @@ class Tokenizer:
     def decode(self, tokens):
         """Tokens that are no valid UTF-8 come out as U+FFFD, unknown numbers as nothing."""
         return self.encoding.decode([t for t in tokens if t < self.encoding.n_vocab])
+
+    @cached_property
+    def texts(self):
+        """What each token stands for, by its number."""
+        return [self.decode([t]) for t in range(self.encoding.n_vocab)]
+
+    def stops(self, stop):
+        """The tokens behind which an answer is over: those that end a text, and all that hold `stop`, which may be one
+        character of several."""
+        return self.ends + [t for t, text in enumerate(self.texts) if stop and stop in text]
+
+    def cut(self, tokens, stop):
+        """The text of an answer up to `stop`, which it ends with, or up to the token that ends the text."""
+        text = self.decode(takewhile(lambda t: t not in self.ends, tokens))
+        return "".join(text.partition(stop)[:2]) if stop else text
+
+
+def gpt2_encoding():
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except OSError as error:  # tiktoken downloads it once
+        remedy = "go online once, or set TIKTOKEN_CACHE_DIR to a folder in which tiktoken has put it"
+        raise UserError(f"cannot fetch GPT-2's vocabulary ({type(error).__name__}): {remedy}") from None
+
+
+def as_one_file(vocab, merges):
+    """The tokenizer.json that GPT-2's two files mean."""
+    try:
+        from tokenizers import ByteLevelBPETokenizer
+
+        return ByteLevelBPETokenizer.from_file(str(vocab), str(merges)).to_str().encode()
+    except Exception as error:  # the library raises nothing more exact
+        raise UserError(f"{vocab} and {merges.name} cannot be read ({error}): fetch both again") from None
 
 
 def read_encoding(path, vocab_size):
@@ -90,30 +130,34 @@ def cuts(pattern):
 
 
 class TokenizerFile:
-    """A tokenizer.json, as the hub has it for the Llama family, with those methods of a tiktoken.Encoding that are used
-    above. A model may have more output rows than tokens: nothing is written for those."""
+    """A tokenizer.json, as the hub has it, with those methods of a tiktoken.Encoding that are used above. A model may
+    have more output rows than tokens: nothing is written for those. Special tokens may have no row: no text needs it.
+    """
 
-    def __init__(self, path, vocab_size, eos_token):
+    eot_token = -1  # none: config.json says which
+
+    def __init__(self, path, content, vocab_size):
         try:
             from tokenizers import Tokenizer as FromFile  # imported here, since GPT-2 does without
         except ImportError:
             raise UserError(f"{path} needs the tokenizers library: pip install tokenizers") from None
-        content = schemas.read_bytes(path, schemas.TOKENIZER_LIMIT)
         try:
             self.file = FromFile.from_buffer(content)
         except Exception as error:  # the library raises nothing more exact
             raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
-        self.n_vocab = 1 + max(self.file.get_vocab().values(), default=-1)
-        if self.n_vocab > vocab_size:
-            raise UserError(f"{path} has {self.n_vocab} tokens, the weights have {vocab_size}: fetch both again")
         self.file.no_padding()
         self.file.no_truncation()
         self.file.encode_special_tokens = True  # as text, where a text spells them
         self.vocab = self.file.get_vocab()  # {token: number}
-        self.name = "tokenizer-" + hashlib.sha256(repr(sorted(self.vocab.items())).encode()).hexdigest()[:8]
-        self.bos_tokens = self.file.encode("").ids[:1]  # what its template puts before a text
-        eos_token = eos_token[0] if isinstance(eos_token, list) and eos_token else eos_token
-        self.eot_token = eos_token if isinstance(eos_token, int) else self.n_vocab - 1
+        encoded = self.file.encode("a")
+        self.bos_tokens = encoded.ids[: len([*takewhile(lambda of: of is None, encoded.sequence_ids)])]  # of no text
+        special = {t for t, token in self.file.get_added_tokens_decoder().items() if token.special}
+        used = {*self.vocab.values()} - special | {*self.bos_tokens}
+        if max(used, default=0) >= vocab_size:
+            raise UserError(f"{path} has {max(used) + 1} tokens, the weights have {vocab_size}: fetch both again")
+        self.n_vocab = min(vocab_size, 1 + max(self.vocab.values(), default=-1))
+        digest = hashlib.sha256(repr(sorted(self.vocab.items())).encode()).hexdigest()[:8]
+        self.name = "gpt2" if digest == GPT2 else f"tokenizer-{digest}"
         # SentencePiece puts a space before every text and strips it again: text then stands behind a line break
         ids = self.file.encode("\n", add_special_tokens=False).ids
         self.before, self.break_before = (ids, "\n") if len(ids) > 1 else ([], "")
@@ -139,4 +183,5 @@ def byte_alphabet():
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
+GPT2 = "190e1488"  # of OpenAI's vocabulary
 SAMPLE = "".join(map(chr, range(32, 127))) + "aaaa" * 8 + "!\n\t 1234  it's \u00e4\u4e2d\n\n \u2028\u200b\U0001f600 b"

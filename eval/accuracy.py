@@ -36,13 +36,13 @@ def generate_answers(network, past, tokenizer, task, encoded, longest=None, batc
     past is a KV cache of batch 1, or None; encoded comes from data.batches.encode. Every question gets `longest`
     tokens, by default as many as the longest true answer has.
     """
-    longest, stop = longest or longest_answer(encoded), tokenizer.encode_task(task.stop)[-1]
+    longest, stop = longest or longest_answer(encoded), [tokenizer.stops(task.stop)]
     order, texts = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0])), [""] * len(encoded)
     for start in range(0, len(order), batch_size):  # questions of similar length together
         rows = order[start : start + batch_size]
         written = generate(network, [encoded[i][0] for i in rows], longest, past, stop=stop)
         for i, tokens in zip(rows, written):
-            texts[i] = "".join(tokenizer.decode(tokens).partition(task.stop)[:2])
+            texts[i] = tokenizer.cut(tokens, task.stop)
     return texts
 
 

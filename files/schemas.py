@@ -49,6 +49,8 @@ LlamaJson = TypedDict(
     | {"rope_theta": NotRequired[Positive], "rms_norm_eps": NotRequired[Annotated[float, Meta(ge=0, lt=1)]]},
 )
 
+TextJson = TypedDict("TextJson", {"model_type": NotRequired[str], "eos_token_id": NotRequired[int | list[int] | None]})
+
 
 class ShardIndex(TypedDict):
     """model.safetensors.index.json: the file in which each tensor lies."""

@@ -93,7 +93,7 @@ def test_without_its_vocabulary_one_line_says_where_to_put_it(monkeypatch):
 
 
 def test_a_vocabulary_nobody_knows_is_refused(tmp_path):
-    with pytest.raises(UserError, match="777 tokens and no encoding.json"):
+    with pytest.raises(UserError, match="777 tokens and no tokenizer.json"):
         Tokenizer.load(tmp_path, 777)
     with pytest.raises(UserError, match="has 1024 tokens, the weights have 777"):
         Tokenizer.load("data/nano-2", 777)

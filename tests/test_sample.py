@@ -33,8 +33,8 @@ def base(tmp_path_factory, little_base):
 
 @pytest.fixture
 def run(monkeypatch, command, base):
-    def run(*args, stdin=""):
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    def run(*args, stdin=b""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
         return command("sample.py", "--model", base, "--dtype", "float32", *args)
 
     return run
@@ -63,10 +63,19 @@ def test_every_prompt_and_the_base_answer_in_their_own_form(run, base):
 
 
 def test_every_line_of_stdin_is_a_question(run):
-    done = run("--max-new-tokens", 5, stdin="one\ntwo\n")
-    assert done.code == 0, done.err
-    one, two = run("--max-new-tokens", 5, "--prompt", "one"), run("--max-new-tokens", 5, "--prompt", "two")
-    assert done.out == one.out + two.out
+    """Whatever a line ends with; a blank one gets a blank one, and so does what is too long, which is told."""
+    one, two = (run("--max-new-tokens", 5, "--prompt", word).out for word in ("one", "two"))
+    for stdin, want in (
+        (b"one\ntwo\n", one + two),
+        (b"one\r\ntwo\r\n", one + two),
+        (b"\xef\xbb\xbfone\rtwo", one + two),
+        (b"one\n\n  \ntwo\n\n", f"{one}\n\n{two}"),
+    ):
+        done = run("--max-new-tokens", 5, stdin=stdin)
+        assert (done.code, done.out) == (0, want), done.err
+    done = run("--max-new-tokens", 5, stdin=b"one\n" + b"%@" * 300 + b"\ntwo\n")
+    assert (done.code, done.out) == (2, f"{one}\n{two}") and "question 2: large" in done.err.splitlines()[0]
+    assert run("--max-new-tokens", 5, "--tokenize", "bytes", stdin=b"\xff\n").code == 0  # no UTF-8
 
 
 def test_sampling_repeats_with_its_seed(run):
