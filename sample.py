@@ -119,7 +119,7 @@ def main(argv=None):
     model = load_model(base, args.device, args.dtype).freeze()
     bases = load_bases(args, model)
     blank = unanswered = 0
-    for number, question in enumerate(questions(args), 1):
+    for n, question in enumerate(questions(args), 1):
         if args.prompt is None and not question.strip():
             blank += 1  # printed before the next answer, if there is one
             continue
@@ -130,12 +130,12 @@ def main(argv=None):
         except UserError as error:  # the other questions get their answers
             if args.prompt is not None:
                 raise
-            print(f"question {number}: {error}", file=sys.stderr)
+            print(f"question {n}: {error}", file=sys.stderr)
             texts, unanswered = [""], unanswered + 1
         for one, text in zip(bases, texts):
             print(f"{one.name}: {text}" if len(texts) > 1 else text, flush=True)
     if unanswered:
-        raise UserError(f"{unanswered} of {number} questions have no answer, but a blank line")
+        raise UserError(f"{unanswered} of {n} questions have no answer, but a blank line")
 
 
 if __name__ == "__main__":

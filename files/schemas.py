@@ -49,7 +49,12 @@ LlamaJson = TypedDict(
     | {"rope_theta": NotRequired[Positive], "rms_norm_eps": NotRequired[Annotated[float, Meta(ge=0, lt=1)]]},
 )
 
-TextJson = TypedDict("TextJson", {"model_type": NotRequired[str], "eos_token_id": NotRequired[int | list[int] | None]})
+
+class TextJson(TypedDict):
+    """The part of config.json and generation_config.json that says where a text ends."""
+
+    model_type: NotRequired[str]
+    eos_token_id: NotRequired[int | list[int] | None]
 
 
 class ShardIndex(TypedDict):
