@@ -274,20 +274,23 @@ def evaluate(method, model, tokenizer, task, tests, desc):
     Where there are classes the answers are the likeliest ones, elsewhere what was written.
     """
     network, tokenizer = method.network(model), method.tokenizer(tokenizer)
-    past, accuracy, answers, classes = method.past(network), {}, {}, None
+    past, accuracy, answers = method.past(network), {}, {}
     # each process answers its part, but all of them everything where they compute each block together
     together = processes.is_sharded(network)
-    for name, examples in tqdm(tests.items(), desc=desc, unit=" ranges", disable=not processes.is_main()):
-        encoded = [(method.insert_rows(question), answer) for question, answer in encode(tokenizer, examples)]
-        mine = encoded if together else processes.part(encoded)
-        texts = generate_answers(network, past, tokenizer, task, mine, longest_answer(encoded))
-        answers[name] = texts if together else processes.gather(texts, len(encoded))
-        accuracy[name] = score(task, examples, answers[name])
-        if task.classes:
-            chosen = rank_choices(network, past, tokenizer, task, mine)
-            chosen = chosen if together else processes.gather(chosen, len(encoded))
-            classes = classification(task, examples, chosen)
-            answers[name] = [task.answer_line(task.classes[i]) for i in chosen]
+    n = sum(len(examples if together else processes.part(examples)) for examples in tests.values())
+    with tqdm(total=n, desc=desc, unit=" questions", disable=not processes.is_main()) as bar:
+        for name, examples in tests.items():
+            bar.set_postfix_str(name)
+            encoded = [(method.insert_rows(question), answer) for question, answer in encode(tokenizer, examples)]
+            mine = encoded if together else processes.part(encoded)
+            if task.classes:
+                chosen = rank_choices(network, past, tokenizer, task, mine, bar.update)
+                texts = [task.answer_line(task.classes[i]) for i in chosen]
+            else:
+                texts = generate_answers(network, past, tokenizer, task, mine, longest_answer(encoded), bar.update)
+            answers[name] = texts if together else processes.gather(texts, len(encoded))
+            accuracy[name] = score(task, examples, answers[name])
+            classes = classification(task, examples, answers[name]) if task.classes else None
     return accuracy, answers, classes
 
 
@@ -302,8 +305,7 @@ def measure_texts(run, examples):
             results.labels[name] = label
             results.accuracy[name] = {IN_DISTRIBUTION: score(task, questions, texts)}
             results.written["accuracy"][name] = {IN_DISTRIBUTION: texts}
-            chosen = [task.classes.index(task.final_answer(text)) for text in texts]
-            results.classes[name] = classification(task, questions, chosen)
+            results.classes[name] = classification(task, questions, texts)
 
 
 def where_answers_look(run, prompt):

@@ -1,4 +1,4 @@
-"""Examples to tensors: padded batches for training, equal-length batches for decoding."""
+"""Examples to tensors: padded batches for training, batches of similar length for measuring."""
 
 import torch
 
@@ -37,12 +37,14 @@ def pad(encoded):
     return tokens, targets, answer
 
 
-def question_batches(encoded, batch_size):
-    """Questions of equal length together, nothing padded. Yields (indices, tokens (B, T))."""
-    by_length = {}
-    for i, (question, _) in enumerate(encoded):
-        by_length.setdefault(len(question), []).append(i)
-    for same in by_length.values():
-        for i in range(0, len(same), batch_size):
-            rows = same[i : i + batch_size]
-            yield rows, torch.tensor([encoded[j][0] for j in rows])
+def by_length(lengths, most_tokens):
+    """Yields the indices of texts of these lengths in batches, the shortest first: each as many as are together, padded
+    to the longest of them, at most `most_tokens`, or one."""
+    batch = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if (len(batch) + 1) * lengths[i] > most_tokens and batch:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

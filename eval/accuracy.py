@@ -1,13 +1,15 @@
 """Final-answer accuracy and exact match, with 95% Wilson intervals."""
 
 import math
-import random
 from collections import Counter
 
 import torch
+import torch.nn.functional as F
 
-from data.batches import question_batches, training_batches
-from generate import generate
+from data.batches import by_length, pad
+from generate import empty_cache, generate, pad_left
+
+MOST_TOKENS = 4096  # of a batch, padding included: a base of 135M holds 200 MB of keys and values for them
 
 
 def wilson(correct, n, z=1.959964):
@@ -30,19 +32,29 @@ def longest_answer(encoded):
     return max((len(answer) for _, answer in encoded), default=0)
 
 
-def generate_answers(network, past, tokenizer, task, encoded, longest=None, batch_size=250):
+def generate_answers(network, past, tokenizer, task, encoded, longest=None, progress=lambda n: None):
     """The texts that greedy decoding writes after each question, up to the task's stop.
 
     past is a KV cache of batch 1, or None; encoded comes from data.batches.encode. Every question gets `longest`
-    tokens, by default as many as the longest true answer has.
+    tokens, by default as many as the longest true answer has. progress is told how many questions are done.
+
+    A true answer that `exact_answers` finds is not decoded. It sums in another order than decoding does, so that an
+    answer may change where two tokens are the likeliest up to rounding: in float32 next to never, in bfloat16 for about
+    one answer in a thousand.
     """
     longest, stop = longest or longest_answer(encoded), [tokenizer.stops(task.stop)]
-    order, texts = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0])), [""] * len(encoded)
-    for start in range(0, len(order), batch_size):  # questions of similar length together
-        rows = order[start : start + batch_size]
-        written = generate(network, [encoded[i][0] for i in rows], longest, past, stop=stop)
-        for i, tokens in zip(rows, written):
+    texts, left = [tokenizer.cut(answer, task.stop) for _, answer in encoded], set(range(len(encoded)))
+    for exact, rows, _ in exact_answers(network, past, encoded):
+        left.difference_update(i for i, right in zip(rows, exact.tolist()) if right)
+        if 3 * exact.sum() < 2 * len(exact):
+            break  # it is cheaper to decode the others at once
+    left = sorted(left)
+    progress(len(encoded) - len(left))
+    for rows in by_length([len(encoded[i][0]) + longest for i in left], 4 * MOST_TOKENS):
+        rows = [left[j] for j in rows]
+        for i, tokens in zip(rows, generate(network, [encoded[i][0] for i in rows], longest, past, stop=stop)):
             texts[i] = tokenizer.cut(tokens, task.stop)
+        progress(len(rows))
     return texts
 
 
@@ -58,19 +70,23 @@ def majority_vote(network, pasts, tokenizer, task, encoded):
 
 
 @torch.no_grad()
-def exact_answers(network, past, encoded, batch_size=32):
-    """Which true answers greedy decoding would write exactly, without generating: an answer is exact if each of its
+def exact_answers(network, past, encoded):
+    """Which true answers greedy decoding would write exactly, without decoding: an answer is exact if each of its
     tokens is the likeliest after those before it.
 
-    Yields for each batch: exact (B), and logits (N, vocab_size) and targets (N) of the answers' tokens, for the loss.
+    Yields for each batch: exact (B), the indices of its questions, and the losses of their answer tokens (N), in nats.
     """
     device = network.wte.weight.device
-    for batch in training_batches(encoded, batch_size, random.Random(0)):
-        tokens, targets, answer = (t.to(device) for t in batch)  # (B, T) each
-        logits = network.logits(network(tokens, past)[answer]).float()  # (N, vocab_size)
+    for rows in by_length([len(question) + len(answer) for question, answer in encoded], MOST_TOKENS // 2):
+        tokens, targets, answer = (t.to(device) for t in pad([encoded[i] for i in rows]))  # (B, T) each
+        hidden, targets, found = network(tokens, past)[answer], targets[answer], []  # (N, C), (N)
+        for some, target in zip(hidden.split(256), targets.split(256)):  # the logits of all would fill the memory
+            logits = network.logits(some).float()  # (256, vocab_size)
+            found.append((logits.argmax(-1) == target, F.cross_entropy(logits, target, reduction="none")))
+        likeliest, losses = map(torch.cat, zip(*found))
         wrong = torch.zeros_like(answer)
-        wrong[answer] = logits.argmax(-1) != targets[answer]
-        yield ~wrong.any(1), logits, targets[answer]
+        wrong[answer] = ~likeliest
+        yield ~wrong.any(1), rows, losses
 
 
 def score(task, examples, texts):
@@ -89,31 +105,43 @@ def score(task, examples, texts):
 
 
 @torch.no_grad()
-def rank_choices(model, past, tokenizer, task, encoded, batch_size=250):
-    """For each question the index of the class with the highest likelihood as its whole answer."""
-    labels = [tokenizer.encode_task(task.answer_line(answer)) for answer in task.classes]
-    chosen = [0] * len(encoded)
-    for rows, tokens in question_batches(encoded, batch_size):
-        tokens = tokens.to(model.wte.weight.device)
-        cache = model.prefill(tokens[:, :-1], past)  # the question once, whatever the number of classes
-        scores = []
-        for label in labels:
-            label = torch.tensor(label, device=tokens.device).expand(len(rows), -1)  # (B, A)
-            hidden = model(torch.cat([tokens[:, -1:], label[:, :-1]], dim=1), cache)  # (B, A, C)
-            log_p = model.logits(hidden).float().log_softmax(-1)  # (B, A, vocab_size)
-            scores.append(log_p.gather(2, label[:, :, None]).sum((1, 2)))  # (B)
-        for i, best in zip(rows, torch.stack(scores, 1).argmax(1).tolist()):
-            chosen[i] = best
+def rank_choices(network, past, tokenizer, task, encoded, progress=lambda n: None):
+    """For each question the index of the class with the highest likelihood as its whole answer.
+
+    Each token of a label makes it less likely. So the label with the likeliest first token is read to its end, behind
+    the question's cache, and of the others only those whose first token alone is as likely as that.
+    """
+    labels, device = [tokenizer.encode_task(task.answer_line(a)) for a in task.classes], network.wte.weight.device
+    A, chosen = max(2, *map(len, labels)), [0] * len(encoded)
+    padded = torch.tensor([label + [-1] * (A - len(label)) for label in labels], device=device)  # (K, A)
+    for batch in by_length([len(question) + A for question, _ in encoded], MOST_TOKENS):
+        x, left_pad = pad_left([encoded[i][0] for i in batch], device)  # (B, T), (B)
+        kv_cache = empty_cache(network, len(batch), x.size(1) + A - 1)
+        hidden, _ = network.run(x, past, kv_cache, 0, None, left_pad)  # (B, T, C)
+        first = network.logits(hidden[:, -1]).float().log_softmax(-1)[:, padded[:, 0]]  # (B, K)
+        whole, bound = torch.full_like(first, -torch.inf), first.amax(1, keepdim=True)  # (B, K), (B, 1)
+        for _ in range(2):
+            likely = ((first >= bound) & (whole == -torch.inf)).nonzero()
+            for rows, k in [some.T for some in likely.split(len(batch)) if len(some)]:  # (N) each
+                cache = [(keys[rows], values[rows]) for keys, values in kv_cache]
+                pad = None if left_pad is None else left_pad[rows]
+                hidden, _ = network.run(padded[k, :-1].clamp_min(0), past, cache, x.size(1), None, pad)  # (N, A - 1, C)
+                log_p, rest = network.logits(hidden).float().log_softmax(-1), padded[k, 1:]  # (N, A - 1, vocab_size)
+                log_p = log_p.gather(2, rest.clamp_min(0)[..., None])[..., 0]  # (N, A - 1)
+                whole[rows, k] = first[rows, k] + log_p.masked_fill(rest < 0, 0).sum(1)
+            bound = whole.amax(1, keepdim=True)
+        for i, k in zip(batch, whole.argmax(1).tolist()):
+            chosen[i] = k
+        progress(len(batch))
     return chosen
 
 
-def classification(task, examples, chosen):
-    """Accuracy with its interval, macro-F1 and confusion[true][chosen] of the chosen classes."""
+def classification(task, examples, texts):
+    """Accuracy with its interval, macro-F1 and confusion[true][chosen] of answers that are classes."""
     k = len(task.classes)
-    true = [task.classes.index(task.final_answer(e.answer)) for e in examples]
-    pairs = Counter(zip(true, chosen))
+    pairs = [(task.final_answer(e.answer), task.final_answer(text)) for e, text in zip(examples, texts)]
+    pairs = Counter((task.classes.index(true), task.classes.index(chosen)) for true, chosen in pairs)
     confusion = [[pairs[i, j] for j in range(k)] for i in range(k)]
     occur = [i for i in range(k) if any(confusion[i])]  # as a true answer
     f1 = [2 * confusion[i][i] / (sum(confusion[i]) + sum(row[i] for row in confusion)) for i in occur]
-    right = [i == j for i, j in zip(true, chosen)]
-    return counts(right) | {"macro_f1": sum(f1) / len(f1), "confusion": confusion}
+    return counts([i == j for i, j in pairs.elements()]) | {"macro_f1": sum(f1) / len(f1), "confusion": confusion}

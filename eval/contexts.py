@@ -3,7 +3,6 @@
 import random
 
 import torch
-import torch.nn.functional as F
 
 from data.batches import encode
 from eval.accuracy import exact_answers
@@ -45,11 +44,8 @@ def best_context(model, tokenizer, task, examples, max_tokens, seed=0, draws=4, 
 def exact_match(model, context, encoded):
     """How many answers the model writes exactly after a context (tokens), and the mean loss per answer token."""
     past = model.prefill(torch.tensor([context], device=model.wte.weight.device))
-    exact, losses = 0, []
-    for right, logits, targets in exact_answers(model, past, encoded):
-        exact += right.sum().item()
-        losses.append(F.cross_entropy(logits, targets, reduction="none"))
-    return exact, torch.cat(losses).mean().item()
+    exact, _, losses = zip(*exact_answers(model, past, encoded))
+    return torch.cat(exact).sum().item(), torch.cat(losses).mean().item()
 
 
 def tfidf(task, examples, questions):

@@ -56,10 +56,11 @@ def table(results):
     if results["answers"]:
         rows.append(["macro-F1, %"])
         rows += [[labels[name], f"{100 * c['macro_f1']:.1f}"] for name, c in results["classes"].items()]
-    rows.append(["exact match (every step right), %"])
-    for name, by_range in results["accuracy"].items():
-        rows.append([labels[name], *(f"{100 * a['exact_match'] / max(1, a['n']):.1f}" for a in by_range.values())])
-    rows.append(["questions", *(a["n"] for a in by_range.values())])
+    else:
+        rows.append(["exact match (every step right), %"])
+        for name, by_range in results["accuracy"].items():
+            rows.append([labels[name], *(f"{100 * a['exact_match'] / max(1, a['n']):.1f}" for a in by_range.values())])
+    rows.append(["questions", *(a["n"] for a in next(iter(after.values())).values())])
     width = 2 + max(len(label) for label, *_ in rows)
     lines = [f"{label:<{width}}{''.join(f'{cell:>22}' for cell in cells)}".rstrip() for label, *cells in rows]
     return "\n".join(lines + remarks(results))

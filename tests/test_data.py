@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tasks
-from data.batches import question_batches, training_batches
+from data.batches import by_length, training_batches
 from data.tokenizer import Tokenizer
 from files.errors import UserError
 from research import documents
@@ -131,13 +131,12 @@ def test_training_batches_differ_by_epoch_repeat_by_seed_and_go_on_in_the_middle
     assert torch.equal(next(training_batches(encoded, 32, later, skip=3))[0], one[3][0])
 
 
-def test_question_batches_pad_nothing():
-    encoded, seen = bytes_of("last_letter", 300), []
-    for rows, tokens in question_batches(encoded, 32):
-        assert len(rows) == len(tokens) <= 32
-        assert tokens.tolist() == [encoded[i][0] for i in rows]
-        seen += rows
-    assert sorted(seen) == list(range(300))
+def test_batches_hold_every_text_once_and_no_more_than_they_may():
+    lengths = [len(question) for question, _ in bytes_of("addition", 300)] + [500, 90]
+    batches = list(by_length(lengths, 100))
+    assert sorted(sum(batches, [])) == list(range(302)) and batches[-1] == [300]  # it alone is too long
+    for rows, more in zip(batches, batches[1:]):
+        assert len(rows) * max(lengths[i] for i in rows) <= 100 < (len(rows) + 1) * lengths[more[0]]
 
 
 # the tasks' formats, written down a second time: what a reader of the documents would search for
