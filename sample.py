@@ -2,17 +2,21 @@
 
     python sample.py --prefix out/addition-nano-2/prefix.safetensors --prompt 321+654=
     python sample.py --prefix A.safetensors B.safetensors --compare     asks at a prompt, until an empty line
+    python sample.py --model smollm2 --chat                             a chat model in its own template
     echo 321+654= | python sample.py --prefix ...                       every line of stdin is a question
 
 Every question is answered behind every prompt, all of them rows of one batch.
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from data.chat import chat_template, encode_chat
 from data.tokenizer import Tokenizer
 from files.errors import UserError, run_main
 from files.peft import base_of
@@ -28,6 +32,7 @@ def parse_args(argv=None):
     p.add_base(f"the one that the first prompt was tuned on; without a prompt {DEFAULT_BASE}")
     p.add_argument("--prefix", nargs="+", default=[], metavar="FILE", help="tuned prompts (default: the base alone)")
     p.add_argument("--compare", action="store_true", help="show the base without a prompt beside each")
+    p.add_argument("--chat", action="store_true", help="show what the base answers in its chat template")
     p.add_argument("--prompt", metavar="TEXT", help="one question (default: ask, or read lines from stdin)")
     p.add_argument("--max-new-tokens", type=at_least(1), default=100, help="(default %(default)s)")
     p.add_argument("--temperature", type=number(0, 1000), default=0.0, help="0 is greedy (default %(default)s)")
@@ -45,16 +50,16 @@ class PromptedBase(NamedTuple):
     network: torch.nn.Module
     past: list | None  # the prompt's KV cache
     tokenizer: Tokenizer
-    question_format: str  # with {} for the question
+    encode: Callable  # from a question to its tokens
     stop: str  # what ends an answer; '': the end-of-text token
 
     def tokens(self, question):
-        return self.method.insert_rows(self.tokenizer.encode_task(self.question_format.replace("{}", question)))
+        return self.method.insert_rows(self.encode(question))
 
 
 @torch.no_grad()
 def load_bases(args, model):
-    """A PromptedBase for each prompt file, and with --compare the base alone beside each."""
+    """A PromptedBase for each prompt file, with --compare the base alone beside each, with --chat its chat template."""
     base = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize)
     alone, bases = METHODS["zero-shot"](model).to(args.device), []
     if base.bos:
@@ -63,11 +68,18 @@ def load_bases(args, model):
         method, header = load_prefix(path, model, base)
         network, tokenizer = method.network(model), Tokenizer(base.encoding, header["tokenize"], base.ends)
         name = path.resolve().parent.name if path.name == "prefix.safetensors" else path.stem
-        shared = tokenizer, header["question_format"], header["stop"]
+        shared = tokenizer, partial(encode_in, tokenizer, header["question_format"]), header["stop"]
         bases.append(PromptedBase(name, method, network, method.past(network), *shared))
         if args.compare:
             bases.append(PromptedBase(f"{name}, base alone", alone, model, alone.past(model), *shared))
-    return bases or [PromptedBase(model.name, alone, model, alone.past(model), base, "{}", "")]
+    if args.chat:  # whose template writes the first token itself
+        encode = partial(encode_chat, base, model.config, chat_template(model.folder))
+        bases.append(PromptedBase(f"{model.name}, chat", METHODS["zero-shot"](model), model, None, base, encode, ""))
+    return bases or [PromptedBase(model.name, alone, model, alone.past(model), base, base.encode_task, "")]
+
+
+def encode_in(tokenizer, question_format, question):
+    return tokenizer.encode_task(question_format.replace("{}", question))
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Text to tokens and back: BPE by tiktoken or by the tokenizers library, or one token for each byte."""
 
 import hashlib
+import json
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import regex  # tiktoken needs it as well
 import tiktoken
 
-from files import schemas
+from files import gguf, schemas
 from files.errors import UserError
 
 
@@ -33,8 +34,13 @@ class Tokenizer:
     @classmethod
     def load(cls, folder, vocab_size, tokenize="bytes"):
         """What lies beside the weights: encoding.json, else tokenizer.json, else a GPT-2's vocab.json and merges.txt. A
-        GPT-2 of the usual size needs none of them."""
+        GPT-2 of the usual size needs none of them, and a GGUF file holds its own."""
         folder, kind, ends = Path(folder), "gpt2", []
+        if folder.is_file():
+            stated = gguf.read_tokens(folder)
+            ends = [t for t in stated["eos_token_id"] if t < vocab_size]
+            content = json.dumps(gguf.tokenizer_json(folder, stated)).encode()
+            return cls(TokenizerFile(folder, content, vocab_size), tokenize, ends)
         for path in (folder / "config.json", folder / "generation_config.json"):
             stated = schemas.read_json(path, schemas.TextJson) if path.is_file() else {}
             kind, found = stated.get("model_type", kind), stated.get("eos_token_id")
@@ -138,11 +144,11 @@ class TokenizerFile:
 
     def __init__(self, path, content, vocab_size):
         try:
-            from tokenizers import Tokenizer as FromFile  # imported here, since GPT-2 does without
+            from tokenizers import Tokenizer as FromText  # imported here, since GPT-2 does without
         except ImportError:
             raise UserError(f"{path} needs the tokenizers library: pip install tokenizers") from None
         try:
-            self.file = FromFile.from_buffer(content)
+            self.file = FromText.from_buffer(content)
         except Exception as error:  # the library raises nothing more exact
             raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
         self.file.no_padding()
@@ -164,6 +170,13 @@ class TokenizerFile:
 
     def encode_ordinary(self, text):
         return self.file.encode(self.break_before + text, add_special_tokens=False).ids[len(self.before) :]
+
+    def encode_special(self, text):
+        """Tokens of a text in which special tokens are what they spell."""
+        self.file.encode_special_tokens = False
+        tokens = self.file.encode(text, add_special_tokens=False).ids
+        self.file.encode_special_tokens = True
+        return tokens
 
     def decode(self, tokens):
         return self.file.decode([*self.before, *tokens], skip_special_tokens=False)[len(self.break_before) :]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from data.tokenizer import Tokenizer
-from files import schemas
+from files import gguf, schemas
 from files.errors import Parser, UserError, run_main
 from files.prompts import ROWS, load_prefix, save_prefix
 from files.safe import read_tensors, write_json, write_tensors
@@ -174,6 +174,8 @@ def save_merged(lora, model, folder):
     if lora.name != "lora" or has_text(lora, model):
         raise UserError(f"{lora.label} is more than weights: only --method lora without text in front can be merged")
     save_model(lora.merged(model), folder)
+    if model.folder.is_file():
+        gguf.write_tokenizer(model.folder, folder)
     for file in ("encoding.json", "tokenizer.json"):
         if (model.folder / file).is_file():
             shutil.copy(model.folder / file, folder)

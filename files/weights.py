@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,13 +11,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from files import schemas
+from files import gguf_reader, schemas
 from files.errors import UserError
 from files.safe import check_finite, pickles, write_json, write_tensors
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
 
-BUNDLED = ("nano-2", "nano-prose")  # in data/, each with its card
+BUNDLED = ("nano-2", "smollm2")  # in data/, with its card; in a pip package
 HUB = {  # name -> repository and revision, so that the same name is the same weights tomorrow
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
     "gpt2-medium": ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),
@@ -64,44 +65,44 @@ FIXED = {  # settings of config.json with which the same weights would mean anot
 
 def load_model(source, device="cpu", dtype=torch.float32):
     """The GPT or Llama of a checkpoint: a name of BUNDLED or HUB, another of the hub as OWNER/NAME or
-    OWNER/NAME@REVISION, a folder with config.json, or one .safetensors file. `model.folder` is where its files lie.
+    OWNER/NAME@REVISION, a folder with config.json, one .safetensors file, or one .gguf file. `model.folder` is where
+    the tokenizer's files lie, a folder or the .gguf file.
 
     Tensors are read one by one, the largest first, and cast at once, so that memory never holds more than the loaded
     model and one small tensor. Raises UserError that names what is missing, broken, of another shape or unknown.
     """
-    config_file, index = locate(source)
-    config = read_config(config_file)
+    config_file, stated, index = locate(source)
+    config = read_config(config_file, stated)
     with torch.device("meta"), WithoutValues():
         model = Llama(config) if isinstance(config, LlamaConfig) else GPT(config)
     wanted, tensors = dict(model.named_parameters()), {}
     head = None if "lm_head.weight" in wanted else index.pop("lm_head.weight", None)
     if fault := first_fault(source, config_file, index, wanted):
         raise UserError(fault)
-    for name, (file, key, *_) in sorted(index.items(), key=lambda item: -math.prod(item[1][2])):
-        with safe_open(file, framework="pt") as opened:  # memory-mapped, and unmapped again before the next
-            t = opened.get_tensor(key)
-        t = t.T if transposed(name) else t
-        tensors[name] = torch.empty(t.shape, dtype=dtype, device=device).copy_(t)
+    for name, (file, key, shape, _, read) in sorted(index.items(), key=lambda item: -math.prod(item[1][2])):
+        tensors[name] = torch.empty(shape, dtype=dtype, device=device).copy_(read())
         check_finite(tensors[name], key, file)
     model.load_state_dict(tensors, assign=True)
     if head:  # stored beside the embedding table, which is the head of this network: they have to be the same
-        with safe_open(head[0], framework="pt") as opened:
-            if not torch.equal(opened.get_tensor(head[1]).to(device, dtype), model.wte.weight):
-                raise UserError(f"{head[0]} has a head that is not its embedding table: untie it in {config_file.name}")
-    model.folder = config_file.parent
-    model.name = str(source) if on_the_hub(source) else model.folder.resolve().name
+        file, *_, read = head
+        if not torch.equal(read().to(device, dtype), model.wte.weight):
+            raise UserError(f"{file} has a head that is not its embedding table: untie it in {config_file.name}")
+    is_folder = config_file.name == "config.json"
+    model.folder = config_file.parent if is_folder else config_file
+    name = model.folder.resolve().name if is_folder else config_file.stem
+    model.name = str(source) if on_the_hub(source) or source in BUNDLED else name
     return model
 
 
 def first_fault(source, config_file, index, wanted):
     """What is wrong with the names, shapes and types of stored tensors, in one line; None where all are as wanted."""
     is_llama = "wpe.weight" not in wanted
-    for name, (file, key, shape, dtype) in index.items():
+    for name, (file, key, shape, dtype, _) in index.items():
         if name not in wanted:
             kind = "a model of the Llama family" if is_llama else "GPT-2"
             return f"{file} holds {key!r}, which {kind} does not have: is it another model, or inside of one?"
-        asked = tuple(wanted[name].shape[:: -1 if transposed(name) else 1])
-        if shape != asked or "F" not in dtype:  # F32, BF16, F8_E4M3
+        asked = tuple(wanted[name].shape)
+        if shape != asked or "F" not in dtype and dtype not in gguf_reader.TYPES:  # F32, BF16, F8_E4M3; Q4_1
             return f"{file}: {key!r} is {shape} of type {dtype}, {config_file.name} asks for {asked} of floating point"
     if missing := sorted(wanted.keys() - index.keys()):
         remedy = "name its folder if it is one of several files" if Path(source).is_file() else "fetch it again"
@@ -173,8 +174,12 @@ def on_the_hub(source):
 
 
 def locate(source):
-    """The config.json of a checkpoint, and {our name: (file, stored name, shape, type)} over its weight files."""
+    """(the file that states the sizes, what it states in the hub's words, {our name: (file, stored name, shape, type,
+    function that reads it)} over the weight files) of a checkpoint."""
     folder, name = Path(source), "model.safetensors"
+    if source == "smollm2" or folder.suffix == ".gguf":
+        path = gguf_reader.smollm2() if source == "smollm2" else folder
+        return path, *gguf_reader.locate(path)
     if source in BUNDLED:
         folder = Path(__file__).parent.parent / "data" / source
     elif on_the_hub(source):
@@ -184,8 +189,8 @@ def locate(source):
     elif not folder.is_dir():
         names = ", ".join([*BUNDLED, *HUB])
         raise UserError(
-            f"no model {str(source)!r}: give {names}, the hub's OWNER/NAME, a checkpoint's folder or its .safetensors "
-            "file"
+            f"no model {str(source)!r}: give {names}, the hub's OWNER/NAME, a checkpoint's folder, or a .safetensors "
+            "or .gguf file"
         )
     is_sharded = not (folder / name).is_file() and (folder / SHARDS).is_file()
     index = {}
@@ -199,12 +204,21 @@ def locate(source):
                     stored = file.get_slice(key)
                     if key.endswith(BUFFERS):
                         continue
-                    if (other := index.get(our_name(key))) is not None:
+                    name, shape = our_name(key), tuple(stored.get_shape())
+                    if (other := index.get(name)) is not None:
                         raise UserError(f"{part} holds {key!r} beside {other[1]!r}: it is more than one model")
-                    index[our_name(key)] = part, key, tuple(stored.get_shape()), stored.get_dtype()
+                    read = partial(read_stored, part, key, transposed(name))
+                    index[name] = part, key, shape[:: -1 if transposed(name) else 1], stored.get_dtype(), read
         except SafetensorError as error:
             raise UserError(f"{part} cannot be read ({error}): fetch it again") from None
-    return folder / "config.json", index
+    return folder / "config.json", schemas.read_json(folder / "config.json", dict), index
+
+
+def read_stored(file, key, transpose):
+    """A tensor of a safetensors file, which is memory-mapped, and unmapped again before the next."""
+    with safe_open(file, framework="pt") as opened:
+        t = opened.get_tensor(key)
+    return t.T if transpose else t
 
 
 def shards(path):
@@ -259,9 +273,8 @@ def config_json(model):
     return own | {theirs: getattr(c, ours) for theirs, ours in keys.items()}
 
 
-def read_config(path):
-    """GPTConfig or LlamaConfig of a config.json."""
-    stated = schemas.read_json(path, dict)
+def read_config(path, stated):
+    """GPTConfig or LlamaConfig of what a config.json states, or a GGUF file in its words."""
     schemas.check_settings(stated, {"model_type": ["gpt2", *LLAMA_FAMILY]}, path)
     is_llama = stated.get("model_type", "gpt2") != "gpt2"
     config = (llama_config if is_llama else gpt2_config)(path, stated)

@@ -18,7 +18,7 @@ from files.errors import UserError
 from files.weights import BUNDLED, HUB
 from prefix import METHODS
 
-DEFAULT_BASE, OWN_DATA_BASE = "nano-2", "nano-prose"
+DEFAULT_BASE, OWN_DATA_BASE = "nano-2", "smollm2"
 MOVED = {  # flags of earlier versions
     "--load": "python -m research.measure FILE",
     "--text": "python -m research.distill FILE",

@@ -17,7 +17,7 @@ from model import GPT, GPTConfig
 from research import documents, pretrain
 
 
-def test_documents_are_those_that_the_bundled_bases_read():
+def test_documents_are_those_that_nano_2_read():
     """Whoever changes what a seed draws changes every base that is pretrained from now on, and every measure of one."""
     rng = random.Random("pages 0")
     drawn = [documents.document(rng) for _ in range(40)]

@@ -45,7 +45,7 @@ def test_the_listed_task_and_method_run(tmp_path):
     for file in ROOT.glob("*.py"):
         shutil.copy(file, tmp_path)
     for name in ("data", "eval", "files", "methods", "research", "run", "tasks"):
-        ignore = shutil.ignore_patterns("nano-prose", "__pycache__")
+        ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
     (tmp_path / "tasks" / "sorting.py").write_text(TASK)
     (tmp_path / "methods" / "bounded.py").write_text(METHOD)

@@ -88,7 +88,7 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(UserError, match="no model.safetensors in .*: pytorch_model.bin is a pickle"):
         load_model(tmp_path)
-    with pytest.raises(UserError, match="no model .nanoo.: give nano-2, nano-prose, gpt2"):
+    with pytest.raises(UserError, match="no model .nanoo.: give nano-2, smollm2, gpt2"):
         load_model("nanoo")
     for file, words in (("model.safetensors", "cannot be read"), ("config.json", "truncated: fetch it again")):
         reference(tmp_path)
