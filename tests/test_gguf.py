@@ -262,7 +262,7 @@ def test_the_folder_of_a_file_is_a_base_for_peft(tmp_path, command):
     ours, tokenizer = load_model(tmp_path / "a.gguf").freeze(), Tokenizer.load(tmp_path / "a.gguf", VOCAB, "bpe")
     for done, tokens in (
         (plain, tokenizer.encode("1+1")),
-        (chat, [0, *tokenizer.encode("1+1"), 1, tokenizer.encode("\n")[0]]),
+        (chat, [0, *tokenizer.encode("1+1"), 1, *tokenizer.encode("\n\n")]),
     ):
         new = ours.generate(torch.tensor([tokens]), 9)[0].tolist()
         assert done.out == tokenizer.decode(new[: new.index(1)] if 1 in new else new) + "\n", done.err
