@@ -130,7 +130,7 @@ def test_it_answers_on_the_command_line(base, tmp_path, command):
 def test_a_base_without_one_and_a_broken_one_are_a_line(tiny, base, tmp_path):
     with pytest.raises(UserError, match="untrained has no translator"):
         load_translator(tiny)
-    with pytest.raises(UserError, match="trained on another base"):
+    with pytest.raises(UserError, match="no complete translator"):
         load_translator(tiny, base / TRANSLATOR)
     model = load_model(base).freeze()
     header, tensors = read_tensors(base / TRANSLATOR)
@@ -158,6 +158,6 @@ def test_the_program_trains_measures_and_writes(tmp_path, tokenizer, command, mo
     more = "--steps", 1, "--seed", 1, "--init-from", out, "--out", tmp_path / "more"
     assert command("research.translate", *argv, *more).code == 0
     refused = command("research.translate", *argv, "--out", out)
-    assert refused.code == 2 and refused.err.endswith(f"{out} is there already: give another --out\n")
+    assert refused.code == 2 and refused.err.endswith(f"{out} is already in use: give another --out\n")
     measured = command("research.translate", *argv, "--init-from", out, "--steps", 0)
     assert measured.code == 0 and measured.out == done.out[done.out.index("| examples |") :]
