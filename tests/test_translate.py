@@ -3,7 +3,6 @@ method on the command line, and the program that trains it."""
 
 import json
 import math
-import random
 import shutil
 
 import pytest
@@ -82,16 +81,6 @@ def test_gradients_reach_the_translator_and_nothing_else(tiny):
     mean = sum(answers) / len(answers)
     assert on_answers.item() == pytest.approx(mean, rel=1e-4)
     assert loss.item() == pytest.approx(mean + 0.1 * sum(questions) / len(questions), rel=1e-4)
-
-
-def test_documents_are_split_into_examples_and_questions(tokenizer):
-    rng = random.Random(0)
-    for _ in range(30):
-        shown, asked = translate.draw(tokenizer, 16, rng)
-        assert 16 <= len(shown) <= translate.MOST_TOKENS and 1 <= len(asked) <= 4
-    assert translate.as_tokens([([1], [2]), ([3, 4], [5]), ([6], [7])]) == [3, 4, 5, 1, 2, 6, 7]  # the longest first
-    found = translate.new_documents(tokenizer, "addition", 2, 3, 16, 512)
-    assert len(found) == 3 and all(len(asked) == 3 for _, asked in found)
 
 
 @pytest.fixture(scope="module")
