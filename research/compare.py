@@ -154,7 +154,8 @@ def table_row(c, runs):
     measured = {when: {n: [statistics.mean(v), min(v), max(v)] for n, v in d.items()} for when, d in found.items()}
     seconds = statistics.mean(sum(first["seconds"].values()) for first, *_ in runs)
     trainable = sum(runs[0][0]["trainable"].values())
-    return {"task": c.task, "series": c.series, "x": c.x, **measured, "trainable": trainable, "seconds": seconds}
+    where = {"task": runs[0][0]["task"], "series": c.series, "x": c.x}
+    return where | measured | {"trainable": trainable, "seconds": seconds}
 
 
 def do_study(name, args):

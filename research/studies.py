@@ -46,7 +46,7 @@ def cell(args, task, series, flags="", x=None, then=()):
     usual = {"--task": task, "--beside": "none", "--method": "hybrid"}
     usual |= {"--examples": args.examples, "--test-examples": args.questions}
     given = shlex.split(flags)
-    line = [str(word) for flag, value in usual.items() if flag not in given for word in (flag, value)]
+    line = [word for flag, value in usual.items() if flag not in given for word in (flag, *str(value).split())]
     return Cell(task, series, x, line + given, dict(then))
 
 
@@ -60,7 +60,7 @@ def without_and_with_example(args, task, method, flags="", **more):
 def context_cells(args, cells):
     """The two contexts that each table shows: the example that prompts start from as text, and the best context."""
     for task in dict.fromkeys(c.task for c in cells):
-        yield cell(args, task, "the example as text", "--method text")
+        yield cell(args, task, "the example as text", "--method text --trigger example")
         yield cell(args, task, "best context", "--method few-shot")
 
 
@@ -167,6 +167,21 @@ def unseen_skill(args, task):
         if method != "scratch":
             yield cell(args, task, method, f"--method {method}")
         yield cell(args, task, f"{method}, 5 passes", f"--method {method} --epochs 5")
+
+
+@study("word_reversal")
+def real_base(args, task):
+    """Prompts and LoRA on a base that has not seen the tasks, in batches of 8 (--model smollm2 --examples 2400). A task
+    may be your own data: --tasks 'train.jsonl test.jsonl'."""
+    words = "example" if task in TASKS else "instruction"  # what the rows of the prompts begin as
+    for series, flags in {
+        "zero-shot": "--method zero-shot",
+        "hybrid": "",
+        "ptuning2": "--method ptuning2",
+        "lora": "--method lora --lr 0.001",
+        "lora, same words": f"--method lora --lr 0.001 --trigger {words}",
+    }.items():
+        yield cell(args, task, series, f"--epochs 1 --batch-size 8 {flags}")
 
 
 @study("addition")
