@@ -20,10 +20,11 @@ from files.safe import write_json, write_text
 from research.studies import STUDIES
 
 ROOT = Path(__file__).parent.parent
-DOCS, STUDY_FILES = ROOT / "docs", ROOT / "docs" / "results" / "nano-2"
+DOCS = ROOT / "docs"
 RED, GREEN, PURPLE, BLUE = (plots.COLORS[name] for name in ("hybrid", "few-shot", "finetune", "scratch"))
 TUNED_ON = {"addition": "1-4 digits", "multiplication": "1-4 digits", "symbolic_sum": "2-5 terms"}
 TUNED_ON |= {"word_reversal": "3-8 letters", "last_letter": "2-4 words"}
+TUNED_ON |= {"trec-train": "6 classes", "subjectivity-train": "2 classes"}
 
 
 def draw_addition(results, path):
@@ -44,30 +45,38 @@ def draw_addition(results, path):
     plots.write(fig, path)
 
 
-def draw_tasks(rows, path):
-    """The start and end of two prompts, LoRA and the best context on every range of five tasks."""
-    place = {(r["task"], r["series"]): r for r in rows}
-    lines = [(task, name) for task in TUNED_ON for name in place[task, "best context"]["accuracy"]]
-    at = {line: -i - 0.9 * list(TUNED_ON).index(line[0]) for i, line in enumerate(lines)}
-    fig, panels = plt.subplots(1, 2, figsize=(9.6, 6.6), sharey=True)
-    for panel, prompt, lora in zip(panels, ("hybrid, instruction", "hybrid"), ("lora", "lora, 1 shot")):
-        for (task, name), y in at.items():
-            start, end = place[task, prompt]["before"][name], place[task, prompt]["accuracy"][name]
-            weights, context = place[task, lora]["accuracy"][name], place[task, "best context"]["accuracy"][name]
-            panel.plot(end[1:], [y + 0.17] * 2, color=RED, lw=4, alpha=0.25, solid_capstyle="round")
-            panel.plot(weights[1:], [y - 0.2] * 2, color=PURPLE, lw=4, alpha=0.25, solid_capstyle="round")
-            panel.plot([context[0]] * 2, [y - 0.36, y + 0.36], color=GREEN, lw=2.5, label="best context")
-            panel.plot(start[0], y + 0.17, "o", ms=6, mfc="white", mec=RED, label="prompt: start")
-            panel.plot(end[0], y + 0.17, "o", ms=6, color=RED, label="prompt: end")
-            panel.plot(weights[0], y - 0.2, "D", ms=5, color=PURPLE, label="LoRA: end")
-        panel.set(xlim=(-4, 104), xticks=[0, 25, 50, 75, 100], xlabel="right answers, %")
-    panels[0].set_title("prompt starts as the instruction,\nLoRA has nothing in its context")
-    panels[1].set_title("prompt starts as one worked example,\nLoRA has the same example in its context")
-    names = [f"{task}: {TUNED_ON[task]}" if name == "in-distribution" else name for task, name in lines]
-    panels[0].set_yticks(list(at.values()), names)
-    labels = {label: handle for handle, label in zip(*panels[0].get_legend_handles_labels())}
-    fig.legend(labels.values(), labels, fontsize=12, loc="outside lower center", ncols=4)
+def draw_tasks(path):
+    """Start and end of prompts, LoRA and the best context on every range, on nano-2 and on SmolLM2."""
+    fig, panels = plt.subplots(1, 2, figsize=(11, 6.6))
+    on_nano = {"rows at the input": "hybrid, instruction", "LoRA": "lora"}
+    draw_base(panels[0], read_rows("nano-2/methods"), on_nano)
+    on_smollm2 = {"rows at the input": "hybrid", "keys and values": "ptuning2", "LoRA": "lora"}
+    draw_base(panels[1], read_rows("smollm2/real_base_text") + read_rows("smollm2/real_base"), on_smollm2)
+    panels[0].set_title("nano-2: pretrained on such tasks")
+    panels[1].set_title("SmolLM2-135M: has not seen them")
+    labels = {label: handle for handle, label in zip(*panels[1].get_legend_handles_labels())}
+    fig.legend(labels.values(), labels, fontsize=12, loc="outside lower center", ncols=5)
     plots.write(fig, path)
+
+
+def draw_base(panel, rows, series):
+    """A line for each range of each task. series: {label of the figure: series of the rows}."""
+    place, ticks, y = {(r["task"], r["series"]): r for r in rows}, {}, 0
+    for task in [name for name in TUNED_ON if (name, "best context") in place]:
+        for name, context in place[task, "best context"]["accuracy"].items():
+            panel.plot([context[0]] * 2, [y - 0.36, y + 0.36], color=GREEN, lw=2.5, label="best context")
+            for i, (label, which) in enumerate(series.items()):
+                before, end = place[task, which]["before"][name], place[task, which]["accuracy"][name]
+                color, at = {"LoRA": PURPLE, "keys and values": BLUE}.get(label, RED), y + 0.22 - 0.22 * i
+                panel.plot(end[1:], [at] * 2, color=color, lw=4, alpha=0.25, solid_capstyle="round")
+                if label != "LoRA":
+                    panel.plot(before[0], at, "o", ms=6, mfc="white", mec=color, label="before tuning")
+                panel.plot(end[0], at, "D" if label == "LoRA" else "o", ms=6, color=color, label=label)
+            ticks[y] = f"{task.removesuffix('-train')}: {TUNED_ON[task]}" if name == "in-distribution" else name
+            y -= 1
+        y -= 0.7
+    panel.set_yticks([*ticks], ticks.values())
+    panel.set(xlim=(-4, 104), xticks=[0, 25, 50, 75, 100], xlabel="right answers, %")
 
 
 def demo_table(results):
@@ -81,6 +90,11 @@ def demo_table(results):
             cells = [f"{report.percent(results[when][name][r]):.1f}" for r in ranges]
             lines.append(f"| {label}{ending} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def read_rows(name):
+    """The rows of a study, BASE/STUDY."""
+    return json.loads((DOCS / "results" / f"{name}.json").read_text())["rows"]
 
 
 def study_table(file):
@@ -116,10 +130,10 @@ def main(argv=None):
         copied = "task", "unit", "in_distribution_lengths", "labels", "accuracy", "before"
         write_json(kept, {key: results[key] for key in copied})
     demo = json.loads((DOCS / "addition.json").read_text())
-    for file in sorted(STUDY_FILES.glob("*.json")):
+    for file in sorted((DOCS / "results").glob("*/*.json")):
         make_study(file)
     draw_addition(demo, DOCS / "addition.png")
-    draw_tasks(json.loads((STUDY_FILES / "methods.json").read_text())["rows"], DOCS / "tasks.png")
+    draw_tasks(DOCS / "tasks.png")
     replace(ROOT / "README.md", demo_table(demo))
 
 
