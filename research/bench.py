@@ -1,7 +1,7 @@
 """Speed and memory beside PEFT + transformers, on the same weights, the same rows and the same text.
 
     python -m research.bench                    GPT-2's shape, random weights
-    python -m research.bench --arch llama       SmolLM2-135M's shape
+    python -m research.bench --model smollm2    a base, here SmolLM2-135M
     python -m research.bench --jobs prompt --repeat 1     a look in a minute
 
 Each side runs in a process of its own, so that its peak memory is its own, and the sides take turns: one step of each,
@@ -31,20 +31,18 @@ from files.errors import UserError, run_main
 from files.safe import read_tensors
 from files.weights import load_model, save_model
 from generate import generate
-from llama import Llama, LlamaConfig
 from methods.weights import Finetune
 from model import GPT, GPTConfig
 from run.flags import Parser, at_least, best_dtype
 from train_task import train_step
 
 JOBS = ("prompt", "prefix", "finetune", "decode")  # a step of prompt tuning, ..., or greedy decoding
-CONFIGS = {"gpt2": GPTConfig(), "llama": LlamaConfig()}  # of GPT-2 and of SmolLM2-135M
 QUESTION, ANSWER = 10, 30  # tokens of a text
 
 
 def parse_args(argv=None):
     p = Parser(__doc__)
-    p.add_argument("--arch", choices=CONFIGS, default="gpt2", help="of the model (default %(default)s)")
+    p.add_argument("--model", metavar="BASE", help="a base (default: GPT-2's shape, random weights)")
     p.add_argument("--rows", type=at_least(1, 900), default=50, help="virtual tokens (default %(default)s)")
     p.add_argument("--batch-size", type=at_least(1, 65536), default=32, help="texts per step (default %(default)s)")
     p.add_argument("--repeat", type=at_least(1, 1000), default=5, help="turns of each side (default %(default)s)")
@@ -192,7 +190,7 @@ def main(argv=None):
     dtypes, results = ["float32"] + ["bfloat16"] * (best_dtype(args.device) == torch.bfloat16), []
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        model = (Llama if args.arch == "llama" else GPT)(CONFIGS[args.arch]).freeze()
+        model = (load_model(args.model) if args.model else GPT(GPTConfig())).freeze()
         save_model(model, folder)
         for job, dtype in tqdm([(job, dtype) for job in args.jobs for dtype in dtypes], unit=" measurements"):
             sides = measure(work_of(args, model, folder, job, dtype))
@@ -210,8 +208,9 @@ def spread(values, form):
 
 def table(results, args):
     """Markdown: time and peak memory of each side, and how many times as long PEFT takes."""
+    base = args.model or "GPT-2's shape"
     lines = [
-        f"{args.arch}; {args.batch_size} texts of {QUESTION} + {ANSWER} tokens behind {args.rows} rows; {args.device}, "
+        f"{base}; {args.batch_size} texts of {QUESTION} + {ANSWER} tokens behind {args.rows} rows; {args.device}, "
         f"{torch.get_num_threads()} threads; median [lowest, highest] of {args.repeat} turns.\n",
         "| | dtype | ours | PEFT | faster |\n" + "| --- " * 5 + "|",
     ]

@@ -1,7 +1,6 @@
 """research/bench.py: both sides have to agree before anything is timed; its times are not tested."""
 
 import pytest
-import torch
 
 pytest.importorskip("peft")
 from files.weights import save_model
@@ -12,18 +11,16 @@ from research import bench
 SMALL = ["--rows", "4", "--batch-size", "2", "--repeat", "1", "--device", "cpu"]
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    llama = LlamaConfig(300, 128, n_layer=1, n_head=3, n_kv_head=1, n_embd=192, head_dim=64, n_inner=512)
-    monkeypatch.setattr(bench, "CONFIGS", {"gpt2": GPTConfig(300, 128, 1, 1, 64), "llama": llama})
+SHAPES = {
+    "gpt2": GPT(GPTConfig(300, 128, 1, 1, 64)),
+    "llama": Llama(LlamaConfig(300, 128, n_layer=1, n_head=3, n_kv_head=1, n_embd=192, head_dim=64, n_inner=512)),
+}
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "llama"])
-def test_both_sides_do_the_same_work(tmp_path, arch):
+@pytest.mark.parametrize("shape", SHAPES)
+def test_both_sides_do_the_same_work(tmp_path, shape):
     """Here in one process; each turn works on what the one before has left."""
-    args = bench.parse_args([*SMALL, "--arch", arch])
-    torch.manual_seed(0)
-    model = (Llama if arch == "llama" else GPT)(bench.CONFIGS[arch]).freeze()
+    args, model = bench.parse_args(SMALL), SHAPES[shape].freeze()
     save_model(model, tmp_path)
     for job in bench.JOBS:
         w = bench.work_of(args, model, tmp_path, job, "float32")
@@ -32,16 +29,17 @@ def test_both_sides_do_the_same_work(tmp_path, arch):
             bench.check_agreement(job, ours(), peft())
 
 
-def test_the_command_times_each_side_in_a_process_of_its_own(monkeypatch, capsys):
+def test_the_command_times_each_side_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):
+    save_model(SHAPES["gpt2"], tmp_path / "small")
     measured, measure = [], bench.measure
     monkeypatch.setattr(bench, "measure", lambda w: measured.append(measure(w)) or measured[-1])
-    bench.main([*SMALL, "--jobs", "prompt"])
-    assert "gpt2; 2 texts of" in capsys.readouterr().out
+    bench.main([*SMALL, "--jobs", "prompt", "--model", str(tmp_path / "small")])
+    assert "small; 2 texts of" in capsys.readouterr().out
     for side in measured[0].values():
         assert len(side["seconds"]) == 1 and side["seconds"][0] > 0 and side["gb"] > 0 and side["out"] > 0
     monkeypatch.setattr(bench, "measure", lambda w: {"ours": {"out": 2.0}, "PEFT": {"out": 2.1}})
     with pytest.raises(AssertionError, match="do not do the same work"):
-        bench.main([*SMALL, "--jobs", "prompt"])
+        bench.main([*SMALL, "--jobs", "prompt", "--model", str(tmp_path / "small")])
 
 
 def test_the_table_shows_medians_and_ranges():
