@@ -171,8 +171,8 @@ class TokenizerFile:
     def encode_ordinary(self, text):
         return self.file.encode(self.break_before + text, add_special_tokens=False).ids[len(self.before) :]
 
-    def encode_special(self, text):
-        """Tokens of a text in which special tokens are what they spell."""
+    def encode(self, text, allowed_special):
+        """Special tokens are what they spell here: allowed_special is "all"."""
         self.file.encode_special_tokens = False
         tokens = self.file.encode(text, add_special_tokens=False).ids
         self.file.encode_special_tokens = True

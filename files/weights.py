@@ -177,7 +177,7 @@ def locate(source):
     """(the file that states the sizes, what it states in the hub's words, {our name: (file, stored name, shape, type,
     function that reads it)} over the weight files) of a checkpoint."""
     folder, name = Path(source), "model.safetensors"
-    if source == "smollm2" or folder.suffix == ".gguf":
+    if source == "smollm2" or gguf_reader.is_gguf(folder):
         path = gguf_reader.smollm2() if source == "smollm2" else folder
         return path, *gguf_reader.locate(path)
     if source in BUNDLED:
