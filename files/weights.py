@@ -87,9 +87,9 @@ def load_model(source, device="cpu", dtype=torch.float32):
         file, *_, read = head
         if not torch.equal(read().to(device, dtype), model.wte.weight):
             raise UserError(f"{file} has a head that is not its embedding table: untie it in {config_file.name}")
-    is_folder = config_file.name == "config.json"
-    model.folder = config_file.parent if is_folder else config_file
-    name = model.folder.resolve().name if is_folder else config_file.stem
+    model.folder, name = config_file.parent, config_file.parent.resolve().name
+    if gguf_reader.is_gguf(config_file):
+        model.folder, name = config_file, config_file.name.removesuffix(".gguf")
     model.name = str(source) if on_the_hub(source) or source in BUNDLED else name
     return model
 
@@ -204,11 +204,11 @@ def locate(source):
                     stored = file.get_slice(key)
                     if key.endswith(BUFFERS):
                         continue
-                    name, shape = our_name(key), tuple(stored.get_shape())
-                    if (other := index.get(name)) is not None:
+                    ours, shape = our_name(key), tuple(stored.get_shape())
+                    if (other := index.get(ours)) is not None:
                         raise UserError(f"{part} holds {key!r} beside {other[1]!r}: it is more than one model")
-                    read = partial(read_stored, part, key, transposed(name))
-                    index[name] = part, key, shape[:: -1 if transposed(name) else 1], stored.get_dtype(), read
+                    read = partial(read_stored, part, key, transposed(ours))
+                    index[ours] = part, key, shape[:: -1 if transposed(ours) else 1], stored.get_dtype(), read
         except SafetensorError as error:
             raise UserError(f"{part} cannot be read ({error}): fetch it again") from None
     return folder / "config.json", schemas.read_json(folder / "config.json", dict), index
