@@ -31,6 +31,8 @@ NO_TRIGGER = Trigger("", "", [])
 def build(args, model, tokenizer, task, known=None):
     """What a run compares: ({name: Method}, training examples, {range: test examples}, Trigger, the best context as
     results.json has it). `known` is the best context of a run that was stopped."""
+    if args.own_data:
+        task.write_with(tokenizer)
     prompts, trigger = build_prompts(args, model, tokenizer, task)
     n_positions = max((method.n_positions() for method in prompts.values()), default=0)
     examples, tests, free = draw_examples(args, task, model, tokenizer, n_positions)
