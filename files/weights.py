@@ -119,7 +119,8 @@ def save_model(model, folder, dtype=torch.float32):
     weights are."""
     folder, is_llama = Path(folder), isinstance(model, Llama)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {hub_name(n, is_llama): (p.T if transposed(n) else p).to(dtype=dtype) for n, p in model.named_parameters()}
+    tensors = {n: (p.T if transposed(n) else p).to(dtype=dtype) for n, p in model.named_parameters()}
+    tensors = {hub_name(name, is_llama): t for name, t in tensors.items()}
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "config.json", config_json(model))
 

@@ -296,7 +296,8 @@ def test_a_column_that_stands_there_twice_is_refused(tmp_path):
     with pytest.raises(UserError, match="line 2: 'answer' stands there twice"):
         tasks.load(write(tmp_path / "a.csv", "prompt,answer,answer\n" + rows))
     assert tasks.load(write(tmp_path / "a.csv", "prompt,note,answer\n" + rows)).classes == ["0", "1"]
-    assert tasks.load(write(tmp_path / "a.csv", "prompt,,,answer\n" + rows.replace(",a,", ",,a,"))).classes == ["0", "1"]
+    unnamed = "prompt,,,answer\n" + rows.replace(",a,", ",,a,")
+    assert tasks.load(write(tmp_path / "a.csv", unnamed)).classes == ["0", "1"]
     good = "".join(f'{{"prompt": "p{i}", "answer": {i % 2}}}\n' for i in range(30))
     task = tasks.load(write(tmp_path / "a.jsonl", good + '{"prompt": "p", "answer": 0, "prompt": "q"}'))
     assert len(rows_of(task)) == 30 and "line 31: 'prompt' stands there twice" in task.notes[0]
