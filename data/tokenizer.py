@@ -156,7 +156,7 @@ class TokenizerFile:
         self.file.encode_special_tokens = True  # as text, where a text spells them
         self.vocab = self.file.get_vocab()  # {token: number}
         encoded = self.file.encode("a")
-        self.bos_tokens = encoded.ids[: len([*takewhile(lambda of: of is None, encoded.sequence_ids)])]  # of no text
+        self.bos_tokens = encoded.ids[: len([*takewhile(bool, encoded.special_tokens_mask)])]  # of its template
         special = {t for t, token in self.file.get_added_tokens_decoder().items() if token.special}
         used = {*self.vocab.values()} - special | {*self.bos_tokens}
         if max(used, default=0) >= vocab_size:
