@@ -6,6 +6,8 @@ Each is written as a PNG file to `path`; without one it is returned as the addre
 import base64
 import io
 import math
+import sys
+from functools import wraps
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from eval.accuracy import wilson
+from files.errors import UserError
 from files.safe import replacing
 
 INK = "#6c6760"  # the soft gray of report.html
@@ -39,6 +42,23 @@ plt.rc("legend", frameon=False)
 plt.rc("errorbar", capsize=2)
 
 
+def picture(plot):
+    """A function that plots, so that a picture that fails costs the picture: it then says why and returns None."""
+
+    @wraps(plot)
+    def plotted(*args):
+        try:
+            return plot(*args)
+        except UserError:  # it cannot be written
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+            print(f"{plot.__name__} gives no picture: {why}", file=sys.stderr)
+            plt.close("all")
+
+    return plotted
+
+
 def finish(fig, axis, path):
     """Write a figure with a legend below."""
     fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", fontsize=9, ncols=2)
@@ -55,6 +75,7 @@ def write(fig, path):
     return path or "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()
 
 
+@picture
 def plot_loss(results, path=None):
     """Training loss in nats per answer token over examples seen, the mean of the last 20 steps."""
     fig, axis = plt.subplots(figsize=(5.6, 4.6))
@@ -68,6 +89,7 @@ def plot_loss(results, path=None):
     return finish(fig, axis, path)
 
 
+@picture
 def plot_lengths(results, path=None):
     """Accuracy over length with 95% intervals, dashed before tuning. The lengths that were tuned on are shaded."""
     fig, axis = plt.subplots(figsize=(5.6, 4.6))
@@ -107,6 +129,7 @@ def color_of(results, name):
     return plt.cm.tab10(4 + list(results["accuracy"]).index(name) % 6)
 
 
+@picture
 def plot_confusion(results, method, path=None):
     """What was chosen for each true answer, in % of the true answer's questions: the more, the darker."""
     names, confusion = [name[:24] for name in results["answers"]], results["classes"][method]["confusion"]
@@ -129,6 +152,7 @@ def plot_confusion(results, method, path=None):
 CONTEXTS = "the example as text", "best context"  # in every figure of a study
 
 
+@picture
 def plot_study(rows, folder, along=""):
     """Write figure_TASK.png for each task of a study, a panel for each range; `along` names the axis of x."""
     for task in dict.fromkeys(r["task"] for r in rows):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from data.batches import encode
 from eval.contexts import as_text, best_context
 from files.errors import UserError
 from files.prompts import load_prefix
@@ -31,6 +32,8 @@ NO_TRIGGER = Trigger("", "", [])
 def build(args, model, tokenizer, task, known=None):
     """What a run compares: ({name: Method}, training examples, {range: test examples}, Trigger, the best context as
     results.json has it). `known` is the best context of a run that was stopped."""
+    if args.own_data:
+        task.write_with(tokenizer)
     prompts, trigger = build_prompts(args, model, tokenizer, task)
     n_positions = max((method.n_positions() for method in prompts.values()), default=0)
     examples, tests, free = draw_examples(args, task, model, tokenizer, n_positions)
@@ -168,7 +171,8 @@ def draw_examples(args, task, model, tokenizer, n_positions):
 
 def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=None):
     """({name: Method} of what text alone can do, the best context as results.json has it): nothing before the question,
-    the trigger as text, and the best worked examples of at most max_tokens, which are searched for unless `known`."""
+    the trigger as text, and the best worked examples of at most max_tokens. These are searched for unless `known`, at
+    an eighth of the cost of tuning."""
     alone, found = args.beside == ["none"], {}
     if not alone or args.method == "zero-shot":
         found["zero-shot"] = build_method(args, "zero-shot", model, tokenizer, task, examples)
@@ -180,8 +184,10 @@ def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=
     if known:
         tokens, best, candidates = tokenizer.bos + tokenizer.encode_task(known["text"]), known, known["candidates"]
     else:
-        n, _ = budget(args, METHODS[args.method])
-        tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed)
+        n, epochs = budget(args, METHODS[args.method])
+        tuning = epochs * sum(len(q + a) for q, a in encode(tokenizer, examples[:n]))  # tokens, forwards and backwards
+        limits = {"max_read": tuning / 4, "quiet": not processes.is_main()}
+        tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed, **limits)
     if not tokens:
         raise UserError(f"no worked example fits into the {max_tokens} tokens that {model.name} leaves: shorten it")
     found["few-shot"] = METHODS["few-shot"](model, trigger=tokens).to(args.device)
