@@ -12,13 +12,17 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent)]  # which python -I leaves out
+from files.errors import UserError, run_main  # before torch is imported
+
+# isort: split
 from typing import NamedTuple
 
 import torch
 
 from data.chat import chat_template, encode_chat
 from data.tokenizer import Tokenizer
-from files.errors import UserError, run_main
 from files.peft import base_of
 from files.prompts import load_prefix
 from files.weights import load_model

@@ -7,12 +7,17 @@ Everything that learns is measured before and after tuning, in distribution and 
 (zero-shot), the best worked examples in its context (few-shot) and --beside. Results go to out/<run>/.
 """
 
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent)]  # which python -I leaves out
+from files import schemas  # before torch is imported
+
+# isort: split
 import json
 import math
 import random
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,7 +32,6 @@ from eval.attention import attention_to_rows
 from eval.contexts import tfidf
 from eval.neighbors import init_words, nearest_tokens
 from eval.validation import Validation, hold_back
-from files import schemas
 from files.errors import UserError, run_main
 from files.prompts import save_prefix
 from files.safe import write_json, write_text

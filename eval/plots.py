@@ -6,11 +6,11 @@ Each is written as a PNG file to `path`; without one it is returned as the addre
 import base64
 import io
 import math
+import os
 from pathlib import Path
 
+os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # whatever a user has for figures of their own
 import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from eval.accuracy import wilson
@@ -27,7 +27,8 @@ COLORS = {
     "text": "#8fbf6a",
     "zero-shot": "#8a8a8a",
 }
-matplotlib.rcdefaults()  # whatever a user's matplotlibrc says
+matplotlib.rcdefaults()
+matplotlib.use("agg")
 plt.rc("text", color=INK, parse_math=False)  # labels may hold a $
 plt.rc("axes", grid=True, labelcolor=INK, edgecolor=INK)
 plt.rc("axes.spines", top=False, right=False)

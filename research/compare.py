@@ -44,7 +44,7 @@ NO_SOURCES = "eval/report.py", "eval/plots.py", "eval/page.py"
 
 def parse_args(argv=None):
     p = Parser(__doc__)
-    p.epilog = "studies:\n" + "\n".join(f"  {name:<22}{' '.join(s.__doc__.split())}" for name, s in STUDIES.items())
+    p.epilog = "studies:\n" + "\n".join(f"  {name:<22}{s.about}" for name, s in STUDIES.items())
     p.add_argument("studies", nargs="+", choices=STUDIES, metavar="STUDY", help="see below")
     p.add_argument(
         "--model",
@@ -184,7 +184,7 @@ def do_study(name, args):
         raise UserError(f"--series {min(unknown)}: {name} has {', '.join(known)}")
     cells = [c for c in cells if c.series in (args.series or known)]
     cells += context_cells(args, cells)
-    print(f"{name}: {' '.join(study.__doc__.split())}", flush=True)
+    print(f"{name}: {study.about}", flush=True)
     jobs, places = plan(cells, args, Path(args.out) / "runs")
     do_all(jobs, args)
 
