@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from traceback import walk_tb
 
@@ -70,10 +71,12 @@ def run_main(main, program, argv=None):
         main(argv)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where an error can still be reported
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if interrupts["seen"]:  # which a library has made another error of
+    except (KeyboardInterrupt, Exception) as error:
+        if interrupts["seen"]:  # even where a library has made another error of it
+            with suppress(OSError, AttributeError):
+                sys.stdout.flush()
+            os._exit(130)  # Python's own end takes a second
+        if isinstance(error, KeyboardInterrupt):
             sys.exit(130)
         message = explain(error)
         if message is None:

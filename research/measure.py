@@ -22,7 +22,7 @@ from files.prompts import load_prefix
 from files.safe import read_tensors, write_json
 from prefix import METHODS
 from run import resume
-from run.contenders import Trigger, contexts, draw_examples
+from run.contenders import Trigger, contexts, draw_examples, drop_rows
 from run.flags import Parser
 
 
@@ -67,7 +67,9 @@ def main(argv=None):
     out = train_task.output_folder(args, f"{task.name}-measured", model)
     prompts, starts, header = load_prompts(files, model, tokenizer)
     trigger = Trigger("trigger", header["trigger"], prompts[args.method].trigger)
-    examples, tests, free = draw_examples(args, task, model, tokenizer, max(p.n_positions() for p in prompts.values()))
+    n_positions = max(p.n_positions() for p in prompts.values())
+    drop_rows(args, task, model, tokenizer, n_positions)
+    examples, tests, free = draw_examples(args, task, model, tokenizer, n_positions)
     contenders, context = contexts(args, model, tokenizer, task, examples, trigger, free)
     contenders |= prompts
     data = [*examples, *sum(tests.values(), [])]

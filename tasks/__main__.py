@@ -19,7 +19,7 @@ def main(argv=None):
     if not args.list:
         task = tasks.load(args.task)
         for e in task.examples(args.n, args.range or next(iter(task.ranges)), seed=args.seed):
-            print(e.question, e.answer, task.final_answer(e.answer), sep="\t")
+            print(*tasks.check(task, e)[:2], task.final_answer(e.answer), sep="\t")
         return
     for name in tasks.names():
         task = tasks.load(name)

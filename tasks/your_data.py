@@ -110,8 +110,8 @@ class YourData(Task):
                 broken[line] = "more fields than the header"
             elif not question or not reply:
                 broken[line] = f"no {(answer if question else prompt)!r}"
-            elif (self.answer_after or "") not in reply:
-                broken[line] = f"no {self.answer_after!r} in {answer!r}"
+            elif not self.final_answer(self.answer_line(reply)):
+                broken[line] = f"no {self.answer_after!r} in {answer!r}, or nothing behind it"
             elif self.stop in reply:
                 broken[line] = f"a line break in {answer!r}"
             elif len(question) + len(reply) > MOST_CHARACTERS:
