@@ -8,6 +8,7 @@
 Every question is answered behind every prompt, all of them rows of one batch.
 """
 
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -123,10 +124,20 @@ def questions(args):
 
 def ask():
     try:
-        while question := input("> "):
+        while question := typed():
             yield question
     except EOFError:
         print()
+
+
+def typed():
+    """A line of the terminal. Ctrl-C ends the process itself: Python would see one that comes before it reads when the
+    line ends."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return input("> ")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def main(argv=None):
