@@ -29,7 +29,7 @@ from files.prompts import load_prefix
 from files.weights import load_model
 from generate import empty_cache, generate, stack_caches
 from prefix import METHODS, Method
-from run.flags import DEFAULT_BASE, Parser, at_least, number, seed_number
+from run.flags import DEFAULT_BASE, TOKENIZE, Parser, at_least, number, seed_number
 
 
 def parse_args(argv=None):
@@ -43,7 +43,8 @@ def parse_args(argv=None):
     p.add_argument("--temperature", type=number(0, 1000), default=0.0, help="0 is greedy (default %(default)s)")
     p.add_argument("--top-k", type=at_least(1), help="sample from the likeliest only (default: from all)")
     p.add_argument("--seed", type=seed_number, default=0, help="of sampling (default %(default)s)")
-    p.add_argument("--tokenize", choices=["bytes", "bpe"], default="bpe", help="of the text when no prompt is loaded")
+    how = "of the text when no prompt is loaded: bytes, bpe, or special (default bpe)"
+    p.add_argument("--tokenize", choices=TOKENIZE, default="bpe", metavar="HOW", help=how)
     return p.parse_args(argv)
 
 

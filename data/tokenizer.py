@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import takewhile
 from pathlib import Path
 
@@ -14,13 +14,13 @@ import tiktoken
 
 from data import trial
 from files import gguf, schemas
-from files.errors import UserError
+from files.errors import UserError, saying
 
 
 class Tokenizer:
     """`encode` is ordinary BPE, for words that the base should read as language. `encode_bytes` makes every byte
     a token: digits and letters then have to be moved about one by one. `encode_task` is for the text of tasks and
-    does what `tokenize` says, "bytes" or "bpe".
+    does what `tokenize` says, "bytes", "bpe", or "special": BPE that reads special tokens where a text spells them.
 
     Encoding appends no token. `ends` are the tokens that end a text, `eot` the first of them, or -1, which no token has
     as its number, and `bos` those that the base expects before every text.
@@ -63,6 +63,14 @@ class Tokenizer:
         return cls(encoding, tokenize, ends)
 
     def encode(self, text):
+        found = regex.search("|".join(map(regex.escape, self.encoding.special_tokens_set)) or r"(?!)", text)
+        if found and self.tokenize == "special":
+            tokens = self.encoding.encode(text, allowed_special="all")
+            if max(tokens) >= self.encoding.n_vocab:
+                raise UserError(f"the weights have no row for a special token in {text[:200]!r}: leave it out")
+            return tokens
+        if found:
+            note(f"a text spells {found[0]}: read as letters; --tokenize special reads it as the base's token")
         return self.encoding.encode_ordinary(text)
 
     def encode_bytes(self, text):
@@ -95,9 +103,15 @@ class Tokenizer:
         return "".join(text.partition(stop)[:2]) if stop else text
 
 
+@cache
+def note(line):
+    print(line, file=sys.stderr)
+
+
 def gpt2_encoding():
     try:
-        return tiktoken.get_encoding("gpt2")
+        with saying("fetching GPT-2's vocabulary ..."):
+            return tiktoken.get_encoding("gpt2")
     except OSError as error:  # tiktoken downloads it once
         remedy = "go online once, or set TIKTOKEN_CACHE_DIR to a folder in which tiktoken has put it"
         raise UserError(f"cannot fetch GPT-2's vocabulary ({type(error).__name__}): {remedy}") from None
@@ -179,8 +193,9 @@ class TokenizerFile:
         self.vocab = self.file.get_vocab()  # {token: number}
         encoded = self.file.encode("a")
         self.bos_tokens = encoded.ids[: len([*takewhile(lambda of: of is None, encoded.sequence_ids)])]  # of no text
-        special = {t for t, token in self.file.get_added_tokens_decoder().items() if token.special}
-        used = {*self.vocab.values()} - special | {*self.bos_tokens}
+        special = {t: token.content for t, token in self.file.get_added_tokens_decoder().items() if token.special}
+        self.special_tokens_set = {*special.values()}
+        used = {*self.vocab.values()} - special.keys() | {*self.bos_tokens}
         if max(used, default=0) >= vocab_size:
             raise UserError(f"{path} has {max(used) + 1} tokens, the weights have {vocab_size}: fetch both again")
         self.n_vocab = min(vocab_size, 1 + max(self.vocab.values(), default=-1))
@@ -197,6 +212,13 @@ class TokenizerFile:
         """Tokens of a text in which special tokens are what they spell."""
         self.file.encode_special_tokens = False
         tokens = self.file.encode(text, add_special_tokens=False).ids
+        self.file.encode_special_tokens = True
+        return tokens
+
+    def encode(self, text, allowed_special):
+        """The same with special tokens as tokens."""
+        self.file.encode_special_tokens = False
+        tokens = self.encode_ordinary(text)
         self.file.encode_special_tokens = True
         return tokens
 

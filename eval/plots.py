@@ -7,11 +7,17 @@ import base64
 import io
 import math
 import os
+import sys
+import warnings
+from functools import cache
 from pathlib import Path
 
 os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # whatever a user has for figures of their own
 import matplotlib
 import matplotlib.pyplot as plt
+from matplotlib.font_manager import fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
 
 from eval.accuracy import wilson
 from files.safe import replacing
@@ -47,13 +53,34 @@ def finish(fig, axis, path):
 
 
 def write(fig, path):
-    if path:
-        with replacing(path) as temporary:
-            fig.savefig(temporary, dpi=160)
-    else:
-        fig.savefig(svg := io.BytesIO(), format="svg", transparent=True, metadata={"Date": None})
+    choose_fonts(fig)
+    with warnings.catch_warnings(action="ignore"):  # of characters that no font has: choose_fonts names them
+        if path:
+            with replacing(path) as temporary:
+                fig.savefig(temporary, dpi=160)
+        else:
+            fig.savefig(svg := io.BytesIO(), format="svg", transparent=True, metadata={"Date": None})
     plt.close(fig)
     return path or "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()
+
+
+def choose_fonts(fig):
+    """Let the texts of a figure use installed fonts that have their characters, DejaVu Sans where it has them."""
+    texts, families = fig.findobj(Text), ["DejaVu Sans"]
+    left = {ord(c) for text in texts for c in text.get_text()} - {ord("\n")}
+    fonts = [font for font in fontManager.ttflist if "Last Resort" not in font.name]  # which has a box for everything
+    for font in sorted(fonts, key=lambda font: font.name != families[0]):
+        if left and (found := left & FT2Font(font.fname).get_charmap().keys()):
+            families, left = [*families, font.name], left - found
+    for text in texts:
+        text.set_family(families)
+    if left:
+        name_missing("".join(map(chr, sorted(left))))
+
+
+@cache
+def name_missing(characters):
+    print(f"figures show boxes: no font on this machine has {characters[:20]}, Noto Sans CJK has many", file=sys.stderr)
 
 
 def plot_loss(results, path=None):

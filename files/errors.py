@@ -8,8 +8,9 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from traceback import walk_tb
 
@@ -97,6 +98,18 @@ def run_main(main, program, argv=None):
         sys.exit(2)
     finally:
         interrupts["are errors"] = False
+
+
+@contextmanager
+def saying(line, after=3):
+    """`with saying(line):` print a line on stderr where the block takes longer than some seconds."""
+    timer = threading.Timer(after, print, [line], {"file": sys.stderr})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def explain(error):

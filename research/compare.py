@@ -196,7 +196,8 @@ def do_study(name, args):
     settings["model"] = ", ".join(args.sizes if name == "base_size" else args.model)
     text = report.study_table(rows, settings, args.jobs, study.learned_from.format(**settings), study.axis)
     for path in (out / cluster.ERROR for out in failed):
-        text += f"\nA row is left out, since a run failed: {path.read_text().splitlines()[-1]} ({path})\n"
+        why = path.read_text(errors="replace").splitlines() or ["it left no message"]
+        text += f"\nA row is left out, since a run failed: {why[-1]} ({path})\n"
     print(f"\n{text}")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", text)

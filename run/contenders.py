@@ -167,8 +167,8 @@ def drop_rows(args, task, model, tokenizer, n_positions):
     sizes = {e: tuple(map(len, encode(tokenizer, [e])[0])) for rows in task.rows.values() for _, e in rows}
     limit = model.config.block_size - max(n_positions, min(map(sum, sizes.values())))
     counts = Counter(sizes.values())  # {(tokens of the question, of the answer): how many}
-    most = max(  # tokens of an answer, the number that keeps the most rows
-        sorted({a for _, a in counts}, reverse=True),
+    most = max(  # tokens of an answer: the least that keeps the most rows
+        sorted({a for _, a in counts}),
         key=lambda m: sum(n for (q, a), n in counts.items() if a <= m and q + m <= limit),
     )
     return task.drop(lambda e: sizes[e][1] > most or sizes[e][0] + most > limit)

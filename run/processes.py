@@ -8,13 +8,12 @@ gradients of what is tuned, a few KB for a prompt. Process 0 alone prints and wr
 
 import os
 import sys
-import threading
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from files.errors import UserError
+from files.errors import UserError, saying
 
 
 def start(device):
@@ -27,15 +26,11 @@ def start(device):
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # which "cuda" means from now on
     waits = f"waiting for all of torchrun's processes ({', '.join(stated)})"
-    timer = threading.Timer(5, print, [waits], {"file": sys.stderr})
-    timer.daemon = True
-    timer.start()
     try:  # a process that waits for longer than that waits for one that has ended
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=10))
+        with saying(waits):
+            dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=10))
     except (ValueError, dist.DistError) as error:
         raise UserError(f"no other process to join ({error}): start them by torchrun, or unset its variables") from None
-    finally:
-        timer.cancel()
     if not is_main():
         sys.stdout = open(os.devnull, "w")
 

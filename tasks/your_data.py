@@ -23,6 +23,7 @@ from files.errors import UserError
 from tasks import IN_DISTRIBUTION, Example, Task, in_test
 
 MOST_CHARACTERS = 100_000  # of a row: no base reads more, and tiktoken fails on a million spaces
+MOST_LABELS = 400  # characters of all labels in the trigger
 MOST_CLASSES, ROWS_A_CLASS = 50, 5  # more answers than that, or fewer rows for each, are text to generate
 
 
@@ -49,14 +50,21 @@ class YourData(Task):
         if test and (both := len(rows) - len(self.rows["train"])):
             self.notes.append(f"{path}: {both} prompts occur in {test} as well: not tuned on")
         self.check_rows(f"{path}: no row is left to {{}} on: give more rows, or another --test file")
-        counts, tested = (Counter(self.final_answer(e.answer) for _, e in some) for some in self.rows.values())
-        if len(counts) == 1:
-            raise UserError(f"{path}: every answer is {next(iter(counts))!r}: there is nothing to tell apart")
-        if not answer_after and len(counts) <= MOST_CLASSES and counts.total() >= ROWS_A_CLASS * len(counts):
-            self.classes, self.majority = sorted(counts | tested), counts.most_common(1)[0][0]
-            self.trigger = f"Answer with one of: {', '.join(self.classes)}." if len(self.classes) <= 12 else ""
+        self.find_classes()
         lengths = [e.length for some in self.rows.values() for _, e in some]
         self.ranges = {IN_DISTRIBUTION: (min(lengths), max(lengths))}
+
+    def find_classes(self):
+        """Set `classes` where there are few answers."""
+        counts, tested = (Counter(self.final_answer(e.answer) for _, e in some) for some in self.rows.values())
+        if len(counts) == 1:
+            raise UserError(f"{self.name}: every answer is {next(iter(counts))!r}: there is nothing to tell apart")
+        self.classes, self.majority, self.trigger = None, None, ""
+        if self.answer_after or len(counts) > MOST_CLASSES or counts.total() < ROWS_A_CLASS * len(counts):
+            return
+        self.classes, self.majority = sorted(counts | tested), counts.most_common(1)[0][0]
+        words = f"Answer with one of: {', '.join(self.classes)}."
+        self.trigger = words if len(self.classes) <= 12 and len(words) <= MOST_LABELS else ""
 
     def check_rows(self, message):
         for split, rows in self.rows.items():
@@ -89,13 +97,18 @@ class YourData(Task):
         return examples[:n]
 
     def drop(self, too_long):
-        """Drop the rows of which `too_long(example)` is true, and say which."""
+        """Drop the rows of which `too_long(example)` is true, and say which. Returns whether there were any."""
+        before = len(self.notes)
         for split, rows in self.rows.items():
             if long := {line: e for line, e in rows if too_long(e)}:
                 self.rows[split] = [row for row in rows if row[0] not in long]
                 note = f"{len(long)} rows to {split} on are too long for the base: left out, {named(list(long))}"
                 self.notes.append(note)
         self.check_rows("every row to {} on is too long for the base: use one with a longer block_size")
+        if len(self.notes) > before:
+            self.find_classes()
+            return True
+        return False
 
     def read(self, path, prompt, answer):
         """[(line number, Example)] of the rows that can be used; a note about the others."""
