@@ -8,16 +8,17 @@
 Every question is answered behind every prompt, all of them rows of one batch.
 """
 
-import signal
+import os
 import sys
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent)]  # which python -I leaves out
+sys.path[:0] = [os.path.dirname(os.path.abspath(__file__))]  # which python -I leaves out
 from files.errors import UserError, run_main  # before torch is imported
 
 # isort: split
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch

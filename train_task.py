@@ -7,10 +7,10 @@ Everything that learns is measured before and after tuning, in distribution and 
 (zero-shot), the best worked examples in its context (few-shot) and --beside. Results go to out/<run>/.
 """
 
+import os
 import sys
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent)]  # which python -I leaves out
+sys.path[:0] = [os.path.dirname(os.path.abspath(__file__))]  # which python -I leaves out
 from files import schemas  # before torch is imported
 
 # isort: split
@@ -18,6 +18,7 @@ import json
 import math
 import random
 from dataclasses import asdict
+from pathlib import Path
 from typing import NamedTuple
 
 import torch

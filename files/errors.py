@@ -6,7 +6,6 @@ Every other exception is a fault of the code and keeps its traceback.
 
 import argparse
 import os
-import signal
 import sys
 import threading
 import time
@@ -14,8 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from traceback import walk_tb
 
+from files import interrupts
+
 ROOT = Path(__file__).resolve().parent.parent
-interrupts = {"are errors": False, "seen": 0}  # Ctrl-C ends a command at once but while its main function is at work
 
 
 class UserError(Exception):
@@ -30,29 +30,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UserError(f"{message}; --help shows what there is")
-
-
-def begin():
-    """What a command does before it imports torch and the other libraries: importing `files` calls this.
-
-    Threads of torch that wait for each other sleep soon. OpenMP lets them spin for a while, which beside any other
-    process takes the core from the thread that is waited for. What a user has set stays.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    file = getattr(sys.modules["__main__"], "__file__", None)  # not yet there where python -m imports a package
-    if sys.argv[:1] == ["-m"] or file and Path(file).resolve().parent == ROOT:
-        sys.excepthook = report
-        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-            signal.signal(signal.SIGINT, interrupt)
-
-
-def interrupt(number, frame):
-    """Ctrl-C: KeyboardInterrupt in a main function. An import could swallow it, or say what it was in the middle of."""
-    if not interrupts["are errors"]:
-        os._exit(130)
-    interrupts["seen"] += 1
-    raise KeyboardInterrupt
 
 
 def report(kind, error, traceback):
