@@ -137,11 +137,9 @@ def rank_choices(network, past, tokenizer, task, encoded, progress=lambda n: Non
 
 
 def classification(task, examples, texts):
-    """Accuracy with its interval, macro-F1 and confusion[true][chosen] of answers that are classes."""
+    """Accuracy with its interval, and confusion[true][chosen] of answers that are classes."""
     k = len(task.classes)
     pairs = [(task.final_answer(e.answer), task.final_answer(text)) for e, text in zip(examples, texts)]
     pairs = Counter((task.classes.index(true), task.classes.index(chosen)) for true, chosen in pairs)
     confusion = [[pairs[i, j] for j in range(k)] for i in range(k)]
-    occur = [i for i in range(k) if any(confusion[i])]  # as a true answer
-    f1 = [2 * confusion[i][i] / (sum(confusion[i]) + sum(row[i] for row in confusion)) for i in occur]
-    return counts([i == j for i, j in pairs.elements()]) | {"macro_f1": sum(f1) / len(f1), "confusion": confusion}
+    return counts([i == j for i, j in pairs.elements()]) | {"confusion": confusion}

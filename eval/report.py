@@ -53,10 +53,7 @@ def table(results):
         rows.append(["  tuning adds to its start", *(difference(tuned[r], start[r]) for r in ranges)])
         if context:
             rows.append(["  and to the best context", *(difference(tuned[r], context[r]) for r in ranges)])
-    if results["answers"]:
-        rows.append(["macro-F1, %"])
-        rows += [[labels[name], f"{100 * c['macro_f1']:.1f}"] for name, c in results["classes"].items()]
-    else:
+    if not results["answers"]:
         rows.append(["exact match (every step right), %"])
         for name, by_range in results["accuracy"].items():
             rows.append([labels[name], *(f"{100 * a['exact_match'] / max(1, a['n']):.1f}" for a in by_range.values())])
@@ -78,7 +75,7 @@ def remarks(results):
             sentences.append(f"{labels[name]} is less accurate than before tuning: {points}")
     right = {name: score["correct"] for name, score in results["classes"].items()}
     without = [name for name in ("tfidf", "majority") if name in right]
-    best = max((n for name, n in right.items() if name not in (*without, "scratch", "vote")), default=0)
+    best = max((n for name, n in right.items() if name not in (*without, "scratch")), default=0)
     for name in [name for name in without if best <= right[name]][:1]:
         sentences.append(f"No contender does better than {labels[name]!r}: the base is the limit here, not the method")
     for name, (n, epochs) in results["examples"].items():
@@ -93,11 +90,9 @@ def remarks(results):
 
 def study_table(rows, settings, jobs, learned_from, along=""):
     """A study's rows in Markdown, a table for each task; `along` names the axis of x."""
-    several = ", " in settings["model"]
     lines = [
-        f"Final-answer accuracy, %: before tuning > after, mean of {settings['seeds']} seeds"
-        f"{' on each base' * several} [lowest, highest]; {learned_from}; base{'s' * several} {settings['model']}; "
-        f"seconds of tuning and measuring, {jobs} at once."
+        f"Final-answer accuracy, %: before tuning > after, mean of {settings['seeds']} seeds [lowest, highest]; "
+        f"{learned_from}; base {settings['model']}; seconds of tuning and measuring, {jobs} at once."
     ]
     for task in dict.fromkeys(r["task"] for r in rows):
         task_rows = [r for r in rows if r["task"] == task]

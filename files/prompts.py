@@ -37,9 +37,8 @@ def save_prefix(method, path, model, tokenizer, task="", trigger="", question_fo
     write_tensors(path, trained(method), header)
 
 
-def load_prefix(path, model, tokenizer, other_base=False):
-    """(method, header) from a file. Raises UserError where it is broken or for another base or tokenizer; with
-    `other_base` rows at the input may come from another base of the same width, to begin as.
+def load_prefix(path, model, tokenizer):
+    """(method, header) from a file. Raises UserError where it is broken or for another base or tokenizer.
 
     Whether the text of its task is bytes or BPE, header["tokenize"], is for the caller to follow.
     """
@@ -48,11 +47,9 @@ def load_prefix(path, model, tokenizer, other_base=False):
     name, c = header["method"], model.config
     if name not in METHODS:
         raise UserError(f"{path} is of the method {name!r}: choose from {', '.join(METHODS)}")
-    movable = other_base and name in ROWS and "start" in tensors and tensors["start"].shape[-1:] == (c.n_embd,)
-    is_of_base = movable or header["base_fingerprint"] == fingerprint(model)
-    if not is_of_base or header["tokenizer"] != tokenizer.name:
+    if header["base_fingerprint"] != fingerprint(model) or header["tokenizer"] != tokenizer.name:
         theirs = f"{header['base']!r} ({header['base_fingerprint']}) with the tokenizer {header['tokenizer']}"
-        ours = f"{model.name!r} ({fingerprint(model)}, {c.n_embd} wide) with {tokenizer.name}"
+        ours = f"{model.name!r} ({fingerprint(model)}) with {tokenizer.name}"
         raise UserError(f"{path} was tuned on the base {theirs}, not on {ours}: name its base with --model")
     text = tensors["text"].numel() if "text" in tensors else 0  # a cartridge's, which may be longer than any context
     largest = max(c.block_size, text, sum(t.numel() for t in tensors.values()) // c.n_embd)

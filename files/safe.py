@@ -83,6 +83,12 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
+def check_unused(path):
+    """Raise UserError where a file or folder is there already."""
+    if Path(path).exists():
+        raise UserError(f"{path} is already in use: give another --out")
+
+
 def read_tensors(path):
     """(header, {name: tensor}) of a safetensors file. Raises UserError where it is none, or holds NaN or infinity."""
     if not Path(path).is_file():  # a pipe might never end

@@ -118,12 +118,11 @@ def load_translator(model, path=None):
         raise UserError(f"{model.name} has no {path.name}: use nano-2, or train one with python -m research.translate")
     header, tensors = read_tensors(path)
     header = schemas.decode(header, schemas.TranslatorHeader, path, "train it again")
-    if header["base_fingerprint"] != fingerprint(model):
-        raise UserError(f"{path} was trained on another base ({header['base_fingerprint']}): train it again")
     try:
+        assert header["base_fingerprint"] == fingerprint(model)
         sizes = {"n_rows": len(tensors["rows"]), "rank": len(tensors["lora.A.0"]), "width": tensors["W_o"].size(1)}
         translator = TranslatorNetwork(model, **sizes)
         translator.load_state_dict(tensors)
-    except (LookupError, TypeError, RuntimeError):
-        raise UserError(f"{path} is no complete translator of {model.name}: train it again") from None
+    except (AssertionError, LookupError, TypeError, RuntimeError):
+        raise UserError(f"{path} is no complete translator of {model.name}'s weights: train it again") from None
     return translator.to(model.wte.weight.device)

@@ -2,28 +2,25 @@
 
     python -m research.compare methods             every method on every task, hours on two cores
     python -m research.compare length init steps   more of them
-    python -m research.compare methods --cluster slurm --gpus 1     each run a job of its own
+    python -m research.compare methods --slurm "--partition=gpu --gpus=1 --time=60"     each run a job of SLURM
 
-A study is a grid of runs of train_task.py, a few at once, each in its own folder. The same command goes on where it
-was stopped, and several processes or machines may share a folder: each run is done once while its arguments, its base
-and the source stay the same. Every table shows the best context of a few worked examples and each prompt's own start.
+A study is a grid of command lines of train_task.py. A few run at once, each in its own folder. The same command goes on
+where it was stopped, and several machines may share a folder: each run is done once while its arguments, its base and
+the source stay the same. Every table shows the best context of a few worked examples and each prompt's own start.
 """
 
 import hashlib
 import json
 import os
 import re
+import shlex
+import signal
 import statistics
+import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from functools import partial
-from itertools import product
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from eval import report
@@ -31,40 +28,34 @@ from files import schemas
 from files.errors import UserError, run_main
 from files.safe import write_json, write_text
 from files.weights import fingerprint, load_model
-from research import cluster
 from research.studies import PROMPT, STUDIES, context_cells
+from run import resume
 from run.flags import DEFAULT_BASE, Parser, at_least
 from run.resume import is_finished
 
 ROOT = Path(__file__).resolve().parent.parent
-# what a run's numbers depend on, and what they do not
+OUTPUT = "output.txt"  # in a run's folder: what it printed
+# what a run's numbers depend on
 SOURCES = "kernels model llama generate prefix train_task files tasks data methods run eval research/measure".split()
-NO_SOURCES = "eval/report.py", "eval/plots.py", "eval/page.py"
+# exit codes of a run that saved its state because the time of its job was up, or another job took its place
+AGAIN = 128 + getattr(signal, "SIGUSR2", 0), 128 + signal.SIGTERM
 
 
 def parse_args(argv=None):
     p = Parser(__doc__)
     p.epilog = "studies:\n" + "\n".join(f"  {name:<22}{s.about}" for name, s in STUDIES.items())
     p.add_argument("studies", nargs="+", choices=STUDIES, metavar="STUDY", help="see below")
-    p.add_argument(
-        "--model",
-        nargs="+",
-        default=[DEFAULT_BASE],
-        help=f"the base, or several of one size: every mean is then over these as well (default {DEFAULT_BASE})",
-    )
-    p.add_argument("--sizes", nargs="+", metavar="MODEL", help="the bases of base_size, one or several of each size")
+    p.add_argument("--model", metavar="BASE", default=DEFAULT_BASE, help="the base (default %(default)s)")
     p.add_argument("--tasks", nargs="+", help="instead of the study's own")
     p.add_argument("--series", nargs="+", help="these rows of the table alone, for instance adapter 'adapter, 1 shot'")
     p.add_argument("--seeds", type=at_least(1, 100), default=3, help="(default %(default)s)")
     p.add_argument("--examples", type=at_least(1), default=4000, help="to tune on (default %(default)s)")
     p.add_argument("--questions", type=at_least(1, 100_000), default=200, help="per range (default %(default)s)")
-    p.add_argument("--jobs", type=at_least(1, 1000), help="runs at once (default: a core each; a GPU: 1; SLURM: 256)")
+    p.add_argument("--jobs", type=at_least(1, 1000), help="runs at once (default: a core each; a GPU: 1; SLURM: 64)")
     p.add_argument("--out", default="out/compare", help="(default %(default)s)")
-    cluster.add_flags(p)
+    p.add_argument("--slurm", metavar="FLAGS", help="each run is a job of SLURM, started by srun with these flags")
     args = p.parse_args(argv)
-    if args.cluster:  # its machines need not be like this one
-        args.device = "cuda" if args.gpus else "cpu"
-    args.jobs = args.jobs or (256 if args.cluster == "slurm" else os.cpu_count() if args.device == "cpu" else 1)
+    args.jobs = args.jobs or (64 if args.slurm else os.cpu_count() if args.device == "cpu" else 1)
     return args
 
 
@@ -78,21 +69,21 @@ def source_hash(root=ROOT):
     for name in SOURCES:
         files += (root / name).rglob("*.py") if (root / name).is_dir() else [root / f"{name}.py"]
     found = {f.relative_to(root).as_posix(): f.read_text(encoding="utf-8") for f in files if f.exists()}
-    return digest(*sorted(item for item in found.items() if item[0] not in NO_SOURCES))
+    return digest(*sorted(found.items()))
 
 
 def plan(cells, args, folder):
-    """Returns the jobs, {folder of its first run: {folder: [program, *arguments]}}, and for each cell the folders of
-    its runs, [[first, *those that need its prompt]] over bases and seeds. A run's folder is named by its arguments and
-    a hash of these, its base and the source."""
-    jobs, places, source, bases = {}, [], source_hash(), {}
+    """Returns the jobs, {folder of its first run: {folder: [module, *arguments]}}, and for each cell the folders of its
+    runs, [[first, *those that need its prompt]] over seeds. A run's folder is named by its arguments and a hash of
+    these, its base and the source."""
+    jobs, places, source, base = {}, [], source_hash(), fingerprint(load_model(args.model))
     for c in cells:
         places.append([])
-        for base, seed in product(c.bases, range(args.seeds)):
-            bases[base] = bases.get(base) or fingerprint(load_model(base))
-            on = ["--model", base, "--seed", str(seed), "--device", args.device]
+        for seed in range(args.seeds):
+            on = ["--model", args.model, "--seed", str(seed)]
+            on += [] if args.slurm else ["--device", args.device]  # the nodes of a cluster may have another
             words = "_".join(w.removeprefix("--") for w in c.line + on if w not in ("--task", "--beside", "none"))
-            name = f"{re.sub('[^a-zA-Z0-9_.-]+', '-', words)[:120]}_{digest(c.line, on, bases[base], source)}"
+            name = f"{re.sub('[^a-zA-Z0-9_.-]+', '-', words)[:120]}_{digest(c.line, on, base, source)}"
             first = folder / name
             runs = jobs.setdefault(first, {first: ["train_task", *c.line, *on, "--resume", "--overwrite"]})
             places[-1].append([first])
@@ -104,52 +95,45 @@ def plan(cells, args, folder):
     return jobs, places
 
 
-def start_worker(threads):
-    """Let a process of the pool print nothing, and end with its parent, however that ends."""
-    torch.set_num_threads(threads)
-    sys.stdout = sys.stderr = open(os.devnull, "w")
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
-
-
 def do_all(jobs, args):
-    """Do the jobs that are not finished, args.jobs at once. A job that another process is at is looked at again."""
+    """Do the jobs that are not finished, args.jobs at once: the runs of a job in order, each as a process of its own.
+    Where a run fails, those behind it are not done."""
     waiting, running = [runs for runs in jobs.values() if not all(map(is_finished, runs))], []
-    if args.cluster:
-        executor = cluster.open_executor(args, Path(args.out) / "jobs")
-        submit, pause = partial(executor.submit, cluster.run_job, args.cpus), 2
-    else:
-        threads = max(1, os.cpu_count() // args.jobs)
-        pool = ProcessPoolExecutor(args.jobs, get_context("spawn"), start_worker, (threads,))
-        submit, pause = partial(pool.submit, cluster.do_job), 0.2
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="runs", unit=" runs", smoothing=0.05)
     try:
         while waiting or running:
-            while waiting and len(running) < args.jobs:
-                runs = waiting.pop(0)
-                running.append((submit(runs), runs))
-            time.sleep(pause)
-            for job, runs in [pair for pair in running if pair[0].done()]:
-                running.remove((job, runs))
-                done = is_done(job, runs)
-                bar.update(done)
-                waiting += [runs] * (not done)
+            for runs in waiting[: args.jobs - len(running)]:
+                waiting.remove(runs)
+                out = next((out for out in runs if not is_finished(out)), None)
+                if out is None:
+                    bar.update()
+                elif resume.is_busy(out):  # another machine does it, or a process whose study was killed
+                    waiting.append(runs)
+                else:
+                    running.append((start(out, runs[out], args), out, runs))
+            time.sleep(0.2)
+            for process, out, runs in [r for r in running if r[0].poll() is not None]:
+                running.remove((process, out, runs))
+                if is_finished(out) or process.returncode in AGAIN or resume.is_busy(out):
+                    waiting.insert(0, runs)
+                else:
+                    bar.update()
     finally:
-        for job, _ in running:
-            job.cancel()
-        if not args.cluster:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for process, *_ in running:
+            process.terminate()
         bar.close()
 
 
-def is_done(job, runs):
-    """What `do_job` returned in a process that may have been killed, for instance for lack of memory."""
-    try:
-        return job.result()
-    except BrokenExecutor:
-        raise UserError("the process of a run was killed: the same command goes on; try a lower --jobs") from None
-    except RuntimeError as error:  # of submitit, which names the job's log
-        write_text(next(out for out in runs if not is_finished(out)) / cluster.ERROR, f"{error}\n")
-        return True
+def start(out, line, args):
+    """The process of a run [module, *arguments], which prints to a file of its folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    # SLURM sends SIGUSR2 two minutes before the time is up
+    job = ["srun", "--signal=USR2@120", *shlex.split(args.slurm)] if args.slurm else []
+    threads = {} if args.slurm else {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // args.jobs))}
+    command = [*job, sys.executable, "-m", *line, "--out", str(out)]
+    with open(out / OUTPUT, "w") as file:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+        return subprocess.Popen(command, **streams, env=os.environ | threads)
 
 
 def read_results(out):
@@ -158,7 +142,7 @@ def read_results(out):
 
 def table_row(c, runs):
     """A row of the study's table: accuracy by range before and after tuning in %, each [mean, lowest, highest] over
-    bases and seeds. runs: [[first, *others]] of results.json."""
+    seeds. runs: [[first, *others]] of results.json."""
     found = {"before": {}, "accuracy": {}}
     for first, *others in runs:
         for when, by_range in found.items():
@@ -174,7 +158,7 @@ def table_row(c, runs):
 
 
 def do_study(name, args):
-    """Do the runs of a study and write its table and figures. Returns the folders of the runs that failed."""
+    """Do the runs of a study and write its table and figures. Returns what the runs that failed have printed."""
     from eval import plots  # imported here, so that --help need not wait for matplotlib
 
     study, folder, started = STUDIES[name], Path(args.out) / name, time.monotonic()
@@ -188,15 +172,15 @@ def do_study(name, args):
     jobs, places = plan(cells, args, Path(args.out) / "runs")
     do_all(jobs, args)
 
-    failed = [out for runs in jobs.values() for out in runs if (out / cluster.ERROR).exists()]
+    failed = [out / OUTPUT for runs in jobs.values() for out in runs if not is_finished(out)]
+    failed = [path for path in failed if path.exists()]  # those behind it were not done
     whole = [(c, runs) for c, runs in zip(cells, places) if all(is_finished(out) for outs in runs for out in outs)]
     shown = {c.task for c, _ in whole if c.series == "best context"}  # no table without it
     rows = [table_row(c, [[*map(read_results, outs)] for outs in runs]) for c, runs in whole if c.task in shown]
-    settings = {key: getattr(args, key) for key in ("examples", "questions", "seeds")}
-    settings["model"] = ", ".join(args.sizes if name == "base_size" else args.model)
+    settings = {key: getattr(args, key) for key in ("examples", "questions", "seeds", "model")}
     text = report.study_table(rows, settings, args.jobs, study.learned_from.format(**settings), study.axis)
-    for path in (out / cluster.ERROR for out in failed):
-        why = path.read_text(errors="replace").splitlines() or ["it left no message"]
+    for path in failed:
+        why = path.read_text(errors="replace").strip().splitlines() or ["it left no message"]
         text += f"\nA row is left out, since a run failed: {why[-1]} ({path})\n"
     print(f"\n{text}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -210,8 +194,7 @@ def do_study(name, args):
 
 def main(argv=None):
     args = parse_args(argv)
-    failed = [out for name in args.studies for out in do_study(name, args)]
-    if failed:
+    if any([do_study(name, args) for name in args.studies]):
         sys.exit(1)
 
 

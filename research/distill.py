@@ -16,7 +16,7 @@ from data.tokenizer import Tokenizer
 from files import schemas
 from files.errors import UserError, run_main
 from files.prompts import save_prefix
-from files.safe import write_json
+from files.safe import check_unused, write_json
 from files.weights import load_model
 from methods.cartridge import Cartridge, divergence
 from run.flags import OWN_DATA_BASE, Parser, at_least, learning_rate, seed_number
@@ -34,7 +34,6 @@ def parse_args(argv=None):
     p.add_argument("--lr", type=learning_rate, default=Cartridge.lr, help="peak learning rate (default %(default)s)")
     p.add_argument("--seed", type=seed_number, default=0, help="(default 0)")
     p.add_argument("--out", help="(default out/NAME-MODEL)")
-    p.add_argument("--overwrite", action="store_true", help="replace the results in that folder")
     return p.parse_args(argv)
 
 
@@ -50,8 +49,7 @@ def main(argv=None):
     text = schemas.read_text(args.text)
     model = load_model(args.model, args.device, args.dtype).freeze()
     out = Path(args.out or f"out/{Path(args.text).stem}-{model.name.rpartition('/')[2]}")
-    if out.exists() and not args.overwrite:
-        raise UserError(f"{out} is already in use: give another --out, or --overwrite it")
+    check_unused(out)
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, "bpe")
     tokens = tokenizer.encode_task(text)
     room = model.config.block_size - len(tokenizer.bos) - PIECE - CONTINUATION

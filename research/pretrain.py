@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data.tokenizer import Tokenizer, byte_alphabet
 from files.errors import UserError, run_main
-from files.safe import write_json
+from files.safe import check_unused, write_json
 from files.weights import save_model
 from methods import muon
 from model import GPT, GPTConfig
@@ -251,8 +251,7 @@ def main(argv=None):
             print(f"---- {skill}\n{heading}{documents.text(examples)}")
         return
     out = Path(args.out)
-    if out.exists():
-        raise UserError(f"{out} is already in use: give another --out")
+    check_unused(out)
     data = prepare(args, out)
     model = initial_model(args).to(args.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")

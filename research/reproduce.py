@@ -19,7 +19,6 @@ def parse_args(argv=None):
     p = Parser(__doc__)
     p.add_argument("run", help="the folder of a run of train_task.py")
     p.add_argument("--out", help="folder of the new run (default RUN-again)")
-    p.add_argument("--overwrite", action="store_true", help="replace the results in that folder")
     return p.parse_args(argv)
 
 
@@ -33,10 +32,8 @@ def main(argv=None):
         command = []
     if command[:2] != ["python", "train_task.py"]:
         raise UserError(f"{path} holds no command of train_task.py: name another run")
-    if out.exists() and (not args.overwrite or out.samefile(args.run)):
-        raise UserError(f"{out} is already in use: give another --out, or --overwrite it")
-    again = [word for word in command[2:] if word != "--resume"]
-    train_task.main([*again, "--out", str(out), "--overwrite"])
+    again = [word for word in command[2:] if word not in ("--resume", "--overwrite")]
+    train_task.main([*again, "--out", str(out)])
     lines = record.differences(before, json.loads((out / "results.json").read_text()))
     print("\n".join(["", f"{args.run} and {out} differ:", *lines] if lines else ["", f"{out}: the same results"]))
     if any(not line.startswith("record.") for line in lines):

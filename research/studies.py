@@ -5,8 +5,7 @@ cell is a row of the study's table or a point of a curve. A study of your own is
 import shlex
 from typing import NamedTuple
 
-from files.errors import UserError
-from files.weights import load_model, locate
+from files.weights import locate
 from methods import METHODS
 from methods.translator import TRANSLATOR
 
@@ -19,12 +18,11 @@ PROMPT = "PROMPT"  # in the command lines of `Cell.then`: the file of the prompt
 
 
 class Cell(NamedTuple):
-    """One run of train_task.py for each base and seed, and the runs that need its prompt."""
+    """One run of train_task.py for each seed, and the runs that need its prompt."""
 
     task: str
     series: str  # its name in the table
     x: int | None  # its place on the study's axis
-    bases: tuple
     line: list  # train_task.py's arguments but the base, the seed and the device
     then: dict  # {other task: [program, *arguments]}
 
@@ -44,13 +42,13 @@ def study(*tasks, axis="", learned_from="{examples:,} examples to tune on, {ques
     return add
 
 
-def cell(args, task, series, flags="", x=None, bases=None, then=()):
+def cell(args, task, series, flags="", x=None, then=()):
     """A cell of the hybrid prefix with the study's budget, unless the flags say otherwise."""
     usual = {"--task": task, "--beside": "none", "--method": "hybrid"}
     usual |= {"--examples": args.examples, "--test-examples": args.questions}
     given = shlex.split(flags)
     line = [str(word) for flag, value in usual.items() if flag not in given for word in (flag, value)]
-    return Cell(task, series, x, tuple(bases or args.model), line + given, dict(then))
+    return Cell(task, series, x, line + given, dict(then))
 
 
 def without_and_with_example(args, task, method, flags="", **more):
@@ -61,12 +59,10 @@ def without_and_with_example(args, task, method, flags="", **more):
 
 
 def context_cells(args, cells):
-    """The two contexts that each table shows: the example that prompts start from as text, and the best context. In a
-    study of several bases they stand at each x."""
-    several = len({c.bases for c in cells}) > 1
-    for task, bases, x in dict.fromkeys((c.task, c.bases, c.x if several else None) for c in cells):
-        yield cell(args, task, "the example as text", "--method text", x, bases)
-        yield cell(args, task, "best context", "--method few-shot", x, bases)
+    """The two contexts that each table shows: the example that prompts start from as text, and the best context."""
+    for task in dict.fromkeys(c.task for c in cells):
+        yield cell(args, task, "the example as text", "--method text")
+        yield cell(args, task, "best context", "--method few-shot")
 
 
 @study(*TASKS)
@@ -75,7 +71,7 @@ def methods(args, task):
     yield cell(args, task, "zero-shot", "--method zero-shot")
     yield cell(args, task, "instruction as text", "--method text --trigger instruction")
     yield cell(args, task, "hybrid, instruction", "--trigger instruction")
-    translated = all((locate(name)[0].parent / TRANSLATOR).is_file() for name in args.model)
+    translated = (locate(args.model)[0].parent / TRANSLATOR).is_file()
     for name in METHODS:
         if name not in ("zero-shot", "text", "few-shot") and (name != "translator" or translated):
             yield from without_and_with_example(args, task, name)
@@ -151,19 +147,6 @@ def steps(args, task):
     for n in (10, 30, 100, 300):
         for name, start in starts.items():
             yield cell(args, task, f"hybrid, {name}", f"--examples {32 * n} --validation 0 {start}", n)
-
-
-@study(*THREE, axis="parameters of the base")
-def base_size(args, task):
-    """Whether the gap between prompts and fine-tuning closes as the base grows (Lester et al. 2021, figure 1)."""
-    if not args.sizes:
-        raise UserError("base_size needs --sizes: the bases, one or several of each size")
-    bases = {}  # {number of parameters: the bases of that size}
-    for name in args.sizes:
-        bases.setdefault(sum(p.numel() for p in load_model(name).parameters()), []).append(name)
-    for n in bases:
-        for method in ("hybrid", "ptuning2", "lora", "finetune"):
-            yield from without_and_with_example(args, task, method, x=n, bases=bases[n])
 
 
 @study("addition", "addition:symbolic", "symbolic_sum", "word_reversal", "last_letter")

@@ -19,7 +19,7 @@ from data.batches import pad
 from data.tokenizer import Tokenizer
 from eval.accuracy import exact_answers
 from files.errors import UserError, run_main
-from files.safe import write_json
+from files.safe import check_unused, write_json
 from files.weights import load_model
 from methods.translator import TRANSLATOR, TranslatorNetwork, load_translator, save_translator
 from research import documents
@@ -41,8 +41,8 @@ def parse_args(argv=None):
     p.add_argument("--init-from", metavar="FILE", help="go on with that translator; give another --seed with it")
     p.add_argument("--seed", type=seed_number, default=0, help="of weights and documents (default %(default)s)")
     args = p.parse_args(argv)
-    if args.steps and Path(args.out).exists():
-        raise UserError(f"{args.out} is there already: give another --out")
+    if args.steps:
+        check_unused(args.out)
     return args
 
 

@@ -120,7 +120,7 @@ def add_text(args, method, tokenizer, task, examples, trigger, shots):
 def begin_from(args, model, tokenizer):
     """(method, header) of the file --init-from: Vu et al. (2022), "SPoT: Better Frozen Model Adaptation through Soft
     Prompt Transfer"."""
-    method, header = load_prefix(args.init_from, model, tokenizer, other_base=True)
+    method, header = load_prefix(args.init_from, model, tokenizer)
     method = method.tunable(model)
     if method.name != args.method:
         raise UserError(f"{args.init_from} is of --method {method.name}, not {args.method}: give that")

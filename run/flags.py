@@ -213,20 +213,20 @@ def parse_args(doc, argv=None):
     args.command = shlex.join(["python", "train_task.py", *argv])
     args.options = {o: getattr(args, o) for o in cls.options if getattr(args, o)}
     args.own_data = Path(args.task[0]).suffix.lower() in tasks.FILES
-    if not args.own_data and (len(args.task) > 1 or args.columns or args.answer_after):
-        raise UserError(f"a second --task, --columns and --answer-after are for your own data, not for {args.task[0]}")
-    if len(args.task) > 2:
-        raise UserError(f"--task {' '.join(args.task)}: give one file to tune on and one to test on")
-    if len(set(args.columns or "12")) < 2:
-        raise UserError(f"--columns {' '.join(args.columns)}: name two, the prompt's and the answer's")
-    if args.n_random is not None and not cls.takes_n_random:
-        raise UserError(f"--method {name} has no random rows: leave out --n-random")
-    if cls.default_trigger and not (args.trigger or cls.default_trigger).startswith("example"):
-        raise UserError(f"--method {name} reads worked examples: leave out --trigger {args.trigger}")
-    if args.init_from and name in NO_PROMPTS:
-        raise UserError(f"--init-from {args.init_from} is for what learns on the base, not for {name}")
-    if "none" in (args.beside or []) and len(args.beside) > 1:
-        raise UserError(f"--beside {' '.join(args.beside)}: none stands alone")
+    task, trigger, beside = " ".join(args.task), args.trigger or "example", args.beside or []
+    refusals = {
+        f"--task {task}: give one task, or a file to tune on and one to test on": len(args.task) > 1 + args.own_data,
+        "--columns and --answer-after are for your own data": (args.columns or args.answer_after) and not args.own_data,
+        f"--columns {args.columns}: name two, the prompt's and the answer's": len(set(args.columns or "12")) < 2,
+        f"--method {name} has no random rows: leave out --n-random": args.n_random and not cls.takes_n_random,
+        f"--method {name} reads worked examples: leave out --trigger {trigger}": cls.default_trigger
+        and not trigger.startswith("example"),
+        f"--init-from is for what learns on the base, not for {name}": args.init_from and name in NO_PROMPTS,
+        f"--beside {' '.join(beside)}: none stands alone": "none" in beside and len(beside) > 1,
+    }
+    for message, is_wrong in refusals.items():
+        if is_wrong:
+            raise UserError(message)
     args.model = args.model or (OWN_DATA_BASE if args.own_data else DEFAULT_BASE)
     args.n_random = (24 if args.n_random is None else args.n_random) if cls.takes_n_random else 0
     args.trigger = args.trigger or cls.default_trigger

@@ -20,12 +20,10 @@ def record(device, dtype, data):
     digest = hashlib.sha256()
     for e in data:
         digest.update(f"{len(e.question)} {e.question}{e.answer}\n".encode())
-    commit, changed = source()
     packages = {name: version(name) for name in ("torch", "numpy", "tiktoken", "safetensors")}
     cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"  # which instructions torch uses
     return {
-        "commit": commit,
-        "changed_since_commit": changed,
+        "commit": source(),
         "versions": {"python": platform.python_version()} | packages,
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
         "dtype": str(dtype).removeprefix("torch."),
@@ -49,42 +47,19 @@ def check_same(folder, before, now):
 
 
 def source():
-    """(commit, whether a Python file differs from it) of this source, or (None, None) outside of a git repository."""
+    """The commit of this source, with "-dirty" behind it where a file differs from it; None outside of a repository."""
     root = Path(__file__).resolve().parent.parent
+    git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
     try:
-        top, commit = git(root, "rev-parse", "--show-toplevel", "HEAD").splitlines()
-        if Path(top).resolve() != root:  # a repository that only holds a copy of this one
-            return None, None
-        return commit, git(root, "status", "--porcelain", "--", "*.py") != ""
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-
-
-def git(folder, *arguments):
-    return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout
+        done = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True)
+    except OSError:  # without git
+        return None
+    return done.stdout.strip() or None
 
 
 def differences(before, after):
     """A line for each value in which two results.json differ, but the seconds and the command: first what the runs were
     made with, then what came of them."""
-    before, after = (flat({"record": r["record"]} | r) for r in (before, after))
-    lines = []
-    for name in dict.fromkeys([*before, *after]):
-        a, b = before.get(name), after.get(name)
-        if a == b or name.startswith("seconds.") or name == "command":
-            continue
-        if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-            unequal = [(x, y) for x, y in zip(a, b) if x != y]
-            lines.append(f"{name}: {len(unequal)} of {len(a)} differ, first {unequal[0][0]} and {unequal[0][1]}")
-        else:
-            lines.append(f"{name}: {a} and {b}")
-    return lines
-
-
-def flat(value, name=""):
-    """{path: number or text} of a nest of dicts and lists; a list of numbers is one value."""
-    if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}" if name else key).items()}
-    if isinstance(value, list) and any(isinstance(inner, (dict, list)) for inner in value):
-        return {k: v for i, inner in enumerate(value) for k, v in flat(inner, f"{name}[{i}]").items()}
-    return {name: value}
+    before, after = ({f"record.{k}": v for k, v in r["record"].items()} | r for r in (before, after))
+    names = [n for n in before | after if n not in ("record", "seconds", "command") and before.get(n) != after.get(n)]
+    return [f"{name}: {str(before.get(name))[:400]} and {str(after.get(name))[:400]}" for name in names]

@@ -4,9 +4,9 @@ checkpoint.safetensors in the run's folder holds the results so far, and of what
 its best checkpoint so far, the optimizers' state and the random generators. A new one takes the place of the old only
 when it is whole and on the disk. A finished run has none.
 
-A run saves every ten minutes, after each measurement, and when it gets SIGUSR1. Ctrl-C, SIGTERM, SIGHUP (a closed
-terminal) and SIGUSR2 (a cluster's warning that a job's time is up) end it after the step or measurement that it is in,
-with exit code 128 + the signal's number; a second one ends it at once.
+A run saves every ten minutes and after each measurement. Ctrl-C, SIGTERM, SIGHUP (a closed terminal) and SIGUSR2 (a
+cluster's warning that a job's time is up) end it after the step or measurement that it is in, with exit code 128 + the
+signal's number; a second one ends it at once.
 """
 
 import json
@@ -33,7 +33,6 @@ NEWEST, LOCK, LOG = "checkpoint.safetensors", ".lock", "log.jsonl"
 SAVE_SECONDS = 600
 # Windows has only the first two
 STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2") if hasattr(signal, name)]
-SAVE = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)]
 
 
 class Saved(NamedTuple):
@@ -67,7 +66,7 @@ class Checkpoint:
             self.open_folder()
         if threading.current_thread() is threading.main_thread():  # no other may set them
             handler = self.on_signal if processes.is_main() else signal.SIG_IGN
-            heard = [n for n in (*STOP, *SAVE) if signal.getsignal(n) != signal.SIG_IGN]  # nohup ignores SIGHUP
+            heard = [n for n in STOP if signal.getsignal(n) != signal.SIG_IGN]  # nohup ignores SIGHUP
             self.handlers = {number: signal.signal(number, handler) for number in heard}
         return self
 
@@ -75,7 +74,7 @@ class Checkpoint:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(self.folder / LOCK)  # of the operating system: it ends with its process
-            self.lock.acquire(timeout=0)
+            self.lock.acquire(timeout=1)  # is_busy may look at it
             remove_leftovers(self.folder)
             if (self.folder / LOG).exists():  # it may say more than the checkpoint
                 os.truncate(self.folder / LOG, min(self.saved.log_size, (self.folder / LOG).stat().st_size))
@@ -93,11 +92,11 @@ class Checkpoint:
             print("stopped; the same command with --resume goes on", file=sys.stderr)
 
     def on_signal(self, number, frame):
-        if number in STOP and self.signal in STOP:
+        if self.signal:
             raise SystemExit(128 + number)
         self.signal = number
-        if number in STOP:  # not print, which must not be interrupted by itself
-            os.write(2, b"\nstopping after this step or measurement; once more stops at once\n")
+        # not print, which must not be interrupted by itself
+        os.write(2, b"\nstopping after this step or measurement; once more stops at once\n")
 
     @contextmanager
     def part(self, name):
@@ -142,9 +141,8 @@ class Checkpoint:
         header = {"state": json.dumps(self.state()), "log_size": str(log.stat().st_size if log.exists() else 0)}
         write_tensors(self.folder / NEWEST, tensors, header)
         self.last_save = time.monotonic()
-        number, self.signal = self.signal, None
-        if number in STOP:
-            raise SystemExit(128 + number)
+        if self.signal:
+            raise SystemExit(128 + self.signal)
 
     def restore(self, name, module):
         """Put back the weights and generators of a module, where the checkpoint has them."""
@@ -223,6 +221,17 @@ def is_stopped(folder):
 
 def is_finished(folder):
     return (Path(folder) / "results.json").exists() and not is_stopped(folder)
+
+
+def is_busy(folder):
+    """Whether a run is at work in the folder."""
+    if not Path(folder).exists():
+        return False
+    try:
+        with FileLock(Path(folder) / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def is_half_file(path):

@@ -1,7 +1,7 @@
 """Print examples of a task: question, answer and final answer, separated by tabs.
 
-    python -m tasks addition --n 3
-    python -m tasks --list
+python -m tasks addition --n 3
+python -m tasks --list
 """
 
 import tasks
@@ -12,13 +12,11 @@ def main(argv=None):
     p = Parser(__doc__)
     p.add_argument("task", nargs="?", default="addition", help="the task's name (default %(default)s)")
     p.add_argument("--n", type=int, default=10, help="how many examples (default %(default)s)")
-    p.add_argument("--range", help="the range to draw from (default: the in-distribution one)")
-    p.add_argument("--seed", type=int, default=0, help="another seed, other examples")
     p.add_argument("--list", action="store_true", help="name the tasks and their ranges")
     args = p.parse_args(argv)
     if not args.list:
         task = tasks.load(args.task)
-        for e in task.examples(args.n, args.range or next(iter(task.ranges)), seed=args.seed):
+        for e in task.examples(args.n):
             print(*tasks.check(task, e)[:2], task.final_answer(e.answer), sep="\t")
         return
     for name in tasks.names():

@@ -125,7 +125,6 @@ def results_of(folder):
 def study_args(tmp_path, little_base):
     """What compare.py's functions take, with a base of one layer."""
     return SimpleNamespace(
-        model=[str(little_base(tmp_path / "little", n_layer=1, n_embd=32))],
-        **{"tasks": None, "seeds": 2, "examples": 32, "questions": 5, "jobs": 2, "device": "cpu", "sizes": []},
-        cluster=None,
+        model=str(little_base(tmp_path / "little", n_layer=1, n_embd=32)),
+        **{"tasks": None, "seeds": 2, "examples": 32, "questions": 5, "jobs": 2, "device": "cpu", "slurm": None},
     )

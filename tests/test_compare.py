@@ -1,4 +1,4 @@
-"""compare.py on a tiny base: what is run, what is kept, what fails, several processes in a folder, and jobs."""
+"""compare.py on a tiny base: what is run, what is kept, what fails, several processes in a folder, and SLURM."""
 
 import json
 import os
@@ -6,22 +6,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-import undrawn
 from conftest import results_of
-from filelock import FileLock
 
 import train_task
-from eval import plots, report
-from files import errors
-from research import cluster, compare, studies
+from eval import report
+from research import compare, studies
 from run import resume
 
 
@@ -29,24 +24,10 @@ from run import resume
 def study(study_args, tmp_path):
     """The arguments of a study of three runs, one of them tuned, and a fourth that measures what it learned."""
     words = "transfer --series hybrid --tasks symbolic_sum --seeds 1 --questions 2 --examples 32 --jobs 2 --device cpu"
-    return [*words.split(), "--model", *study_args.model, "--out", str(tmp_path / "out")]
+    return [*words.split(), "--model", study_args.model, "--out", str(tmp_path / "out")]
 
 
-@contextmanager
-def forked(*calls):
-    """Processes of these functions, each (function, its arguments), which are killed when the block ends."""
-    processes = [get_context("fork").Process(target=f, args=args) for f, *args in calls]
-    for p in processes:
-        p.start()
-    try:
-        yield processes
-    finally:
-        for p in processes:
-            p.kill()
-            p.join()
-
-
-def until(what, seconds=60):
+def until(what, seconds=200):
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end
@@ -54,27 +35,10 @@ def until(what, seconds=60):
     return found
 
 
-def a_head(study, name, log):
-    """compare.py in a process of its own, whose pool is forked; a line of the log for each run that it does."""
-    compare.get_context = lambda method: get_context("fork")
-    plots.write, main = undrawn.drawn, train_task.main
-
-    def noted(line):
-        with open(log, "a") as file:
-            file.write(f"{name} {line[line.index('--out') + 1]}\n")
-        time.sleep(0.5)
-        return main(line)
-
-    train_task.main = noted
-    sys.stdout = sys.stderr = open(f"{log} of {name}", "w")
-    errors.run_main(compare.main, "compare.py", study)
-
-
 # ---------------------------------------------------------------- a study
 
 
-def test_a_study_measures_each_cell_and_the_contexts_and_keeps_what_is_finished(study, tmp_path, command, monkeypatch):
-    monkeypatch.setattr(compare, "get_context", lambda method: get_context("fork"))
+def test_a_study_measures_each_cell_and_the_contexts_and_keeps_what_is_finished(study, tmp_path, command):
     done = command("research.compare", *study)
     assert done.code == 0, done.err
     folder, runs = tmp_path / "out" / "transfer", tmp_path / "out" / "runs"
@@ -96,12 +60,6 @@ def test_a_study_measures_each_cell_and_the_contexts_and_keeps_what_is_finished(
 
 def test_a_failed_run_leaves_its_traceback_and_the_study_goes_on(study_args, tmp_path, command, monkeypatch):
     """One is refused for its input, another fails in the code: the table leaves both out and says so."""
-    main = train_task.main
-
-    def failing(line):
-        if "broken" in line:
-            raise KeyError("a fault of the code")
-        main(line)
 
     def cells(args, task):
         """A study of three rows."""
@@ -109,23 +67,26 @@ def test_a_failed_run_leaves_its_traceback_and_the_study_goes_on(study_args, tmp
         yield studies.cell(args, task, "broken", "--trigger broken")
         yield studies.cell(args, task, "nothing", "--method zero-shot")
 
+    def broken(cells, args, folder):
+        jobs, places = plan(cells, args, folder)
+        (runs,) = [runs for out, runs in jobs.items() if "broken" in out.name]
+        runs.update(dict.fromkeys(runs, ["no_such_module"]))
+        return jobs, places
+
+    plan = compare.plan
+    monkeypatch.setattr(compare, "plan", broken)
     studies.study("word_reversal")(cells)
     monkeypatch.setitem(compare.STUDIES, "cells", compare.STUDIES.pop("cells"))
-    monkeypatch.setattr(train_task, "main", failing)
-    monkeypatch.setattr(compare, "get_context", lambda method: get_context("fork"))
     few = "--seeds", 1, "--questions", 2, "--examples", 32, "--jobs", 2, "--device", "cpu"
-    done = command("research.compare", "cells", *few, "--model", *study_args.model, "--out", tmp_path)
+    done = command("research.compare", "cells", *few, "--model", study_args.model, "--out", tmp_path)
     assert done.code == 1
-    code, refused = sorted((path.read_text() for path in tmp_path.glob("runs/*/error.txt")), key=len, reverse=True)
-    assert "Traceback" in code and "line" in code and code.endswith("KeyError: 'a fault of the code'\n")
-    assert "block_size 256" in refused and refused.count("\n") == 1
     table = (tmp_path / "cells" / "table.md").read_text()
     assert table in done.out and "| nothing |" in table and "| broken |" not in table
-    lines = [line for line in table.splitlines() if line.startswith("A row is left out, since a run failed: ")]
-    assert len(lines) == 2 and any("KeyError: 'a fault of the code' (" in line for line in lines)
+    refused, code = [line for line in table.splitlines() if line.startswith("A row is left out, since a run failed: ")]
+    assert "block_size 256" in refused and "No module named no_such_module" in code
 
 
-def test_a_cell_is_the_mean_over_bases_and_seeds_by_hand():
+def test_a_cell_is_the_mean_over_seeds_by_hand():
     """Of another task its first range counts, beside its own start."""
 
     def run(task, before, *after):
@@ -134,7 +95,7 @@ def test_a_cell_is_the_mean_over_bases_and_seeds_by_hand():
         measured = {"task": task, "accuracy": {"hybrid": dict(zip(("in", "longer"), scores))}, "before": start}
         return measured | {"trainable": {"hybrid": 7}, "seconds": {"tuning": 2.0, "measuring": 1.0}}
 
-    cell = studies.Cell("a", "s", None, (), [], {})
+    cell = studies.Cell("a", "s", None, [], {})
     runs = [[run("a", 1, 10, 1), run("b", 2, 9, 0)], [run("a", 3, 7, 2), run("b", 4, 5, 0)]]
     row = compare.table_row(cell, runs)
     assert row["accuracy"] == {"in": [85, 70, 100], "longer": [15, 10, 20], "on b": [70, 50, 90]}
@@ -142,22 +103,20 @@ def test_a_cell_is_the_mean_over_bases_and_seeds_by_hand():
     assert (row["series"], row["trainable"], row["seconds"]) == ("s", 7, 3.0)
 
 
-def test_runs_are_made_for_each_base_and_seed_and_shared(study_args, tmp_path, little_base):
+def test_runs_are_made_for_each_seed_and_shared(study_args, tmp_path, little_base):
     """The folder of a run depends on its arguments, its base and the source."""
-    study_args.model.append(str(little_base(tmp_path / "other", n_layer=1, n_embd=16)))
     one = studies.cell(study_args, "addition", "one", then={"addition:plain": ["research.measure", studies.PROMPT]})
     jobs, places = compare.plan([one, studies.cell(study_args, "addition", "same")], study_args, tmp_path)
-    assert len(jobs) == 4 and [len(runs) for runs in places] == [4, 4]  # 2 bases, 2 seeds
+    assert len(jobs) == 2 and [len(runs) for runs in places] == [2, 2]
     assert [first for (first,) in places[1]] == [first for first, _ in places[0]] == list(jobs)
     for (first, other), runs in zip(places[0], jobs.values()):
         assert list(runs) == [first, other] and str(first / "prefix.safetensors") in runs[other]
-    args = train_task.parse_args(jobs[places[0][3][0]][places[0][3][0]][1:])
-    assert (args.seed, args.model, args.resume) == (1, study_args.model[1], True)
+    args = train_task.parse_args(jobs[places[0][1][0]][places[0][1][0]][1:])
+    assert (args.seed, args.model, args.resume) == (1, study_args.model, True)
     other, _ = compare.plan([studies.cell(study_args, "addition", "", "--lr 1")], study_args, tmp_path)
-    assert not jobs.keys() & other.keys()
-    little_base(tmp_path / "other", n_layer=1, n_embd=16, std=0.1)  # other weights under the same name
+    little_base(Path(study_args.model), n_layer=1, n_embd=32, std=0.1)  # other weights under the same name
     again, _ = compare.plan([one], study_args, tmp_path)
-    assert list(again)[:2] == list(jobs)[:2] and not jobs.keys() & set(list(again)[2:])
+    assert not jobs.keys() & (other.keys() | again.keys())
 
 
 def test_the_source_hash_covers_what_numbers_depend_on_and_nothing_else(tmp_path):
@@ -167,7 +126,7 @@ def test_the_source_hash_covers_what_numbers_depend_on_and_nothing_else(tmp_path
         shutil.copy(file, tmp_path)
     before = compare.source_hash(tmp_path)
     assert before == compare.source_hash()
-    for name in ("eval/report.py", "sample.py", "research/bench.py", "tasks/notes.md"):
+    for name in ("sample.py", "research/bench.py", "tasks/notes.md"):
         with open(tmp_path / name, "a") as file:
             file.write("# more\n")
     assert compare.source_hash(tmp_path) == before
@@ -179,14 +138,10 @@ def test_the_source_hash_covers_what_numbers_depend_on_and_nothing_else(tmp_path
         before = after
 
 
-def test_bad_input_is_one_line(command, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")  # without SLURM
+def test_bad_input_is_one_line(command):
     for words, why in (
         (("nonsense",), "invalid choice: 'nonsense'"),
-        (("methods", "--seeds", 0), "--seeds: 0: give"),
-        (("base_size",), "base_size needs --sizes"),
         (("prompt_position", "--series", "above"), "--series above: prompt_position has before, inside, after"),
-        (("headline", "--series", "scratch", "--seeds", 1, "--cluster", "slurm"), "slurm its commands"),
     ):
         done = command("research.compare", *words)
         assert done.code == 2 and why in done.err.splitlines()[-1]
@@ -198,10 +153,10 @@ def test_bad_input_is_one_line(command, monkeypatch):
 def test_a_study_s_table_shows_the_start_and_the_best_context():
     row = {"task": "t", "x": None, "accuracy": {"in": [1.0, 0.0, 2.0]}, "before": {}, "trainable": 0, "seconds": 5.4}
     tuned = row | {"series": "s", "x": 10, "before": {"in": [0.5, 0.0, 1.0]}, "trainable": 1234}
-    context, settings = row | {"series": "best context"}, {"model": "one, other", "seeds": 2}
+    context, settings = row | {"series": "best context"}, {"model": "one", "seeds": 2}
     text = report.study_table([tuned, context], settings, 2, "32 examples", "rows")
     assert "| s | 10 | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in text
-    assert "mean of 2 seeds on each base [lowest, highest]; 32 examples; bases one, other; seconds" in text
+    assert "mean of 2 seeds [lowest, highest]; 32 examples; base one; seconds" in text
     for rows in ([tuned], [tuned | {"before": {}}, context]):
         with pytest.raises(Exception, match="best context was not measured|no accuracy before tuning"):
             report.study_table(rows, settings, 2, "")
@@ -210,71 +165,44 @@ def test_a_study_s_table_shows_the_start_and_the_best_context():
 # ---------------------------------------------------------------- several processes
 
 
-def test_of_three_processes_in_one_folder_two_do_each_run_once_and_what_the_killed_one_was_at(study, tmp_path):
-    log = tmp_path / "log"
-    with forked((a_head, study, "first", log)) as (first,):
-        until(log.exists)
-        with forked(*[(a_head, study, name, log) for name in ("a", "b")]) as heads:
-            until(Path(f"{log} of a").exists)
-            os.kill(first.pid, signal.SIGKILL)
-            for p in heads:
-                p.join(120)
-                assert p.exitcode == 0
-    runs = [line.split()[1] for line in log.read_text().splitlines() if not line.startswith("first ")]
-    assert runs and len(runs) == len(set(runs))
-    assert all(map(resume.is_finished, (tmp_path / "out" / "runs").iterdir()))
-    for name in ("a", "b"):
-        assert "| hybrid | 0.0 > 0.0" in Path(f"{log} of {name}").read_text()
+def test_studies_share_a_folder_and_wait_for_what_a_killed_one_has_begun(study, tmp_path):
+    """No run fails, though another process is in its folder."""
+    argv, runs = [sys.executable, "-m", "research.compare", *study], tmp_path / "out" / "runs"
+    killed = subprocess.Popen(argv)
+    until(lambda: list(runs.glob("*")))
+    killed.kill()
+    pipes = {"stdout": subprocess.PIPE, "text": True}
+    for process in [subprocess.Popen(argv, **pipes) for _ in range(2)]:
+        assert "| hybrid | 0.0 > 0.0" in process.communicate(timeout=400)[0] and process.returncode == 0
+    assert all(map(resume.is_finished, runs.iterdir()))
 
 
-def test_a_job_whose_run_is_locked_is_put_off_or_waits(tmp_path):
-    out = tmp_path / "run"
-    runs = {out: ["train_task", "--nonsense"]}
-    out.mkdir()
-    with FileLock(out / cluster.LOCK) as lock, forked((cluster.do_job, runs, True)) as (waiting,):
-        assert cluster.do_job(runs) is False
-        time.sleep(0.3)
-        assert waiting.is_alive() and not (out / cluster.ERROR).exists()
-        lock.release()
-        waiting.join(30)
-    assert waiting.exitcode == 0 and "--nonsense" in (out / cluster.ERROR).read_text()
+def test_a_job_whose_time_is_up_goes_on_and_an_interrupt_stops_it(study_args, tmp_path, monkeypatch):
+    """`srun` is a stand-in that runs the command; heavy/slurm.py has the real one."""
+    srun, out, started, start = tmp_path / "srun", tmp_path / "run", [], compare.start
+    srun.write_text('#!/bin/sh\ntest "$1 $2" = "--signal=USR2@120 --gpus=1" && shift 2 && exec "$@"\n')
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(compare, "start", lambda *args: started.append(start(*args)) or started[-1])
+    study_args.slurm = "--gpus=1"
+    cell = studies.cell(study_args, "symbolic_sum", "hybrid", "--examples 1000 --batch-size 16")
+    jobs = {out: {out: ["train_task", *cell.line, "--model", study_args.model, "--resume", "--overwrite"]}}
 
+    def time_is_up():
+        until((out / resume.LOG).exists)
+        os.kill(started[0].pid, signal.SIGUSR2)
 
-def test_a_process_of_the_pool_that_is_killed_is_one_line(study, tmp_path):
-    with forked((a_head, study, "a", tmp_path / "log")) as (head,):
-        until((tmp_path / "log").exists)
-        workers = subprocess.run(["ps", "-o", "pid=", "--ppid", str(head.pid)], capture_output=True, text=True)
-        os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
-        head.join(60)
-        assert head.exitcode == 2
-    assert "the process of a run was killed: the same command goes on" in Path(f"{tmp_path / 'log'} of a").read_text()
-
-
-def test_a_job_whose_time_is_up_is_requeued_and_goes_on(study, tmp_path):
-    """SIGUSR2, which SLURM sends then, ends the process after a step; submitit's executor starts it again."""
-    pytest.importorskip("submitit")
-    args = compare.parse_args([*study, "--cluster", "local"])
-    cell, out = studies.cell(args, "symbolic_sum", "hybrid", "--examples 1000 --batch-size 16"), tmp_path / "run"
-    line = ["train_task", *cell.line, "--model", *args.model, "--resume", "--overwrite"]
-    job = cluster.open_executor(args, tmp_path / "jobs").submit(cluster.run_job, 1, {out: line})
-    until((out / resume.LOG).exists)
-    os.kill(int(Path(f"/proc/{job.job_id}/task/{job.job_id}/children").read_text()), signal.SIGUSR2)
-    assert job.result() is True and job.stdout().count("Starting with") == 2
+    thread = threading.Thread(target=time_is_up)
+    thread.start()
+    compare.do_all(jobs, study_args)
+    thread.join()
+    assert [process.returncode for process in started] == [128 + signal.SIGUSR2, 0]
     found = results_of(out)
     curve, (n, _) = found["loss"]["hybrid"]["examples"], found["examples"]["hybrid"]
     assert curve == sorted(set(curve)) and curve[-1] == n and len(curve) == -(-n // 16)
 
-
-def test_a_job_that_was_killed_leaves_what_submitit_says_and_an_interrupt_cancels_the_others(tmp_path, monkeypatch):
-    job = Mock()
-    job.done.side_effect = KeyboardInterrupt
-    job.result.side_effect = RuntimeError("Job 3 has not produced any output")
-    out = tmp_path / "run"
-    out.mkdir()
-    assert compare.is_done(job, {out: []}) is True
-    assert (out / cluster.ERROR).read_text() == "Job 3 has not produced any output\n"
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    monkeypatch.setattr(cluster, "open_executor", lambda args, folder: Mock(submit=lambda *_: job))
+    (out / "results.json").unlink()
+    monkeypatch.setattr("time.sleep", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        compare.do_all({out: {out: []}}, SimpleNamespace(cluster="slurm", jobs=1, cpus=1, out=tmp_path))
-    job.cancel.assert_called_once()
+        compare.do_all(jobs, study_args)
+    assert started[2].wait(60) != 0

@@ -15,8 +15,8 @@ from train_task import parse_args
 BAD = [
     ("--task sums", "no task 'sums': choose from addition"),
     ("--task none.jsonl", "no file none.jsonl"),
-    ("--task addition none.jsonl", "--columns and --answer-after are for your own data"),
-    ("--task rows.csv --columns text text", "--columns text text: name two"),
+    ("--task addition none.jsonl", "--task addition none.jsonl: give one task"),
+    ("--task rows.csv --columns text text", "name two, the prompt's and the answer's"),
     ("--model gpt5", "no model 'gpt5'"),
     ("--model tests", "/tests: a model is a folder with config.json"),
     ("--n-random 0 --trigger none", "no rows"),
@@ -40,7 +40,7 @@ BAD = [
     ("--method text --trigger none", "--method text begins as a trigger: leave out --trigger none"),
     ("--method cartridge --trigger none", "--method cartridge begins as a trigger: leave out --trigger none"),
     ("--method prompt --init trigger --trigger none", "--method prompt begins as a trigger"),
-    ("--method scratch --init-from README.md", "--init-from README.md is for what learns on the base"),
+    ("--method scratch --init-from README.md", "--init-from is for what learns on the base"),
 ]
 
 

@@ -120,9 +120,7 @@ REFUSED = [
     *(("config", set_json(**{k: v}), "asks for") for k, v in {"n_embd": 4096, "vocab_size": 2**24}.items()),
     ("config", set_json(n_layer=256), "lacks 3048 tensors"),
     *(("llama config", set_json(**{k: v}), k) for k, v in {"num_hidden_layers": 10**9, "rope_theta": 0}.items()),
-    *(("llama config", set_json(**v), "fit together") for v in ({"num_key_value_heads": 3}, {"head_dim": 5})),
     *((kind, lambda path: path.write_text(DEEP), "") for kind, (name, _) in KINDS.items() if name.endswith("json")),
-    *(("results", lambda path, text=text: path.write_text(text), "") for text in ("", "null", "NaN", "\x00")),
     *(("encoding", set_json(tokens=v), "tokens") for v in (DROP, [5], [])),
     *(("encoding", set_json(pattern=v), "pattern") for v in (5, "", "a*", "(?=a)", "x", "(", "(a+)+$", "\\1")),
     *(("encoding", first_token(new), words) for new, words in (("ab", "no token for some bytes"), ("€", "tokens[0]"))),
@@ -132,28 +130,21 @@ REFUSED = [
     ("prefix hybrid", set_tensors({"question_format": "}{"}), "question_format"),
     *(("prefix hybrid", init_kwargs(n_random=v), "n_random") for v in (10**9, -1, "3", True)),
     *(("prefix hybrid", init_kwargs(**{k: 1}), k) for k in ("model", "self", "labels", "mlp", "trigger")),
-    *(("prefix hybrid", init_kwargs(seed=v), "seed") for v in (-1, 2**64, 0.5)),
     *(("prefix hybrid", init_kwargs(trigger=v), "trigger") for v in ([-1], ["4"], [[4]], [40, 257])),
     ("prefix hybrid", init_kwargs(trigger=[40]), "torch.Size([5, 8])"),
     ("prefix hybrid", set_tensors(rows=nan_at), "'rows' holds NaN or infinite numbers"),
     *(("prefix warp", init_kwargs(labels=v), "") for v in ([5], [[257]], [[]], [])),
     ("prefix warp", set_tensors(label_tokens=lambda t: t + 10**9), "'label_tokens' holds tokens past"),
-    *(("prefix ptuning2", init_kwargs(layers=v), "") for v in (-1, 3, 1.5)),
     *(("prefix adapter", init_kwargs(bottleneck=v), "") for v in (0, 10**9, None)),
-    *(("prefix lora", init_kwargs(**{k: "x"}), k) for k in ("rank", "alpha")),
-    *(("prefix ptuning", init_kwargs(position=v), "position") for v in ("x", None)),
     ("prefix text", set_tensors(shots=lambda t: t + 300), "'shots' holds tokens past"),
-    ("prefix text", set_tensors(shots=lambda t: t[0]), "shots"),
     *((kind, ten_terabytes, "cannot be read") for kind in ("weights", "prefix hybrid")),
     ("shard", lambda path: path.write_bytes(struct.pack("<Q", 10**13)), "cannot be read"),
     *(("weights", set_tensors(**{"wpe.weight": lambda t, v=v: nan_at(t, v)}), "NaN") for v in (-math.inf, math.nan)),
-    ("weights", set_tensors(**{"wpe.weight": lambda t: (t * 1e300).double() * 1e300}), "NaN or infinite"),
     ("weights", set_tensors(**{"wpe.weight": lambda t: t.to(torch.complex64)}), "'wpe.weight' is (64, 8) of type C64"),
     *(("index", set_json(weight_map={"wte.weight": v}), "no passwd in") for v in ("../../etc/passwd", "/etc/passwd")),
     *(("index", set_json(weight_map=v), "weight_map") for v in (DROP, {}, {"a": 5})),
     *(("peft hybrid config.json", set_json(peft_type=v), "peft_type") for v in (DROP, 5, "IA3")),
     *(("peft lora config.json", set_json(r=v), "") for v in (DROP, 0, 10**9, "2")),
-    *(("results", set_json(args=v), "args") for v in (DROP, {}, {"model": 5})),
     *((kind, lambda path: path.write_bytes(b"\xff\xfe\x00"), "is not UTF-8") for kind in ("jsonl", "csv")),
 ]
 
@@ -172,8 +163,6 @@ def test_what_was_found_is_refused_in_one_line(box, case):
         ("csv", '"' + "x" * 140_000 + '",red\n'),
         ("jsonl", DEEP + "\n" + '{"prompt": ' + DEEP + ', "answer": "red"}\n'),
         ("jsonl", '{"prompt": NaN, "answer": 1e999}\n{"prompt": "\\ud800", "answer": "red"}\n'),
-        ("jsonl", '{"prompt": "x", "answer": ' + "9" * 5000 + "}\n"),
-        ("csv", "a\x85b\u2028c,red\n"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_left_out(box, kind, text):
@@ -294,10 +283,3 @@ def test_ctrl_c_is_silent_from_the_first_line_and_threads_wait_as_the_user_says(
     spins = {"GOMP_SPINCOUNT": "7", "OMP_WAIT_POLICY": "None", None: "1000"}[own]
     assert (done.returncode, done.stderr) == (130, "")
     assert done.stdout.splitlines() == [f"{spins} False"] + ["cleaned up"] * (at == "main")
-
-
-def test_bars_do_without_stderr(monkeypatch):
-    monkeypatch.setattr("sys.stderr", None)
-    seen = []
-    errors.run_main(lambda argv: seen.extend(tqdm(range(3))), "program")
-    assert seen == [0, 1, 2]

@@ -50,7 +50,6 @@ def test_a_lesson_runs_to_its_end_and_its_checks_tell_stub_from_solution(path, c
 WRONG = {
     "check_next_token_logits": [
         (lambda model, tokens: model.logits(model(tokens)), "every position"),
-        (lambda model, tokens: model(tokens)[0, -1], "hidden states"),
         (lambda model, tokens: None, "returns nothing"),
         (lambda model, tokens: model.logits(model(tokens[0])), "your line `(lambda model, tokens"),
     ],
@@ -60,11 +59,9 @@ WRONG = {
     "check_head": [
         (lambda q, k, v, a, b: attend(q, k, v, a, b, scale=1), "not divided by sqrt(D)"),
         (lambda q, k, v, a, b: attend(q, k, v, a, b, begin=1), "P columns later"),
-        (lambda q, k, v, a, b: torch.cat([a, k]) @ q, "the scores are q @ keys.T"),
     ],
     "check_gradient_of_rows": [
         (lambda m, rows, t, y: gradient(m, rows, t, y), "requires a gradient"),
-        (lambda m, rows, t, y: gradient(m, rows.requires_grad_(), t, y, batch=False), "batch of one prompt"),
         (lambda m, rows, t, y: gradient(m, rows.requires_grad_(), t, y, scale=t.numel()), "sum over all positions"),
         (lambda m, rows, t, y: gradient(m.requires_grad_(), rows.requires_grad_(), t, y), "weights have gradients"),
     ],
@@ -72,20 +69,17 @@ WRONG = {
         (lambda Q, A: torch.arange(Q + A - 1) >= Q, "one position late"),
     ],
     "check_prompt_loss": [
-        (lambda rows, m, t, y, a: loss(m, t, y, a, rows), "batch of one prompt"),
         (lambda rows, m, t, y, a: loss(m, t, y, a | True, rows[None]), "over all positions"),
         (lambda rows, m, t, y, a: loss(m, t, y, a, rows[None]).detach(), "lost its gradient"),
     ],
     "check_tune": [
         (lambda rows, f, batches, lr: tuned(rows, f, batches, lr, clear=False), "add up"),
         (lambda rows, f, batches, lr: rows, "have not moved"),
-        (lambda rows, f, batches, lr: f(rows, batches[0]).backward(), "torch.nn.Parameter(rows)"),
     ],
     "check_without_row": [
         (lambda cache, i: [remove(cache[0], i), *cache[1:]], "Layer 2, keys: nothing is missing"),
         (lambda cache, i: [remove(pair, i + 1) for pair in cache], "row 2 is missing, not 1"),
         (lambda cache, i: [tuple(x.index_fill(2, torch.tensor(i), 0) for x in p) for p in cache], "set to 0"),
-        (lambda cache, i: [tuple(x.index_fill_(2, torch.tensor(i), 0) for x in p) for p in cache], "is changed"),
     ],
     "check_hybrid_rows": [
         (lambda t, n, trigger, g: begin(t, n, trigger, g, 1), "standard deviation of the random rows is 1"),
@@ -113,11 +107,9 @@ WRONG = {
     "check_divergence": [
         (lambda t, s: (s.softmax(-1) * (s.log_softmax(-1) - t.log_softmax(-1))).sum(-1).mean(), "exchanged"),
         (lambda t, s: (t.softmax(0) * (t.log_softmax(0) - s.log_softmax(0))).sum(-1).mean(), "over positions"),
-        (lambda t, s: torch.nn.functional.kl_div(s, t, reduction="batchmean"), "contains NaN"),
     ],
     "check_stack": [
         (lambda keys: padded(keys, at_end=True), "at the end"),
-        (lambda keys: padded(keys)[0], "Return two things"),
     ],
     "check_vote": [
         (lambda finals: max(finals[::-1], key=finals.count), "the earlier answer wins"),
@@ -131,8 +123,8 @@ def attend(q, k, v, past_k, past_v, scale=None, begin=None):
     return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ torch.cat([past_v, v])
 
 
-def gradient(model, rows, tokens, targets, batch=True, scale=1):
-    hidden = model(tokens, model.prefill(rows[None] if batch else rows))
+def gradient(model, rows, tokens, targets, scale=1):
+    hidden = model(tokens, model.prefill(rows[None]))
     (scale * model.loss(hidden.flatten(0, 1), targets.flatten())).backward()
     return rows.grad
 

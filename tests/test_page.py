@@ -131,18 +131,10 @@ def test_wrong_answers_come_first_with_their_first_wrong_character_marked(runs, 
         assert item.locator(".mono").last.text_content() == question + text[:i] + glyph + text[i + 1 :]
 
 
-def test_filters_and_counts(runs, show):
+def test_filters(runs, show):
     shown, wrong = show(runs["hybrid"]), wrong_answers(runs["hybrid"], "before")
     questions, kinds = read(runs["hybrid"], "details")["questions"], sorted({kind for *_, kind in wrong})
     shown.select_option("[name=who]", "before:hybrid")
-    rows = {
-        row.locator("th").inner_text(): row.locator("td").all_inner_texts()
-        for row in shown.locator(".kinds tbody tr").all()
-    }
-    assert set(rows) - {"all", "right", "right, with a wrong step", "wrong"} == set(kinds)
-    for name in ("wrong", *kinds):
-        counts = [sum(r == of[0] and name in ("wrong", of[-1]) for of in wrong) for r in questions]
-        assert rows[name] == [str(n or "") for n in counts]
     shown.get_by_role("button", name=kinds[0], exact=True).click()
     shown.select_option("[name=range]", "6 digits")
     n = sum((r, kind) == ("6 digits", kinds[0]) for r, *_, kind in wrong)
@@ -196,6 +188,6 @@ def test_figures_are_drawn_and_text_of_the_data_never_becomes_markup(runs, show,
     assert HOSTILE in shown.locator("#rows pre" if name == "hybrid" else ".answers li").first.inner_text()
 
 
-@pytest.mark.parametrize("name, width", [("hybrid", 390), ("deep", 390), ("own", 390), ("own", 1920)])
-def test_nothing_hangs_over_the_side(runs, show, name, width):
-    assert show(runs[name], width=width).evaluate("document.documentElement.scrollWidth") == width
+@pytest.mark.parametrize("name", ["hybrid", "own"])
+def test_nothing_hangs_over_the_side(runs, show, name):
+    assert show(runs[name], width=390).evaluate("document.documentElement.scrollWidth") == 390

@@ -289,11 +289,6 @@ def test_keys_and_values_in_the_top_layers(tiny, layers):
         assert_close(row, by_hand(tiny, text, prompt.past(tiny)))
 
 
-def test_rows_behind_a_gate_take_no_position(tiny):  # test_llama.py compares them with peft
-    prompt = make("adapter-prefix", tiny)
-    assert (prompt.n_rows(), prompt.n_positions()) == (5, 0)
-
-
 def test_keys_and_values_begin_as_words_that_the_base_expects(tiny):
     """A base that expects one word only: the cache is what it computes of that, then of the trigger."""
     tiny.ln_f.weight.data.zero_()

@@ -54,12 +54,12 @@ def one_line(done, text):
 
 
 def test_killed_at_any_moment_runs_go_on_to_the_same_bytes():
-    """4 kills, some of them in a write; make torture has 1,000."""
-    command = [sys.executable, "-m", "tests.heavy.torture", "--kills", "4"]
+    """3 kills, some of them in a write; make torture has 1,000."""
+    command = [sys.executable, "-m", "tests.heavy.torture", "--kills", "3"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr + done.stdout
     counts = [line.split(", ")[0] for line in done.stdout.splitlines()]
-    assert counts == [f"{name}: kills 1" for name in ("hybrid", "hard", "cartridge", "compare")]
+    assert counts == [f"{name}: kills 1" for name in ("hybrid", "hard", "cartridge")]
 
 
 # ---------------------------------------------------------------- signals
@@ -68,7 +68,7 @@ def test_killed_at_any_moment_runs_go_on_to_the_same_bytes():
 @pytest.mark.parametrize("number", resume.STOP, ids=lambda n: n.name)
 def test_a_signal_stops_a_run_after_its_step(run, in_step, tmp_path, number):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    handlers = [signal.getsignal(n) for n in (*resume.STOP, *resume.SAVE)]
+    handlers = [signal.getsignal(n) for n in resume.STOP]
     assert run("--out", whole).code == 0
     in_step(7, lambda: os.kill(os.getpid(), number))
     done = run("--out", stopped)
@@ -79,18 +79,7 @@ def test_a_signal_stops_a_run_after_its_step(run, in_step, tmp_path, number):
     assert run("--out", stopped, "--resume").code == 0 and not resume.is_stopped(stopped)
     assert results_of(stopped) == results_of(whole)
     assert (stopped / "prefix.safetensors").read_bytes() == (whole / "prefix.safetensors").read_bytes()
-    assert handlers == [signal.getsignal(n) for n in (*resume.STOP, *resume.SAVE)]
-
-
-def test_sigusr1_saves_and_goes_on(run, in_step, monkeypatch, tmp_path):
-    saved, write = [], resume.write_tensors
-    monkeypatch.setattr(
-        resume, "write_tensors", lambda *args: (saved.append(json.loads(args[2]["state"])), write(*args))
-    )
-    in_step(5, lambda: os.kill(os.getpid(), signal.SIGUSR1))
-    assert run("--out", tmp_path / "run").code == 0
-    assert 5 in [len(state["loss"].get("hybrid", {"loss": []})["loss"]) for state in saved]
-    assert results_of(tmp_path / "run")["loss"]["hybrid"]["examples"][-1] == 52
+    assert handlers == [signal.getsignal(n) for n in resume.STOP]
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
@@ -195,28 +184,6 @@ def test_a_line_of_the_log_every_50_steps(run, in_step, tmp_path):
 # ---------------------------------------------------------------- the disk
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 16 KB; root alone may mount it."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {made.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-def test_a_full_disk_ends_a_run_in_one_line(run, small_disk, monkeypatch):
-    monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
-    done = run("--out", small_disk / "run")
-    assert done.code == 2
-    assert "No space left on device" in done.err.splitlines()[-1] and "Traceback" not in done.err
-    assert not list(small_disk.glob("**/tmp-*"))
-    subprocess.run(["mount", "-o", "remount,size=10m", small_disk], check=True)
-    assert run("--out", small_disk / "run", "--resume").code == 0
-
-
 def test_a_folder_that_is_removed_ends_a_run_in_one_line(run, in_step, tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     in_step(3, lambda: shutil.rmtree(tmp_path / "run"))
@@ -242,12 +209,10 @@ def test_the_commit_of_the_source(tmp_path, monkeypatch):
 
     monkeypatch.setattr(record, "__file__", str(tmp_path / "run" / "record.py"))
     (tmp_path / "one.py").write_text("")
-    assert record.source() == (None, None)
+    assert record.source() is None
     for args in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
         git(*args)
-    commit, changed = record.source()
-    assert len(commit) == 40 and changed is False
-    (tmp_path / "notes.txt").write_text("")
-    assert record.source() == (commit, False)  # no number depends on that
-    (tmp_path / "new.py").write_text("")
-    assert record.source() == (commit, True)
+    commit = record.source()
+    assert len(commit) == 40
+    (tmp_path / "one.py").write_text("1")
+    assert record.source() == f"{commit}-dirty"

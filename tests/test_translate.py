@@ -3,7 +3,6 @@ method on the command line, and the program that trains it."""
 
 import json
 import math
-import random
 import shutil
 
 import pytest
@@ -84,16 +83,6 @@ def test_gradients_reach_the_translator_and_nothing_else(tiny):
     assert loss.item() == pytest.approx(mean + 0.1 * sum(questions) / len(questions), rel=1e-4)
 
 
-def test_documents_are_split_into_examples_and_questions(tokenizer):
-    rng = random.Random(0)
-    for _ in range(30):
-        shown, asked = translate.draw(tokenizer, 16, rng)
-        assert 16 <= len(shown) <= translate.MOST_TOKENS and 1 <= len(asked) <= 4
-    assert translate.as_tokens([([1], [2]), ([3, 4], [5]), ([6], [7])]) == [3, 4, 5, 1, 2, 6, 7]  # the longest first
-    found = translate.new_documents(tokenizer, "addition", 2, 3, 16, 512)
-    assert len(found) == 3 and all(len(asked) == 3 for _, asked in found)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, little_base):
     """A base with a translator beside it."""
@@ -130,7 +119,7 @@ def test_it_answers_on_the_command_line(base, tmp_path, command):
 def test_a_base_without_one_and_a_broken_one_are_a_line(tiny, base, tmp_path):
     with pytest.raises(UserError, match="untrained has no translator"):
         load_translator(tiny)
-    with pytest.raises(UserError, match="trained on another base"):
+    with pytest.raises(UserError, match="no complete translator"):
         load_translator(tiny, base / TRANSLATOR)
     model = load_model(base).freeze()
     header, tensors = read_tensors(base / TRANSLATOR)
@@ -158,6 +147,6 @@ def test_the_program_trains_measures_and_writes(tmp_path, tokenizer, command, mo
     more = "--steps", 1, "--seed", 1, "--init-from", out, "--out", tmp_path / "more"
     assert command("research.translate", *argv, *more).code == 0
     refused = command("research.translate", *argv, "--out", out)
-    assert refused.code == 2 and refused.err.endswith(f"{out} is there already: give another --out\n")
+    assert refused.code == 2 and refused.err.endswith(f"{out} is already in use: give another --out\n")
     measured = command("research.translate", *argv, "--init-from", out, "--steps", 0)
     assert measured.code == 0 and measured.out == done.out[done.out.index("| examples |") :]

@@ -34,7 +34,7 @@ from data.tokenizer import Tokenizer
 from eval import page
 from files import errors
 from files import peft as peft_files
-from files.prompts import load_prefix, save_prefix
+from files.prompts import save_prefix
 from files.safe import write_json, write_tensors
 from files.weights import load_model, save_model
 from llama import Llama, LlamaConfig
@@ -136,13 +136,6 @@ def write_page(box):
     page.main([str(box / "out" / "run")])
 
 
-def begin_from(box):
-    """What train_task.py does with the file of --init-from, for another base of the same width."""
-    model = load_model(box / "base").freeze()
-    model.fingerprint = "of another base"
-    load_prefix(box / "prompts" / "hybrid.safetensors", model, Tokenizer.load(model.folder, 257), other_base=True)
-
-
 def translate(box):
     prefix.METHODS["translator"](load_model(box / "base").freeze(), trigger=[40, 41, 42, 43])
 
@@ -165,7 +158,6 @@ KINDS = {
     "tokenizer": ("llama/tokenizer.json", partial(ask, "llama")),
     "translator": (f"base/{TRANSLATOR}", translate),
     **{f"prefix {name}": (f"prompts/{name}.safetensors", partial(ask, "base", prompt=name)) for name in METHODS},
-    "start": ("prompts/hybrid.safetensors", begin_from),
     **{
         f"peft {name} {part}": (f"peft-{name}/adapter_{part}", partial(import_peft, name))
         for name in ("hybrid", "prefix", "lora")

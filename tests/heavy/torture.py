@@ -27,7 +27,6 @@ from files import safe
 from files.errors import run_main
 from files.weights import save_model
 from model import GPT, GPTConfig
-from research import compare
 from run import resume
 from tests import undrawn
 
@@ -39,12 +38,10 @@ def commands(folder):
     shutil.copy("data/nano-2/encoding.json", base)
     few = f"--model {base} --device cpu --examples"
     tuning = f"{few} 60 --batch-size 4 --task word_reversal --test-examples 3 --n-random 4"
-    study = f"prompt_position --series after --tasks word_reversal --seeds 1 --questions 3 --jobs 1 {few} 32"
     return {
         "hybrid": (train_task.main, 0, f"{tuning} --beside lora"),
         "hard": (train_task.main, 0.03, f"{tuning} --method hard --beside none"),
         "cartridge": (train_task.main, 0.03, f"{tuning} --method cartridge --beside none"),
-        "compare": (compare.main, 600, study),
     }
 
 
@@ -55,7 +52,6 @@ def run(main, save_seconds, flags, log, limit=600, die_at=None):
     def child():
         for output in (1, 2):
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), output)
-        compare.get_context = lambda method: get_context("fork")  # so that torch need not be imported again
         plots.write, resume.SAVE_SECONDS = undrawn.write, save_seconds
         if die_at:
             kill_in_write(*die_at)
@@ -64,7 +60,7 @@ def run(main, save_seconds, flags, log, limit=600, die_at=None):
     process = get_context("fork").Process(target=child)
     process.start()
     process.join(limit)
-    process.kill()  # the run alone: what it has started has to end by itself
+    process.kill()
     process.join()
     return process.exitcode
 
@@ -104,12 +100,12 @@ def torture(folder, name, main, save_seconds, flags, kills, rng):
     alone, out, log = (folder / f"{name}-{end}" for end in ("alone", "killed", "log"))
     began, count = time.monotonic(), {"kills": 0, "in a write": 0, "runs": 0}
     assert run(main, save_seconds, f"{flags} --out {alone}", log) == 0, log.read_text()
-    seconds, flags = time.monotonic() - began, f"{flags} --out {out}" + " --resume" * (name != "compare")
+    seconds, flags = time.monotonic() - began, f"{flags} --out {out}" + " --resume"
     while count["kills"] < kills:
         shutil.rmtree(out, ignore_errors=True)
         while True:
             how = {"limit": rng.uniform(0, 1.1 * seconds)} if count["kills"] < kills else {}
-            if how and rng.random() < 0.4 and name != "compare":  # a study itself writes little
+            if how and rng.random() < 0.4:
                 write = rng.choice([(os, "fsync"), (os, "replace"), (safe, "save_file")])
                 how = {"die_at": (*write, rng.randint(1, 15), rng.choice(["before", "after", "half"]))}
             code = run(main, save_seconds, flags, log, **how)
@@ -133,7 +129,7 @@ def main():
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         for i, (name, program) in enumerate(commands(Path(folder)).items()):
-            count = torture(Path(folder), name, *program, (kills + 3 - i) // 4, random.Random(name))
+            count = torture(Path(folder), name, *program, (kills + 2 - i) // 3, random.Random(name))
             print(f"{name}: {', '.join(f'{what} {n}' for what, n in count.items())}, failures 0", flush=True)
 
 
