@@ -16,8 +16,6 @@ os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # whatever a us
 import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.font_manager import fontManager
-from matplotlib.ft2font import FT2Font
-from matplotlib.text import Text
 
 from eval.accuracy import wilson
 from files.safe import replacing
@@ -34,6 +32,9 @@ COLORS = {
     "zero-shot": "#8a8a8a",
 }
 matplotlib.rcdefaults()
+FONTS = "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "Arial Unicode MS"
+installed = {font.name for font in fontManager.ttflist}
+plt.rc("font", family=["DejaVu Sans", *(name for name in FONTS if name in installed)])
 matplotlib.use("agg")
 plt.rc("text", color=INK, parse_math=False)  # labels may hold a $
 plt.rc("axes", grid=True, labelcolor=INK, edgecolor=INK)
@@ -53,34 +54,21 @@ def finish(fig, axis, path):
 
 
 def write(fig, path):
-    choose_fonts(fig)
-    with warnings.catch_warnings(action="ignore"):  # of characters that no font has: choose_fonts names them
+    with warnings.catch_warnings(record=True) as missing:
         if path:
             with replacing(path) as temporary:
                 fig.savefig(temporary, dpi=160)
         else:
             fig.savefig(svg := io.BytesIO(), format="svg", transparent=True, metadata={"Date": None})
     plt.close(fig)
+    if any("Glyph" in str(warning.message) for warning in missing):
+        name_fonts()
     return path or "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()
 
 
-def choose_fonts(fig):
-    """Let the texts of a figure use installed fonts that have their characters, DejaVu Sans where it has them."""
-    texts, families = fig.findobj(Text), ["DejaVu Sans"]
-    left = {ord(c) for text in texts for c in text.get_text()} - {ord("\n")}
-    fonts = [font for font in fontManager.ttflist if "Last Resort" not in font.name]  # which has a box for everything
-    for font in sorted(fonts, key=lambda font: font.name != families[0]):
-        if left and (found := left & FT2Font(font.fname).get_charmap().keys()):
-            families, left = [*families, font.name], left - found
-    for text in texts:
-        text.set_family(families)
-    if left:
-        name_missing("".join(map(chr, sorted(left))))
-
-
 @cache
-def name_missing(characters):
-    print(f"figures show boxes: no font on this machine has {characters[:20]}, Noto Sans CJK has many", file=sys.stderr)
+def name_fonts():
+    print(f"figures show boxes for characters that no font here has: install {FONTS[0]}", file=sys.stderr)
 
 
 def plot_loss(results, path=None):

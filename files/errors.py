@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from traceback import walk_tb
 
-from files import interrupts
+from files.start import interrupts, is_command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,6 +38,10 @@ def report(kind, error, traceback):
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
         os._exit(2)
     sys.__excepthook__(kind, error, traceback)
+
+
+if is_command():
+    sys.excepthook = report
 
 
 def run_main(main, program, argv=None):
