@@ -11,11 +11,10 @@ test: .venv/test
 	.venv/bin/ruff check .
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --dist loadgroup
 
-# hours: random bad inputs, kills in the middle of runs, and a real SLURM
+# hours: random bad inputs, and kills in the middle of runs
 torture: .venv/test
 	.venv/bin/python -m tests.heavy.fuzz 100000
 	.venv/bin/python -m tests.heavy.torture --kills 1000
-	.venv/bin/python -m tests.heavy.slurm
 
 # every plot and generated table of README.md and docs/
 figures: .venv/demo

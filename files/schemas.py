@@ -79,13 +79,6 @@ class LoRAConfig(TypedDict):
     use_rslora: NotRequired[bool]
 
 
-class CheckpointHeader(TypedDict):
-    """The metadata of a run's checkpoint."""
-
-    state: str  # JSON
-    log_size: Annotated[str, Meta(pattern=r"\A\d{1,15}\Z")]  # bytes
-
-
 # the metadata of safetensors files, in which every value is text
 TranslatorHeader = TypedDict(
     "TranslatorHeader", {"format": Literal["nanoprompt translator"]} | keys("base base_fingerprint", str)

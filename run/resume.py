@@ -38,7 +38,6 @@ STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUS
 class Saved(NamedTuple):
     state: dict
     tensors: dict  # {name: tensor}
-    log_size: int  # of log.jsonl, in bytes
     finished: bool
 
 
@@ -54,7 +53,7 @@ class Checkpoint:
 
     def __init__(self, folder, state, seconds, saved=None):
         self.folder, self.state, self.seconds, self.modules = Path(folder), state, seconds, {}
-        self.saved = saved or Saved({}, {}, 0, finished=False)
+        self.saved = saved or Saved({}, {}, finished=False)
         self.tensors, self.is_new = dict(self.saved.tensors), saved is None
         self.best = self.take("best/")
         self.signal, self.lock, self.handlers = None, None, {}
@@ -76,9 +75,8 @@ class Checkpoint:
             self.lock = FileLock(self.folder / LOCK)  # of the operating system: it ends with its process
             self.lock.acquire(timeout=1)  # is_busy may look at it
             remove_leftovers(self.folder)
-            if (self.folder / LOG).exists():  # it may say more than the checkpoint
-                os.truncate(self.folder / LOG, min(self.saved.log_size, (self.folder / LOG).stat().st_size))
             if self.is_new:
+                (self.folder / LOG).unlink(missing_ok=True)
                 self.save()  # from now on the folder holds an unfinished run, whatever else is in it
         except Timeout:
             raise UserError(f"another run is at work in {self.folder}: let it end, or give another --out") from None
@@ -117,7 +115,8 @@ class Checkpoint:
             self.part_began = now
 
     def after_step(self, optimizers, row):
-        """Save what is being tuned if it is time. Every 50 steps `row` becomes a line of log.jsonl."""
+        """Save what is being tuned if it is time. Every 50 steps `row` becomes a line of
+        log.jsonl; after a kill, steps that were not saved stand there twice."""
         if not processes.is_main():
             return
         if row["step"] % 50 == 0:
@@ -137,9 +136,7 @@ class Checkpoint:
             tensors |= {f"generator/{name}/{key}": random_state(g) for key, g in generators(module)}
         for key, state, _ in optimizer_states(optimizers):
             tensors |= {f"optimizer/{key}/{part}": t for part, t in state.items()}
-        log = self.folder / LOG
-        header = {"state": json.dumps(self.state()), "log_size": str(log.stat().st_size if log.exists() else 0)}
-        write_tensors(self.folder / NEWEST, tensors, header)
+        write_tensors(self.folder / NEWEST, tensors, {"state": json.dumps(self.state())})
         self.last_save = time.monotonic()
         if self.signal:
             raise SystemExit(128 + self.signal)
@@ -205,13 +202,11 @@ def load(folder):
     folder = Path(folder)
     if os.path.lexists(folder / NEWEST):
         header, tensors = read_tensors(folder / NEWEST)
-        name, remedy = folder / NEWEST, "begin again in another --out"
-        header = schemas.decode(header, schemas.CheckpointHeader, name, remedy)
-        state = schemas.decode(header["state"], dict, name, remedy)
-        return Saved(state, tensors, int(header["log_size"]), finished=False)
+        state = schemas.decode(header.get("state", ""), dict, folder / NEWEST, "begin again in another --out")
+        return Saved(state, tensors, finished=False)
     if not (folder / "results.json").exists():
         return None
-    return Saved(schemas.read_json(folder / "results.json", dict, "give another --out"), {}, 0, finished=True)
+    return Saved(schemas.read_json(folder / "results.json", dict, "give another --out"), {}, finished=True)
 
 
 def is_stopped(folder):

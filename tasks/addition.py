@@ -39,10 +39,10 @@ class InColumns(Task):
 class Addition(InColumns):
     trigger = "Add the two numbers digit by digit from the right, carry the one, then write the sum."
 
-    def __init__(self, steps=True, sign="=", longest=4):
+    ranges = {IN_DISTRIBUTION: (1, 4)} | {f"{n} digits": (n, n) for n in (5, 6, 7, 8)}  # nano-2 has not seen 7 and 8
+
+    def __init__(self, steps=True, sign="="):
         self.steps, self.sign = steps, sign
-        beyond = range(longest + 1, max(9, longest + 3))  # two lengths at least; 7 and 8 digits are new to the base
-        self.ranges = {IN_DISTRIBUTION: (1, longest)} | {f"{n} digits": (n, n) for n in beyond}
         if not steps:
             self.steps_pattern, self.pattern = r"(?!)", rf"\d\+\d+{re.escape(sign)}\d+\$"
 
@@ -66,5 +66,4 @@ variants = {
     "": Addition(),
     "plain": Addition(steps=False),
     "symbolic": Addition(sign=";"),
-    "long": Addition(longest=6),  # as long as in the base's pretraining: what prompts could reach at 5 and 6
 }

@@ -93,7 +93,7 @@ def make(box):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         train_task.main(own_data(box))
     (box / "stopped").mkdir()
-    header, tensors = {"state": (box / "run" / "results.json").read_text(), "log_size": "0"}, {"x": torch.zeros(3)}
+    header, tensors = {"state": (box / "run" / "results.json").read_text()}, {"x": torch.zeros(3)}
     write_tensors(box / "stopped" / resume.NEWEST, tensors, header)
 
 

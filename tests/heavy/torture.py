@@ -82,7 +82,7 @@ def kill_in_write(owner, function, n, when):
 
 
 def final(folder):
-    """{file: content} of all results, logs and tensors that finished runs leave, without times."""
+    """{file: content} of all results and tensors that finished runs leave, without times."""
 
     def untimed(values):
         return {key: value for key, value in values.items() if key not in ("seconds", "record", "command")}
@@ -90,7 +90,7 @@ def final(folder):
     def content(path):
         return path.read_bytes() if path.suffix != ".json" else json.loads(path.read_bytes(), object_hook=untimed)
 
-    paths = [path for end in ("json", "jsonl", "safetensors") for path in folder.glob(f"**/*.{end}")]
+    paths = [path for end in ("json", "safetensors") for path in folder.glob(f"**/*.{end}")]
     return {str(path.relative_to(folder)): content(path) for path in paths}
 
 
