@@ -13,7 +13,7 @@ from tokenizers import decoders, normalizers, pre_tokenizers, processors, traine
 
 import llama
 import prefix
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, note
 from files import peft as peft_files
 from files.errors import UserError
 from files.prompts import load_prefix
@@ -276,6 +276,7 @@ def test_what_is_no_tokenizer_of_these_weights_is_refused(folder):
 
 
 def test_special_tokens_are_tokens_where_that_is_asked_for_and_else_a_line_says_that_they_are_letters(tmp_path, capsys):
+    note.cache_clear()
     text = "<|endoftext|>hi<|endoftext|>"
     level, theirs = saved(byte_level(), tmp_path)
     assert level.encode_task(text) == theirs.encode(text, split_special_tokens=True)
