@@ -192,7 +192,7 @@ class TokenizerFile:
         self.file.encode_special_tokens = True  # as text, where a text spells them
         self.vocab = self.file.get_vocab()  # {token: number}
         encoded = self.file.encode("a")
-        self.bos_tokens = encoded.ids[: len([*takewhile(lambda of: of is None, encoded.sequence_ids)])]  # of no text
+        self.bos_tokens = encoded.ids[: len([*takewhile(bool, encoded.special_tokens_mask)])]  # of its template
         special = {t: token.content for t, token in self.file.get_added_tokens_decoder().items() if token.special}
         self.special_tokens_set = {*special.values()}
         used = {*self.vocab.values()} - special.keys() | {*self.bos_tokens}
@@ -208,17 +208,10 @@ class TokenizerFile:
     def encode_ordinary(self, text):
         return self.file.encode(self.break_before + text, add_special_tokens=False).ids[len(self.before) :]
 
-    def encode_special(self, text):
-        """Tokens of a text in which special tokens are what they spell."""
+    def encode(self, text, allowed_special):
+        """Special tokens are what they spell here: allowed_special is "all"."""
         self.file.encode_special_tokens = False
         tokens = self.file.encode(text, add_special_tokens=False).ids
-        self.file.encode_special_tokens = True
-        return tokens
-
-    def encode(self, text, allowed_special):
-        """The same with special tokens as tokens."""
-        self.file.encode_special_tokens = False
-        tokens = self.encode_ordinary(text)
         self.file.encode_special_tokens = True
         return tokens
 

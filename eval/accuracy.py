@@ -139,7 +139,8 @@ def rank_choices(network, past, tokenizer, task, encoded, progress=lambda n: Non
 def classification(task, examples, texts):
     """Accuracy with its interval, and confusion[true][chosen] of answers that are classes."""
     k = len(task.classes)
+    index = {answer: i for i, answer in enumerate(task.classes)}.get  # None for an answer that no row to tune on has
     pairs = [(task.final_answer(e.answer), task.final_answer(text)) for e, text in zip(examples, texts)]
-    pairs = Counter((task.classes.index(true), task.classes.index(chosen)) for true, chosen in pairs)
+    pairs = Counter((index(true), index(chosen)) for true, chosen in pairs)
     confusion = [[pairs[i, j] for j in range(k)] for i in range(k)]
     return counts([i == j for i, j in pairs.elements()]) | {"confusion": confusion}

@@ -58,6 +58,7 @@ def write_page(path, results, details):
     if results["loss"]:
         figures["Loss while tuning"] = plots.plot_loss(results)
     template = environment.get_template("report.html.jinja")
+    figures = {title: address for title, address in figures.items() if address}  # those that could be drawn
     shown = {"after": after, "before": before, "figures": figures, "red": plots.RED, "report": report}
     write_text(path, template.render(r=results, details=details, **shown))
 

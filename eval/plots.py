@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import warnings
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 
 os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # whatever a user has for figures of their own
@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.font_manager import fontManager
 
 from eval.accuracy import wilson
+from files.errors import UserError
 from files.safe import replacing
 
 INK = "#6c6760"  # the soft gray of report.html
@@ -47,6 +48,23 @@ plt.rc("legend", frameon=False)
 plt.rc("errorbar", capsize=2)
 
 
+def picture(plot):
+    """A function that plots, so that a picture that fails costs the picture: it then says why and returns None."""
+
+    @wraps(plot)
+    def plotted(*args):
+        try:
+            return plot(*args)
+        except UserError:  # it cannot be written
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+            print(f"{plot.__name__} gives no picture: {why}", file=sys.stderr)
+            plt.close("all")
+
+    return plotted
+
+
 def finish(fig, axis, path):
     """Write a figure with a legend below."""
     fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", fontsize=9, ncols=2)
@@ -71,6 +89,7 @@ def name_fonts():
     print(f"figures show boxes for characters that no font here has: install {FONTS[0]}", file=sys.stderr)
 
 
+@picture
 def plot_loss(results, path=None):
     """Training loss in nats per answer token over examples seen, the mean of the last 20 steps."""
     fig, axis = plt.subplots(figsize=(5.6, 4.6))
@@ -84,6 +103,7 @@ def plot_loss(results, path=None):
     return finish(fig, axis, path)
 
 
+@picture
 def plot_lengths(results, path=None):
     """Accuracy over length with 95% intervals, dashed before tuning. The lengths that were tuned on are shaded."""
     fig, axis = plt.subplots(figsize=(5.6, 4.6))
@@ -123,6 +143,7 @@ def color_of(results, name):
     return plt.cm.tab10(4 + list(results["accuracy"]).index(name) % 6)
 
 
+@picture
 def plot_confusion(results, method, path=None):
     """What was chosen for each true answer, in % of the true answer's questions: the more, the darker."""
     names, confusion = [name[:24] for name in results["answers"]], results["classes"][method]["confusion"]
@@ -145,6 +166,7 @@ def plot_confusion(results, method, path=None):
 CONTEXTS = "the example as text", "best context"  # in every figure of a study
 
 
+@picture
 def plot_study(rows, folder, along=""):
     """Write figure_TASK.png for each task of a study, a panel for each range; `along` names the axis of x."""
     for task in dict.fromkeys(r["task"] for r in rows):

@@ -27,12 +27,21 @@ PEFT_PROMPTS = {  # PEFT's kinds of prompts, and what they are here. It writes a
     "PREFIX_TUNING": DeepPrefix,
     "CARTRIDGE": DeepPrefix,
 }
-PLAIN_LORA = {  # settings of an adapter with which its matrices would mean another update
-    "bias": ["none"],
-    "init_lora_weights": [True, False, "gaussian"],
-    **{key: [None, False, {}, []] for key in ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern")},
-    **{key: [None, False, {}, []] for key in ("layer_replication", "modules_to_save")},
-}
+LORA_SETTINGS = {"bias": ["none"], "init_lora_weights": [True, False, "gaussian"]}  # others mean another update
+# what an adapter_config.json may say beside these: what is read, and what changes nothing that the tensors do not show
+KNOWN = """
+peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode
+r lora_alpha use_rslora lora_dropout target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out
+megatron_core qalora_group_size
+num_virtual_tokens token_dim num_layers num_attention_heads num_transformer_submodules num_frozen_tokens init_weights
+prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs prefix_projection
+encoder_hidden_size encoder_num_layers encoder_dropout encoder_reparameterization_type
+cpt_token_ids cpt_mask cpt_tokens_type_mask opt_weighted_loss_type opt_loss_decay_factor opt_projection_epsilon
+opt_projection_format_epsilon
+""".split()
+NOTHING = [None, False, {}, []]
+# files that hold weights, or say where they are
+WEIGHTS = tuple(".safetensors .bin .pt .pth .ckpt .gguf .onnx .h5 .msgpack .ot .index.json".split())
 
 
 @torch.no_grad()
@@ -129,7 +138,9 @@ def import_peft(folder, model):
     file, weights = Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors"
     config = schemas.read_json(file, dict, "name a folder that PEFT's save_pretrained wrote")
     kind, c = config.get("peft_type"), model.config
-    schemas.check_settings({"peft_type": kind}, {"peft_type": [*PEFT_PROMPTS, "LORA"]}, file)
+    unknown = config.keys() - {*KNOWN, *(LORA_SETTINGS if kind == "LORA" else ())}
+    allowed = {"peft_type": [*PEFT_PROMPTS, "LORA"]} | dict.fromkeys(sorted(unknown), NOTHING)
+    schemas.check_settings({"peft_type": kind} | config, allowed, file)
     _, tensors = read_tensors(weights)
     if kind == "LORA":
         return import_lora(config, tensors, model, file)
@@ -153,11 +164,13 @@ def method_of_rows(cls, rows, model):
 @torch.no_grad()
 def import_lora(config, tensors, model, file):
     """LoRA from a PEFT adapter. What the adapter leaves alone gets an update of zero."""
-    schemas.check_settings(config, PLAIN_LORA, file)
+    schemas.check_settings(config, LORA_SETTINGS, file)
     config = schemas.decode(config, schemas.LoRAConfig, file, "export it again")
     rank, shapes = config["r"], {}
     for (A, B), weight in lora_names(model):
         shapes |= {A: (rank, weight.size(1)), B: (weight.size(0), rank)}
+        if len({A, B} & tensors.keys()) == 1:
+            raise UserError(f"{file.parent} has one of {A} and {B} alone: export or fetch it again")
     for name, t in tensors.items() or [("nothing", torch.empty(0))]:
         if shapes.get(name) != t.shape:
             asked = f"asks for {shapes[name]}" if name in shapes else "has no such update of its blocks"
@@ -170,15 +183,20 @@ def import_lora(config, tensors, model, file):
 
 
 def save_merged(lora, model, folder):
-    """Write the base with the updates of LoRA in its weights, and the tokenizer's file where the base has one."""
+    """Write the base with the updates of LoRA in its weights, of the base's types, and a copy of each file beside the
+    base's weights: its configuration, tokenizer, chat template, card."""
     if lora.name != "lora" or has_text(lora, model):
         raise UserError(f"{lora.label} is more than weights: only --method lora without text in front can be merged")
-    save_model(lora.merged(model), folder)
+    merged = lora.merged(model)
+    for name, p in merged.named_parameters():
+        p.data = p.data.to(model.stored[name])
+    save_model(merged, folder, dtype=None)
     if model.folder.is_file():
         gguf.write_tokenizer(model.folder, folder)
-    for file in ("encoding.json", "tokenizer.json"):
-        if (model.folder / file).is_file():
-            shutil.copy(model.folder / file, folder)
+        return
+    for file in model.folder.iterdir():
+        if file.is_file() and not file.name.endswith(WEIGHTS):
+            shutil.copy(file, folder)
 
 
 def base_of(source):

@@ -80,7 +80,7 @@ def write_json(path, value):
 
 def write_text(path, text):
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path may be no text
 
 
 def check_unused(path):

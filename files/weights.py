@@ -75,21 +75,25 @@ def load_model(source, device="cpu", dtype=torch.float32):
     config = read_config(config_file, stated)
     with torch.device("meta"), WithoutValues():
         model = Llama(config) if isinstance(config, LlamaConfig) else GPT(config)
-    wanted, tensors = dict(model.named_parameters()), {}
+    wanted, tensors, model.stored = dict(model.named_parameters()), {}, {}
     head = None if "lm_head.weight" in wanted else index.pop("lm_head.weight", None)
+    if head:  # stored beside the embedding table, which is the head of this network, or instead of it
+        index.setdefault("wte.weight", head)
     if fault := first_fault(source, config_file, index, wanted):
         raise UserError(fault)
     for name, (file, key, shape, _, read) in sorted(index.items(), key=lambda item: -math.prod(item[1][2])):
-        tensors[name] = torch.empty(shape, dtype=dtype, device=device).copy_(read())
+        t = read()
+        model.stored[name] = t.dtype if t.itemsize > 1 else torch.bfloat16  # as which a merged base is written
+        tensors[name] = torch.empty(shape, dtype=dtype, device=device).copy_(t)
         check_finite(tensors[name], key, file)
     model.load_state_dict(tensors, assign=True)
-    if head:  # stored beside the embedding table, which is the head of this network: they have to be the same
+    if head:  # it has to be the same
         file, *_, read = head
         if not torch.equal(read().to(device, dtype), model.wte.weight):
             raise UserError(f"{file} has a head that is not its embedding table: untie it in {config_file.name}")
-    is_folder = config_file.name == "config.json"
-    model.folder = config_file.parent if is_folder else config_file
-    name = model.folder.resolve().name if is_folder else config_file.stem
+    model.folder, name = config_file.parent, config_file.parent.resolve().name
+    if gguf_reader.is_gguf(config_file):
+        model.folder, name = config_file, config_file.name.removesuffix(".gguf")
     model.name = str(source) if on_the_hub(source) or source in BUNDLED else name
     return model
 
@@ -111,10 +115,12 @@ def first_fault(source, config_file, index, wanted):
 
 
 def save_model(model, folder, dtype=torch.float32):
-    """Write config.json and model.safetensors in the hub's layout, which transformers reads too."""
+    """Write config.json and model.safetensors in the hub's layout, which transformers reads too. None for dtype: as the
+    weights are."""
     folder, is_llama = Path(folder), isinstance(model, Llama)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {hub_name(n, is_llama): (p.T if transposed(n) else p).to(dtype) for n, p in model.named_parameters()}
+    tensors = {n: (p.T if transposed(n) else p).to(dtype=dtype) for n, p in model.named_parameters()}
+    tensors = {hub_name(name, is_llama): t for name, t in tensors.items()}
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "config.json", config_json(model))
 
@@ -177,7 +183,7 @@ def locate(source):
     """(the file that states the sizes, what it states in the hub's words, {our name: (file, stored name, shape, type,
     function that reads it)} over the weight files) of a checkpoint."""
     folder, name = Path(source), "model.safetensors"
-    if source == "smollm2" or folder.suffix == ".gguf":
+    if source == "smollm2" or gguf_reader.is_gguf(folder):
         path = gguf_reader.smollm2() if source == "smollm2" else folder
         return path, *gguf_reader.locate(path)
     if source in BUNDLED:
@@ -204,11 +210,14 @@ def locate(source):
                     stored = file.get_slice(key)
                     if key.endswith(BUFFERS):
                         continue
-                    name, shape = our_name(key), tuple(stored.get_shape())
-                    if (other := index.get(name)) is not None:
+                    ours, shape = our_name(key), tuple(stored.get_shape())
+                    if (other := index.get(ours)) is not None:
                         raise UserError(f"{part} holds {key!r} beside {other[1]!r}: it is more than one model")
-                    read = partial(read_stored, part, key, transposed(name))
-                    index[name] = part, key, shape[:: -1 if transposed(name) else 1], stored.get_dtype(), read
+                    read = partial(read_stored, part, key, transposed(ours))
+                    index[ours] = part, key, shape[:: -1 if transposed(ours) else 1], stored.get_dtype(), read
+                for other, key in (file.metadata() or {}).items():  # names of one tensor, which is stored under one
+                    if our_name(key) in index:
+                        index.setdefault(our_name(other), index[our_name(key)])
         except SafetensorError as error:
             raise UserError(f"{part} cannot be read ({error}): fetch it again") from None
     return folder / "config.json", schemas.read_json(folder / "config.json", dict), index

@@ -42,6 +42,8 @@ def main(argv=None):
     out = train_task.output_folder(args, f"{task.name}-measured", model)
     method, header = load_prefix(file, model, tokenizer)
     tokenizer.tokenize = header["tokenize"]
+    if args.own_data:
+        task.write_with(tokenizer)
     trigger = Trigger("trigger", header["trigger"], method.trigger)
     drop_rows(args, task, model, tokenizer, method.n_positions())
     examples, tests, free = draw_examples(args, task, model, tokenizer, method.n_positions())

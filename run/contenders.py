@@ -35,6 +35,8 @@ NO_TRIGGER = Trigger("", "", [])
 def build(args, model, tokenizer, task, known=None):
     """What a run compares: ({name: Method}, training examples, {range: test examples}, Trigger, the best context as
     results.json has it). `known` is the best context of a run that was stopped."""
+    if args.own_data:
+        task.write_with(tokenizer)
     dropped = True
     while dropped:  # anew, of the rows of your own data that are left
         prompts, trigger = build_prompts(args, model, tokenizer, task)

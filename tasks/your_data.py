@@ -11,12 +11,14 @@ and `classes` lists them.
 
 import csv
 import io
+import json
 import os
 import random
+import re
+import unicodedata
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
-
-import msgspec
 
 from files import schemas
 from files.errors import UserError
@@ -25,6 +27,7 @@ from tasks import IN_DISTRIBUTION, Example, Task, in_test
 MOST_CHARACTERS = 100_000  # of a row: no base reads more, and tiktoken fails on a million spaces
 MOST_LABELS = 400  # characters of all labels in the trigger
 MOST_CLASSES, ROWS_A_CLASS = 50, 5  # more answers than that, or fewer rows for each, are text to generate
+DOUBLED = r'"(?=.*"".*")(?:[^"]|"")*"'  # a cell with a quotation mark inside, as csv and spreadsheets write it
 
 
 class YourData(Task):
@@ -41,8 +44,9 @@ class YourData(Task):
     tokenize = "bpe"
 
     def __init__(self, path, test=None, prompt="prompt", answer="answer", answer_after=None):
-        self.answer_after, self.notes = answer_after, []
-        self.name = "-".join(filter(None, [Path(os.path.abspath(path)).parent.name, Path(path).stem]))
+        self.answer_after, self.notes = answer_after and as_usual(answer_after), []
+        name = "-".join(filter(None, [Path(os.path.abspath(path)).parent.name, Path(path).stem]))
+        self.name = name.encode(errors="backslashreplace").decode()  # a path may be no text
         rows = self.read(path, prompt, answer)
         tests = self.read(test, prompt, answer) if test else [row for row in rows if in_test(row[1].question)]
         asked = {e.question for _, e in tests}
@@ -55,16 +59,38 @@ class YourData(Task):
         self.ranges = {IN_DISTRIBUTION: (min(lengths), max(lengths))}
 
     def find_classes(self):
-        """Set `classes` where there are few answers."""
+        """Set `classes`, those of the rows to tune on, where there are few; a note about others among the tests."""
         counts, tested = (Counter(self.final_answer(e.answer) for _, e in some) for some in self.rows.values())
         if len(counts) == 1:
             raise UserError(f"{self.name}: every answer is {next(iter(counts))!r}: there is nothing to tell apart")
         self.classes, self.majority, self.trigger = None, None, ""
         if self.answer_after or len(counts) > MOST_CLASSES or counts.total() < ROWS_A_CLASS * len(counts):
             return
-        self.classes, self.majority = sorted(counts | tested), counts.most_common(1)[0][0]
+        self.classes, self.majority = sorted(counts), counts.most_common(1)[0][0]
         words = f"Answer with one of: {', '.join(self.classes)}."
         self.trigger = words if len(self.classes) <= 12 and len(words) <= MOST_LABELS else ""
+        if unknown := {answer: n for answer, n in tested.items() if answer not in counts}:
+            n, which = sum(unknown.values()), ", ".join(map(repr, sorted(unknown)[:5]))
+            what = "test answers occur nowhere among those to tune on, and count as wrong"
+            note = f"{self.name}: {n} of {tested.total()} {what}: {which}{', ...' * (len(unknown) > 5)}"
+            self.notes += [note] * (note not in self.notes)
+
+    def write_with(self, tokenizer):
+        """Let answers be as the tokenizer writes them: one that normalizes text may write another."""
+
+        def written(text):
+            return tokenizer.decode(tokenizer.encode_task(text))
+
+        given, classes = self.rows, self.classes
+        self.rows = {s: [(n, e._replace(answer=written(e.answer))) for n, e in rows] for s, rows in given.items()}
+        self.answer_after = self.answer_after and written(self.answer_after)
+        if self.rows == given:
+            return
+        if not all(self.final_answer(e.answer) for rows in self.rows.values() for _, e in rows):
+            raise UserError(f"the tokenizer of this --model cannot write all answers of {self.name}: choose another")
+        self.find_classes()
+        if classes and len(self.classes or ()) < len(classes):
+            self.notes.append(f"{self.name}: the tokenizer of this --model writes some answers as others")
 
     def check_rows(self, message):
         for split, rows in self.rows.items():
@@ -112,15 +138,17 @@ class YourData(Task):
 
     def read(self, path, prompt, answer):
         """[(line number, Example)] of the rows that can be used; a note about the others."""
-        found, broken, columns = [], {}, {}
+        found, broken, columns, breaks = [], {}, {}, {}
         for line, row in parse(path):
-            columns |= row
-            cells = [row.get(prompt), row.get(answer)]
-            question, reply = ((cell or "").strip() for cell in cells)
+            names, cells = [name for name, _ in row], dict(row)
+            columns |= cells
+            question, reply = (as_usual(cells.get(column) or "").strip() for column in (prompt, answer))
             if not row:
                 broken[line] = "not a JSON object, or an empty one"
-            elif None in row:
+            elif None in cells:
                 broken[line] = "more fields than the header"
+            elif max(names.count(prompt), names.count(answer)) > 1:
+                broken[line] = f"{prompt if names.count(prompt) > 1 else answer!r} stands there twice"
             elif not question or not reply:
                 broken[line] = f"no {(answer if question else prompt)!r}"
             elif not self.final_answer(self.answer_line(reply)):
@@ -132,6 +160,8 @@ class YourData(Task):
             else:
                 asked = self.question_format.replace("{}", question)
                 found.append((line, Example(asked, self.answer_line(reply), len(question.split()))))
+                if "\n" in question and Path(path).suffix.lower() != ".jsonl":
+                    breaks[line] = question.count("\n")
         first = "".join(f"line {line}: {fault}" for line, fault in [*broken.items()][:1])
         if not found:
             has = ", ".join(map(repr, filter(None, columns)))
@@ -139,33 +169,53 @@ class YourData(Task):
             raise UserError(f"{path}: not one row can be used; {first or 'it is empty'}{has}")
         if broken:
             self.notes.append(f"{path}: {len(broken)} broken rows left out, {named(list(broken))}; {first}")
+        if breaks:
+            longest = max(breaks, key=breaks.get)
+            what = f"has {breaks[longest] + 1} lines and ends in line {longest}"
+            self.notes.append(f"{path}: {len(breaks)} prompts have line breaks in quotation marks, the longest {what}")
         return found
 
 
 def parse(path):
-    """(line number, dict of the row, its cells as text), {} for what is no JSON object. What a row of a CSV file has
-    too much is under None."""
+    """(line number, [(column, its cell as text)]) of each row, [] for what is no JSON object. What a row of a CSV file
+    has too much is under None. In TSV a quotation mark is text, but for the cells that programs put between two, with
+    those inside of it doubled."""
     text = schemas.read_text(path)
     if Path(path).suffix.lower() == ".jsonl":
         for line, one in enumerate(text.split("\n"), 1):
             if one.strip():
                 try:
-                    row = schemas.decode(one, dict[str, msgspec.Raw], path, "")
-                    yield line, {key: as_written(bytes(value).decode().strip()) for key, value in row.items()}
-                except UserError:
-                    yield line, {}
+                    row = json.loads(one, object_pairs_hook=tuple, parse_int=str, parse_float=str)
+                    json.dumps(row, ensure_ascii=False).encode()  # raises for half of a surrogate pair
+                except (ValueError, RecursionError):
+                    row = ()
+                yield line, [(key, as_written(value)) for key, value in row] if isinstance(row, tuple) else []
         return
     csv.field_size_limit(schemas.DATA_LIMIT)  # a field that is too long is left out later, with its line
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if Path(path).suffix.lower() == ".tsv" else ",")
-    for row in rows:
-        yield rows.line_num, row
+    is_tsv = Path(path).suffix.lower() == ".tsv"
+    how = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {"strict": True}
+    rows, last = csv.reader(io.StringIO(text, newline=""), **how), 0
+    try:
+        header = next(rows, [])
+        for row in rows:
+            if is_tsv:
+                row = [cell[1:-1].replace('""', '"') if re.fullmatch(DOUBLED, cell) else cell for cell in row]
+            if row:
+                yield rows.line_num, [*zip_longest(header, row)]
+            last = rows.line_num
+    except csv.Error as error:
+        what = f"a quotation mark opens a cell that does not end with one ({error})"
+        raise UserError(f"{path}, line {last + 1}: {what}: double those inside of a cell, or name it .tsv") from None
 
 
 def as_written(value):
-    """A value of JSON as text: a string's content, a number and true as they stand there, nothing of the rest."""
-    if value[0] == '"':
-        return schemas.decode(value, str, "", "")
-    return "" if value == "null" or value[0] in "[{" else value
+    """A value of JSON as text: true as it stands there, nothing for null and for what has parts."""
+    return json.dumps(value) if isinstance(value, bool) else value if isinstance(value, str) else ""
+
+
+def as_usual(text):
+    """The one spelling of a text where Unicode has several, as of accented letters."""
+    return unicodedata.normalize("NFC", text)
 
 
 def named(lines):

@@ -83,6 +83,17 @@ def test_any_string_encodes_as_in_transformers(both, text):
     assert ours.encode_task(text) == theirs.encode(text)
 
 
+def test_an_answer_ends_at_its_stop_text_wherever_tokens_end():
+    nano = Tokenizer.load("data/nano-2", 1024, "bpe")
+    for stop in ("\n", "$", "##", "\u4e2d"):  # inside of tokens, and over several
+        holding = {t for t in range(1024) if stop in nano.decode([t])}
+        assert nano.stops(stop) == [nano.eot, *sorted(holding)] and bool(holding) == (stop in "\n$")
+        text = f" Hi.{stop}More{stop}"
+        assert nano.cut(nano.encode(text), stop) == nano.cut(nano.encode_bytes(text), stop) == f" Hi.{stop}"
+        assert nano.cut([*nano.encode("Hi."), nano.eot, *nano.encode(text)], stop) == "Hi."
+    assert nano.stops("") == [nano.eot] and nano.cut(nano.encode("a$b\n"), "") == "a$b\n"
+
+
 def test_without_its_vocabulary_one_line_says_where_to_put_it(monkeypatch):
     def fetch(_):
         raise ConnectionError("a paragraph")

@@ -193,6 +193,17 @@ def test_one_line_says_that_no_font_has_a_label_s_characters(capsys):
         assert err.count("\n") == lines and ("figures show boxes" in err) == lines
 
 
+def test_text_is_drawn_as_it_is_and_a_picture_that_fails_costs_the_picture(monkeypatch, capsys):
+    results, odd = some_classes(), ["$", "$$x^{", "_a\\frac"]
+    results |= {"answers": odd[:2], "task": odd[2]}
+    svg = base64.b64decode(plots.plot_confusion(results, "hybrid").split(",")[1]).decode()
+    assert all(text in svg for text in odd)
+    monkeypatch.setattr(plots, "write", lambda fig, path: 1 / 0)
+    assert plots.plot_loss(results) is plots.plot_confusion(results, "hybrid") is plots.plot_lengths(results) is None
+    err = capsys.readouterr().err
+    assert err.count("\n") == 3 and err.startswith("plot_loss gives no picture: ZeroDivisionError: division by zero")
+
+
 def test_figures_are_png_files_or_svg_and_no_matplotlibrc_changes_them(tmp_path):
     plots.plot_lengths(some_results(), tmp_path / "lengths.png")
     assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 1
@@ -272,3 +283,5 @@ def test_classification_by_hand(tmp_path):
     got = classification(task, examples, [f" {chosen}\n" for chosen in "aaabbca"])
     assert got["confusion"] == [[3, 1, 0], [1, 1, 1], [0, 0, 0]]
     assert (got["correct"], got["n"]) == (4, 7)
+    got = classification(task, [tasks.Example("", " d\n", 1)], [" a\n"])  # which no row to tune on has
+    assert (got["correct"], got["n"]) == (0, 1)

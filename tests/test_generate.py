@@ -58,6 +58,17 @@ def test_rows_end_at_their_stop_token_and_change_nothing_for_the_rest(either, sh
     assert together == [row[: row.index(stop) + 1] for row, stop in zip(free, stops)]
 
 
+def test_a_row_ends_at_the_first_of_several_stop_tokens(either):
+    questions = some_questions(4, seed=3)
+    free = generate(either, questions, 12)
+    shared = [row[5] for row in free]  # each may end any row
+    want = [row[: 1 + min(i for i, t in enumerate(row) if t in shared)] for row in free]
+    assert generate(either, questions, 12, stop=[shared]) == want
+    own = [[row[7], -1, row[2]] for row in free]
+    want = [row[: 1 + min(row.index(t) for t in some if t >= 0)] for row, some in zip(free, own)]
+    assert generate(either, questions, 12, stop=torch.tensor(own)) == want
+
+
 def test_the_batch_shrinks_and_decoding_ends_with_its_last_row(tiny, monkeypatch):
     questions, sizes, run = some_questions(4), [], GPT.run
     free = generate(tiny, questions, 9)

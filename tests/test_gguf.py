@@ -148,6 +148,8 @@ def test_every_architecture_gives_the_logits_of_the_model_it_was_made_of(tmp_pat
     ours = check_logits(write(tmp_path / "a.gguf", theirs), theirs)
     check_logits(tmp_path / "a.gguf")
     assert ours.name == "a" and ours.folder == tmp_path / "a.gguf"
+    (tmp_path / "a.gguf").rename(tmp_path / "sha256-0123")  # as Ollama calls them
+    assert fingerprint(load_model(tmp_path / "sha256-0123")) == fingerprint(ours)
 
 
 @pytest.mark.parametrize("kind", gguf_reader.TYPES)
@@ -232,7 +234,6 @@ def check_export(command, source, folder, line):
     done = command("files.gguf", source, folder / "base")
     assert done.code == 0, done.err
     ours, theirs = load_model(source).freeze(), transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
-    assert fingerprint(load_model(folder / "base")) == fingerprint(ours)
     vocab_size = ours.config.vocab_size
     tokenizer, again = (Tokenizer.load(f, vocab_size, "bpe") for f in (ours.folder, folder / "base"))
     words = transformers.AutoTokenizer.from_pretrained(folder / "base")
@@ -257,6 +258,7 @@ def check_export(command, source, folder, line):
 
 def test_the_folder_of_a_file_is_a_base_for_peft(tmp_path, command):
     check_export(command, write(tmp_path / "a.gguf", network("llama"), "Q8_0"), tmp_path, "1+1 is\n 12")
+    assert fingerprint(load_model(tmp_path / "base")) == fingerprint(load_model(tmp_path / "a.gguf"))
     asked = "--prompt", "1+1", "--max-new-tokens", 9, "--dtype", "float32"
     plain, chat = (command("sample.py", "--model", tmp_path / "a.gguf", *asked, *more) for more in ([], ["--chat"]))
     ours, tokenizer = load_model(tmp_path / "a.gguf").freeze(), Tokenizer.load(tmp_path / "a.gguf", VOCAB, "bpe")
@@ -283,33 +285,39 @@ def patched(data, behind, skip, form, value):
 
 
 EMBEDDING = b"token_embd.weight"  # then its number of dimensions, two dimensions, type and offset
-HOSTILE = {
-    "does not begin with GGUF": lambda d: b"GGML" + d[4:],
-    "its version is 50331648": lambda d: d[:4] + d[7:3:-1] + d[8:],
-    "its version is 1,": lambda d: patched(d, b"GGUF", 0, "<I", 1),
-    "claims 1,000,000 entries, more than 10,000": lambda d: patched(d, b"GGUF", 4, "<Q", 10**6),
-    "claims 1,152,921,504,606,846,976 entries": lambda d: patched(d, b"GGUF", 12, "<Q", 2**60),
-    "claims 1,048,576 entries, more than it holds": lambda d: patched(d, b"ggml.tokens", 8, "<Q", 2**20),
-    "claims more than it holds": lambda d: patched(d, b"GGUF", 20, "<Q", 2**60),  # the length of a text
-    "unknown type 77": lambda d: patched(d, b"llama.block_count", 0, "<I", 77),
-    "the key 'tokenizer.ggml.eos_token_id' twice": lambda d: d.replace(b"bos_token_id", b"eos_token_id"),
-    "'blk.0.attn_q.weight' is there twice": lambda d: d.replace(b"attn_k.weight", b"attn_q.weight"),
-    "'token_embd.weight' has no size": lambda d: patched(d, EMBEDDING, 0, "<I", 2**31),
-    "of shape .17592186044416, 32. ends behind": lambda d: patched(d, EMBEDDING, 12, "<Q", 2**44),
-    "has the quantization 99: only F32": lambda d: patched(d, EMBEDDING, 20, "<I", 99),
-    "has the quantization Q8_K: only F32": lambda d: patched(d, EMBEDDING, 20, "<I", 15),
-    ".400, 32. ends behind the file": lambda d: patched(d, EMBEDDING, 24, "<Q", 2**63),
-    "holds NaN or infinite": lambda d: d[:-40] + b"\xff" * 40,
-    "can't decode byte": lambda d: d.replace(b"llama.block_count", b"\xff" * 17),
-    "says llama.block_count = None": lambda d: d.replace(b"llama.block_count", b"llama.blocks_gone"),
-    "Expected `int` <= 256": lambda d: patched(d, b"llama.block_count", 4, "<I", 2**31),
-    "'blk.0.attn_unkn.weight', which a model of the": lambda d: d.replace(b"attn_norm.weight", b"attn_unkn.weight"),
-}  # fmt: skip
+HOSTILE = [
+    ("no little-endian GGUF of version 2 or 3", lambda d: b"GGML" + d[4:]),
+    ("no little-endian GGUF of version 2 or 3", lambda d: d[:4] + d[7:3:-1] + d[8:]),
+    ("no little-endian GGUF of version 2 or 3", lambda d: patched(d, b"GGUF", 0, "<I", 1)),
+    ("claims 1,000,000 entries", lambda d: patched(d, b"GGUF", 4, "<Q", 10**6)),
+    ("claims 1,152,921,504,606,846,976 entries", lambda d: patched(d, b"GGUF", 12, "<Q", 2**60)),
+    ("its tensor '' has no size", lambda d: patched(d, b"GGUF", 4, "<Q", 10**4)),  # it reads on in the weights
+    ("claims more than it holds", lambda d: patched(d, b"GGUF", 20, "<Q", 2**60)),  # the length of a text
+    ("claims more than it holds", lambda d: patched(d, b"ggml.token_type", 8, "<Q", 2**60)),
+    ("claims more than it holds", lambda d: patched(d, b"ggml.tokens", 8, "<Q", 2**60)),
+    ("unknown type 77", lambda d: patched(d, b"llama.block_count", 0, "<I", 77)),
+    ("unknown type 9", lambda d: patched(d, b"ggml.tokens", 4, "<I", 9)),  # arrays of arrays
+    ("the key 'tokenizer.ggml.eos_token_id' twice", lambda d: d.replace(b"bos_token_id", b"eos_token_id")),
+    ("'blk.0.attn_q.weight' is there twice", lambda d: d.replace(b"attn_k.weight", b"attn_q.weight")),
+    ("'token_embd.weight' has no size", lambda d: patched(d, EMBEDDING, 0, "<I", 2**31)),
+    ("'token_embd.weight' has no size", lambda d: patched(d, EMBEDDING, 4, "<Q", 0)),
+    (r"of shape \(17592186044416, 32\) ends behind", lambda d: patched(d, EMBEDDING, 12, "<Q", 2**44)),
+    (r"of shape \(400, 32\) ends behind its", lambda d: patched(d, EMBEDDING, 24, "<Q", 2**63)),
+    (r"of shape \(400, 33\) ends behind its", lambda d: patched(d, EMBEDDING, 4, "<Q", 33)),
+    ("its tensors overlap", lambda d: patched(d, EMBEDDING, 12, "<Q", 700)),
+    ("has the quantization 99: only F32", lambda d: patched(d, EMBEDDING, 20, "<I", 99)),
+    ("has the quantization Q8_K: only F32", lambda d: patched(d, EMBEDDING, 20, "<I", 15)),
+    ("holds NaN or infinite", lambda d: d[:-40] + b"\xff" * 40),
+    ("can't decode byte", lambda d: d.replace(b"llama.block_count", b"\xff" * 17)),
+    ("says llama.block_count = None", lambda d: d.replace(b"llama.block_count", b"llama.blocks_gone")),
+    ("Expected `int` <= 256", lambda d: patched(d, b"llama.block_count", 4, "<I", 2**31)),
+    ("'blk.0.attn_unkn.weight', which a model of the", lambda d: d.replace(b"attn_norm.weight", b"attn_unkn.weight")),
+]
 
 
-@pytest.mark.parametrize("words", HOSTILE)
-def test_hostile_files_end_in_one_line(tmp_path, whole, words):
-    (tmp_path / "a.gguf").write_bytes(HOSTILE[words](whole))
+@pytest.mark.parametrize("words, change", HOSTILE)
+def test_hostile_files_end_in_one_line(tmp_path, whole, words, change):
+    (tmp_path / "a.gguf").write_bytes(change(whole))
     with pytest.raises(UserError, match=words):
         load_model(tmp_path / "a.gguf")
 

@@ -265,6 +265,58 @@ def test_a_tokenizer_json_encodes_as_transformers_does(tmp_path):
         assert piece.encode_bytes(byte) == [theirs.convert_tokens_to_ids(token)]
 
 
+@pytest.mark.parametrize(
+    "before, config, generation, want",
+    [
+        ("", {"eos_token_id": [1, 2]}, {"eos_token_id": [2, 3]}, [1, 2, 3]),  # all of both
+        ("<s> $A </s>", {"eos_token_id": 2}, {}, [2]),
+        ("$A </s>", {}, {"eos_token_id": 2}, [2]),
+        ("<unk> <s> $A", {"eos_token_id": None}, {}, []),  # none: the last token is an ordinary one
+        ("<s> $A $A </s>", {"eos_token_id": [-1, 700, 4000]}, {"eos_token_id": []}, [700]),
+    ],
+)
+def test_where_a_text_begins_and_ends(tmp_path, before, config, generation, want):
+    file, numbers = sentence_piece(), {"<unk>": 0, "<s>": 1, "</s>": 2}
+    pairs = list(numbers.items())
+    file.post_processor = processors.TemplateProcessing(single=before, special_tokens=pairs) if before else None
+    tokenizer, _ = saved(file, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    tokenizer = Tokenizer.load(tmp_path, 1024)
+    assert (tokenizer.ends, tokenizer.eot) == (want, [*want, -1][0])
+    assert tokenizer.bos == [numbers[token] for token in before.partition("$A")[0].split()]
+
+
+def test_a_gpt2_reads_the_tokenizer_beside_its_weights(tmp_path):
+    file = byte_level()
+    file.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # as GPT-2 cuts
+    theirs = saved(file, tmp_path)[1]
+    file.model.save(str(tmp_path))  # vocab.json and merges.txt
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "eos_token_id": 0}))
+    ours = []
+    for vocab_size in (50257, 512, 500):  # more rows than tokens, as after resize_token_embeddings
+        ours.append(Tokenizer.load(tmp_path, vocab_size, "bpe"))
+    (tmp_path / "tokenizer.json").unlink()
+    ours.append(Tokenizer.load(tmp_path, 50257, "bpe"))
+    for tokenizer in ours:
+        assert tokenizer.encode("What is it?\n") == theirs.encode("What is it?\n")
+        assert (tokenizer.ends, tokenizer.name) == ([0], ours[0].name)
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(UserError, match="vocab.json and merges.txt cannot be read"):
+        Tokenizer.load(tmp_path, 50257)
+
+
+def test_special_tokens_may_have_no_row_and_others_have_to(folder):
+    file = byte_level()
+    file.add_special_tokens(["<pad>"])
+    file.save(str(folder / "tokenizer.json"))
+    assert Tokenizer.load(folder, 500, "bpe").encode("<pad>") == Tokenizer.load(folder, 501, "bpe").encode("<pad>")
+    file.add_tokens(["pad"])
+    file.save(str(folder / "tokenizer.json"))
+    with pytest.raises(UserError, match="has 502 tokens, the weights have 500"):
+        Tokenizer.load(folder, 500)
+
+
 def test_what_is_no_tokenizer_of_these_weights_is_refused(folder):
     for write, message in (
         (lambda: byte_level().save(str(folder / "tokenizer.json")), "has 500 tokens, the weights have 101: fetch both"),

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import prefix
 from files import peft as peft_io
@@ -109,12 +110,34 @@ def test_lora_exported_gives_our_logits_in_peft(tiny, tmp_path):
         ({"target_modules": ["c_attn"], "use_dora": True}, "use_dora = True: only None"),
         ({"target_modules": ["c_attn"], "rank_pattern": {"h.0.attn.c_attn": 2}}, "rank_pattern = .*: only None"),
         ({"target_modules": ["wte"]}, "wte.* no such update of its blocks"),
+        ({"target_modules": ["c_attn"], "alora_invocation_tokens": [70, 71]}, r"alora.* = \[70, 71\]: only None"),
+        ({"target_modules": ["c_attn"], "trainable_token_indices": [3]}, "trainable_token_indices = .*: only None"),
     ],
 )
 def test_lora_that_is_more_than_lora_is_not_imported(tiny, tmp_path, options, why):
     lora_in_peft(tiny, tmp_path / "base", **options).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     with pytest.raises(UserError, match=why):
         peft_io.import_peft(tmp_path / "adapter", tiny)
+
+
+def test_an_adapter_that_says_or_holds_what_nobody_knows_is_not_imported(tiny, tmp_path):
+    """Whatever a later PEFT adds is off while it is empty; the half of an update is none."""
+    for method in (prefix.METHODS["lora"](tiny), prefix.HybridPrefix(tiny, n_random=4)):
+        peft_io.export_peft(method, tiny, tmp_path)
+        config = json.loads((tmp_path / "adapter_config.json").read_text())
+        for value, fine in ((None, True), (False, True), ({}, True), ("some", False), (0.5, False), ([1], False)):
+            (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"gates": value}))
+            if fine:
+                peft_io.import_peft(tmp_path, tiny)
+                continue
+            with pytest.raises(UserError, match="adapter_config.json says gates = .*: only None, False"):
+                peft_io.import_peft(tmp_path, tiny)
+    peft_io.export_peft(prefix.METHODS["lora"](tiny), tiny, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    del tensors["base_model.model.transformer.h.1.mlp.c_fc.lora_A.weight"]
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="has one of .*h.1.mlp.c_fc.lora_A.weight and .* alone"):
+        peft_io.import_peft(tmp_path, tiny)
 
 
 EXPORTED = {"hybrid": {"mlp": True}, "prompt": {"init": "uniform"}, "lopt": {"rank": 3}} | dict.fromkeys(
@@ -210,7 +233,24 @@ def test_merged_from_the_command_line(base, tokenizer, tmp_path, command):
     network, merged = lora.network(base), load_model(tmp_path / "merged")
     tokens = torch.tensor([[3, 1, 4, 1, 5]])
     torch.testing.assert_close(merged(tokens), network(tokens), atol=1e-4, rtol=1e-4)
-    assert (tmp_path / "merged" / "encoding.json").is_file()
     done = command("files.peft", "merge", tmp_path / "rows.safetensors", tmp_path / "other", *flags)
     assert (done.code, done.err.count("\n")) == (2, 1) and "only --method lora" in done.err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_merged_checkpoint_has_the_base_s_types_and_all_that_lies_beside_its_weights(tiny_llama, tmp_path, dtype):
+    save_model(tiny_llama, tmp_path / "base", dtype)
+    stated = json.loads((tmp_path / "base" / "config.json").read_text()) | {"eos_token_id": [7, 9], "mine": {"a": 1}}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(stated))
+    for name in ("tokenizer_config.json", "chat_template.jinja", "LICENSE", "pytorch_model.bin", "model.gguf"):
+        (tmp_path / "base" / name).write_text(name)
+    (tmp_path / "base" / "onnx").mkdir()
+    model = load_model(tmp_path / "base")
+    lora = prefix.METHODS["lora"](model)
+    peft_io.save_merged(lora, model, tmp_path / "merged")  # its updates are zero
+    left = {"pytorch_model.bin", "model.gguf", "onnx"}
+    assert {p.name for p in (tmp_path / "merged").iterdir()} == {p.name for p in (tmp_path / "base").iterdir()} - left
+    assert json.loads((tmp_path / "merged" / "config.json").read_text()) == stated
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "merged"))
+    assert all(after[name].dtype == dtype and torch.equal(after[name], t) for name, t in before.items())

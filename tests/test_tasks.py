@@ -318,6 +318,68 @@ def test_rows_too_long_for_the_base_are_left_out_by_line(tmp_path):
         task.drop(lambda e: True)
 
 
+def test_quotation_marks_of_tsv_are_text_and_of_csv_are_closed_or_refused(tmp_path):
+    rows = [(f"it's {i}", "ab"[i % 2]) for i in range(40)]
+
+    def file(name, sep, marks):
+        lines = [marks.get(i, "{}").format(prompt) + sep + answer for i, (prompt, answer) in enumerate(rows)]
+        return write(tmp_path / name, "\n".join([f"prompt{sep}answer", *lines]))
+
+    for marks in {10: '"{}', 20: '"{}'}, {10: '"{}"'}, {39: '{}"'}, {0: '""{}'}:  # each line is a row
+        task = tasks.load(file("a.tsv", "\t", marks))
+        prompts = {question.removesuffix("\nAnswer:") for question, _ in rows_of(task)}
+        assert prompts == {marks.get(i, "{}").format(prompt) for i, (prompt, _) in enumerate(rows)} and not task.notes
+    for marks, line in ({10: '"{}', 20: '"{}'}, 12), ({39: '"{}'}, 41), ({5: '"{}"!'}, 7):
+        with pytest.raises(UserError, match=f"a.csv, line {line}: a quotation mark opens a cell"):
+            tasks.load(file("a.csv", ",", marks))
+    task = tasks.load(file("a.csv", ",", {10: '"{}', 20: '{}"'}))  # which may be meant
+    assert len(rows_of(task)) == 30 and "1 prompts have line breaks" in task.notes[0] and "line 22" in task.notes[0]
+
+
+def test_a_column_that_stands_there_twice_is_refused(tmp_path):
+    rows = "".join(f"p{i},a,{i % 2}\n" for i in range(30))
+    with pytest.raises(UserError, match="line 2: 'answer' stands there twice"):
+        tasks.load(write(tmp_path / "a.csv", "prompt,answer,answer\n" + rows))
+    assert tasks.load(write(tmp_path / "a.csv", "prompt,note,answer\n" + rows)).classes == ["0", "1"]
+    unnamed = "prompt,,,answer\n" + rows.replace(",a,", ",,a,")
+    assert tasks.load(write(tmp_path / "a.csv", unnamed)).classes == ["0", "1"]
+    good = "".join(f'{{"prompt": "p{i}", "answer": {i % 2}}}\n' for i in range(30))
+    task = tasks.load(write(tmp_path / "a.jsonl", good + '{"prompt": "p", "answer": 0, "prompt": "q"}'))
+    assert len(rows_of(task)) == 30 and "line 31: 'prompt' stands there twice" in task.notes[0]
+
+
+def test_answers_that_only_the_test_file_has_are_no_classes_and_told(tmp_path):
+    train = write(tmp_path / "train.csv", "prompt,answer\n" + "".join(f"p{i},{i % 2}.0\n" for i in range(20)))
+    test = write(tmp_path / "test.csv", "prompt,answer\nx,1\ny,0\nz,1.0\n")
+    task = tasks.load(train, test=test)
+    assert task.classes == ["0.0", "1.0"] and task.trigger == "Answer with one of: 0.0, 1.0."
+    assert "2 of 3 test answers occur nowhere among those to tune on, and count as wrong: '0', '1'" in task.notes[0]
+
+
+def test_answers_are_what_the_tokenizer_writes(tmp_path, tokenizer):
+    """With one that normalizes, its own words are right; where it cannot tell answers apart, that is said."""
+
+    class Lower:
+        name, decode, encode_task = "lower", staticmethod("".join), staticmethod(lambda text: list(text.lower()))
+
+    accents = [f"{{}}Ren{e} {i}" for i in range(20) for e in ("e\u0301",)]  # two characters for one letter
+    answers = {"Yes": ["Yes", "NO"], "yes": ["yes", "Yes", "no"], "names": accents}
+    for name, some in answers.items():
+        rows = [json.dumps({"prompt": f"p{i}", "answer": some[i % len(some)]}) for i in range(60)]
+        task = tasks.load(write(tmp_path / f"{name}.jsonl", "\n".join(rows)))
+        before = rows_of(task)
+        task.write_with(tokenizer)
+        assert rows_of(task) == before and not task.notes  # this one writes everything
+        task.write_with(Lower)
+        for e in task.examples(None):
+            assert task.final_answer(Lower.decode(Lower.encode_task(e.answer))) == task.final_answer(e.answer)
+        assert task.classes == (None if name == "names" else ["no", "yes"])
+        assert any("writes some answers as others" in note for note in task.notes) == (name == "yes")
+    Lower.encode_task = staticmethod(lambda text: text.split())
+    with pytest.raises(UserError, match="cannot write all answers"):
+        task.write_with(Lower)
+
+
 ANSWER = "1405;2507;3609;000=975$"  # of 321+654=
 CARRIED = "9908;9919;001=198$"  # of 99+99=
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save_model as save_shared
 
 from files.errors import UserError
 from files.safe import replacing, write_json, write_tensors
@@ -56,6 +57,25 @@ def test_old_dialect_of_the_hub_loads(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="a head that is not its embedding table"):
         load_model(tmp_path)
+
+
+def test_tensors_that_are_stored_under_one_of_their_names_load(tmp_path):
+    """The head alone, by hand and as safetensors' save_model chooses; and two layers that share their weights."""
+    theirs, tokens = reference(tmp_path), torch.arange(20)[None]
+    good = load_file(tmp_path / "model.safetensors")
+    alone = {n: t for n, t in good.items() if "wte" not in n} | {"lm_head.weight": good["transformer.wte.weight"]}
+
+    def logits():
+        ours = load_model(tmp_path)
+        return ours.logits(ours(tokens))
+
+    with torch.no_grad():
+        save_file(alone, tmp_path / "model.safetensors")
+        torch.testing.assert_close(logits(), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+        theirs.transformer.h[1].mlp.c_fc = theirs.transformer.h[0].mlp.c_fc
+        save_shared(theirs, tmp_path / "model.safetensors")
+        assert len(load_file(tmp_path / "model.safetensors")) == len(good) - 2
+        torch.testing.assert_close(logits(), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_the_fingerprint_is_that_of_the_weights_in_any_dtype(tmp_path, tiny):
