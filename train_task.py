@@ -251,6 +251,7 @@ def tune(run, name, method, examples):
     with checkpoint.part(f"{method.label}, tuning"):
         settings = epochs, args.batch_size, lr, args.dtype, args.seed
         train(method, run.model, tuned_on, *settings, curve, checkpoint, validation)
+        results.record["peak_gb"] = max(record.peak_memory(args.device), results.record.get("peak_gb", 0))
         checkpoint.best.clear()
 
 

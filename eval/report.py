@@ -64,15 +64,18 @@ def table(results):
 
 
 def remarks(results):
-    """A sentence for each contender that is less accurate on some range after tuning, one if no contender on the base
-    beats a classifier of word frequencies or the most frequent answer, and one for each that learned: from what, and
-    which checkpoint it kept."""
+    """A sentence for each contender that is less accurate on some range after tuning, and for a best context that other
+    text beats; one if no contender on the base beats a classifier of word frequencies or the most frequent answer; and
+    one for each that learned: from what, and which checkpoint it kept."""
     (after, before), labels, sentences = scores(results), results["labels"], []
-    for name, starts in before.items():
-        lost = {r: percent(start) - percent(after[name][r]) for r, start in starts.items()}
+    pairs = [(name, starts, "before tuning") for name, starts in before.items()]
+    if "few-shot" in after:  # it is chosen on training questions
+        pairs += [("few-shot", after[name], labels[name]) for name in ("zero-shot", "text") if name in after]
+    for name, others, what in pairs:
+        lost = {r: percent(other) - percent(after[name][r]) for r, other in others.items()}
         points = ", ".join(f"{p:.1f} points ({r})" for r, p in lost.items() if p > 0)
         if points:
-            sentences.append(f"{labels[name]} is less accurate than before tuning: {points}")
+            sentences.append(f"{labels[name]} is less accurate than {what}: {points}")
     right = {name: score["correct"] for name, score in results["classes"].items()}
     without = [name for name in ("tfidf", "majority") if name in right]
     best = max((n for name, n in right.items() if name not in (*without, "scratch")), default=0)
@@ -85,6 +88,8 @@ def remarks(results):
             text += f" and is kept as it was after step {kept} of {last}: {exact[kept]} of {r['questions']} held-out "
             text += f"training questions right; {exact[0]} at the start, {exact[last]} at the end"
         sentences.append(text)
+    if gb := results["record"].get("peak_gb"):
+        sentences.append(f"At most {gb:.1f} GB of memory were in use up to the end of tuning")
     return sentences
 
 

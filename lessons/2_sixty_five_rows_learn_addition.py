@@ -78,7 +78,7 @@ for name, some in tests.items():
 #
 # Three things stand for what words alone can do. **Zero-shot**: the question alone. **One example**: one training
 # example of the longest length in front of it. **The best context**: several sets of 1, 2, 4 and 8 training examples,
-# of which the best on 30 other training questions is kept. (The lesson tries 9 sets, `train_task.py` tries 33.)
+# of which the best on 30 other training questions is kept. (The lesson tries 9 sets, `train_task.py` tries 17.)
 
 # %%
 one = tokenizer.encode_task(as_text(task.worth_showing(examples, 1)))

@@ -14,7 +14,6 @@ import importlib.util
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -35,6 +34,7 @@ from llama import Llama, LlamaConfig
 from methods.weights import Finetune
 from model import GPT, GPTConfig
 from run.flags import Parser, at_least, best_dtype
+from run.record import peak_memory
 from train_task import train_step
 
 JOBS = ("prompt", "prefix", "finetune", "decode")  # a step of prompt tuning, ..., or greedy decoding
@@ -131,17 +131,6 @@ def timed(turn, device):
     out = turn()
     wait()
     return time.perf_counter() - start, out
-
-
-def peak_memory(device):
-    """The peak memory of this process on its device in GB; 0 on Windows, which does not tell it."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    if sys.platform == "win32":
-        return 0.0
-    from resource import RUSAGE_SELF, getrusage
-
-    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 # ---------------------------------------------------------------- the turns

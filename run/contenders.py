@@ -198,7 +198,8 @@ def draw_examples(args, task, model, tokenizer, n_positions):
 
 def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=None):
     """({name: Method} of what text alone can do, the best context as results.json has it): nothing before the question,
-    the trigger as text, and the best worked examples of at most max_tokens, which are searched for unless `known`."""
+    the trigger as text, and the best worked examples of at most max_tokens. These are searched for unless `known`, at
+    an eighth of the cost of tuning."""
     alone, found = args.beside == ["none"], {}
     if not alone or args.method == "zero-shot":
         found["zero-shot"] = build_method(args, "zero-shot", model, tokenizer, task, examples)
@@ -210,8 +211,10 @@ def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=
     if known:
         tokens, best, candidates = tokenizer.bos + tokenizer.encode_task(known["text"]), known, known["candidates"]
     else:
-        n, _ = budget(args, METHODS[args.method])
-        tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed)
+        n, epochs = budget(args, METHODS[args.method])
+        tuning = epochs * sum(len(q + a) for q, a in encode(tokenizer, examples[:n]))  # tokens, forwards and backwards
+        limits = {"max_read": tuning / 4, "quiet": not processes.is_main()}
+        tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed, **limits)
     if not tokens:
         raise UserError(f"no worked example fits into the {max_tokens} tokens that {model.name} leaves: shorten it")
     found["few-shot"] = METHODS["few-shot"](model, trigger=tokens).to(args.device)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def record(device, dtype, data):
         "threads": torch.get_num_threads(),
         "data": digest.hexdigest()[:16],
     }
+
+
+def peak_memory(device):
+    """The peak memory of this process on its device in GB; 0 on Windows, which does not tell it."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    if sys.platform == "win32":
+        return 0.0
+    from resource import RUSAGE_SELF, getrusage
+
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def check_same(folder, before, now):

@@ -105,7 +105,7 @@ def some_results():
         "labels": {"zero-shot": "zero-shot", "few-shot": "best context (1 longest)", "hybrid": "prefix for $1 or $2"},
         "before": {"hybrid": random_scores()},
         "accuracy": {name: random_scores() for name in ("zero-shot", "few-shot", "hybrid")},
-        **{"classes": {}, "classes_before": {}},
+        **{"classes": {}, "classes_before": {}, "record": {}},
         "examples": {"hybrid": (96, 2)},
         "validation": {
             "hybrid": {"questions": 8, "steps": [0, 2, 3], "exact_match": [5, 7, 6], "loss": [3, 2, 2], "kept_step": 2}
@@ -135,12 +135,17 @@ def test_the_table_shows_every_number():
         assert f"{100 * a['correct'] / 30:.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}]" in line
     for line, a in zip(lines[at + 3 :], (before, context)):
         assert f"{100 * (after['correct'] - a['correct']) / 30:+.1f}" in line
-    columns = [line for line in lines if line.startswith(("zero-shot", "best context", "  tuned", "  and to"))]
+    columns = [line for line in lines if line.startswith(("zero-shot", "best context (1 longest)  ", "  tu", "  an"))]
     assert len(columns) == 6 and len({len(line) for line in columns}) == 1  # columns stand below one another
     assert lines[-1] == (
         "prefix for $1 or $2 learned from 96 examples in 2 passes and is kept as it was after step 2 of 3: "
         "7 of 8 held-out training questions right; 5 at the start, 6 at the end"
     )
+    results["accuracy"]["zero-shot"]["5 digits"] |= {"correct": context["correct"] + 3}
+    results["record"]["peak_gb"] = 1.23
+    text = report.table(results)
+    assert "best context (1 longest) is less accurate than zero-shot: " in text and "10.0 points (5 digits)" in text
+    assert text.endswith("At most 1.2 GB of memory were in use up to the end of tuning")
     del results["accuracy"]["few-shot"]  # --beside none
     alone = report.table(results)
     assert all(line in alone for line in lines[at : at + 4]) and "best context" not in alone
@@ -233,11 +238,25 @@ def test_the_best_context_is_the_best_of_its_candidates(tokenizer, monkeypatch):
     tokens, _, candidates = best_context(little, tokenizer, task, examples[:9], max_tokens=60)
     assert all(c["n"] == 9 - c["shots"] for c in candidates) and len(tokens) <= 60
     assert best_context(little, tokenizer, task, examples, max_tokens=5) == ([], None, [])
-    # the example that prompts begin as is one of them
-    seen = []
-    monkeypatch.setattr("eval.contexts.exact_match", lambda model, context, _: seen.append(context) or (0, 1.0))
-    best_context(little, tokenizer, task, examples, max_tokens=10_000)
-    assert tokenizer.encode_task(as_text(task.worth_showing(examples, 1))) in seen
+
+
+def test_the_search_reads_as_much_as_it_may_and_asks_the_better_half_more(tokenizer, monkeypatch):
+    """Of contexts that are right as often as they hold an "a", by hand: 17, 8, 4 and 2 are asked."""
+    task, asked, a = tasks.load("word_reversal"), [], tokenizer.encode_task("a")[0]
+    examples = task.examples(400, split="train")
+
+    def right(model, context, questions):
+        asked.append((context, questions))
+        return context.count(a), 1.0
+
+    monkeypatch.setattr("eval.contexts.exact_match", right)
+    tokens, best, candidates = best_context(None, tokenizer, task, examples, max_tokens=10_000, max_read=20_000)
+    assert tokens.count(a) == max(context.count(a) for context, _ in asked)
+    counts = [len(questions) for _, questions in asked]
+    assert [counts.count(n) for n in sorted({*counts})] == [17, 8, 4, 2] and counts == sorted(counts)
+    read = sum(len(context) + sum(len(q + a) for q, a in questions) for context, questions in asked)
+    assert 0.9 * 20_000 < read <= 1.01 * 20_000
+    assert tokenizer.encode_task(as_text(task.worth_showing(examples, 1))) == asked[0][0]  # that prompts begin as
 
 
 def test_word_frequencies_tell_classes_apart(tmp_path):
