@@ -49,11 +49,11 @@ class Tokenizer:
             stated = schemas.read_json(path, schemas.TextJson) if path.is_file() else {}
             kind, found = stated.get("model_type", kind), stated.get("eos_token_id")
             ends += [t for t in (found if isinstance(found, list) else [found]) if t in range(vocab_size)]
-        path, words = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
+        path = folder / "tokenizer.json"
         if (folder / "encoding.json").is_file():
             encoding = read_encoding(folder / "encoding.json", vocab_size)
-        elif kind == "gpt2" and words[0].is_file() and not path.is_file():
-            encoding = TokenizerFile(words[0], as_one_file(*words), vocab_size)
+        elif kind == "gpt2" and (folder / "vocab.json").is_file() and not path.is_file():
+            encoding = TokenizerFile(folder / "vocab.json", None, vocab_size)
         elif kind != "gpt2" or path.is_file():
             encoding = TokenizerFile(path, schemas.read_bytes(path, schemas.TOKENIZER_LIMIT), vocab_size)
         elif vocab_size == 50257:
@@ -117,16 +117,6 @@ def gpt2_encoding():
         raise UserError(f"cannot fetch GPT-2's vocabulary ({type(error).__name__}): {remedy}") from None
 
 
-def as_one_file(vocab, merges):
-    """The tokenizer.json that GPT-2's two files mean."""
-    try:
-        from tokenizers import ByteLevelBPETokenizer
-
-        return ByteLevelBPETokenizer.from_file(str(vocab), str(merges)).to_str().encode()
-    except Exception as error:  # the library raises nothing more exact
-        raise UserError(f"{vocab} and {merges.name} cannot be read ({error}): fetch both again") from None
-
-
 def read_encoding(path, vocab_size):
     """The tiktoken.Encoding of an encoding.json."""
     e = schemas.read_json(path, schemas.Encoding, "fetch the checkpoint again")
@@ -181,12 +171,18 @@ class TokenizerFile:
 
     def __init__(self, path, content, vocab_size):
         try:
-            from tokenizers import Tokenizer as FromText  # imported here, since GPT-2 does without
+            import tokenizers  # imported here, since GPT-2 does without
         except ImportError:
             raise UserError(f"{path} needs the tokenizers library: pip install tokenizers") from None
-        if fault := fault_of(content):
-            raise UserError(f"{path} cannot be read ({fault}): fetch it again")
-        self.file = FromText.from_buffer(content)
+        try:
+            if content is None:  # GPT-2's two files
+                words = tokenizers.ByteLevelBPETokenizer.from_file(str(path), str(path.with_name("merges.txt")))
+                content = words.to_str().encode()
+            if fault := fault_of(content):
+                raise ValueError(fault)
+            self.file = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises nothing more exact
+            raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
         self.file.no_padding()
         self.file.no_truncation()
         self.file.encode_special_tokens = True  # as text, where a text spells them

@@ -302,7 +302,7 @@ def test_a_gpt2_reads_the_tokenizer_beside_its_weights(tmp_path):
         assert tokenizer.encode("What is it?\n") == theirs.encode("What is it?\n")
         assert (tokenizer.ends, tokenizer.name) == ([0], ours[0].name)
     (tmp_path / "merges.txt").unlink()
-    with pytest.raises(UserError, match="vocab.json and merges.txt cannot be read"):
+    with pytest.raises(UserError, match="vocab.json cannot be read .*: fetch it again"):
         Tokenizer.load(tmp_path, 50257)
 
 

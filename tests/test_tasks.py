@@ -333,7 +333,7 @@ def test_quotation_marks_of_tsv_are_text_and_of_csv_are_closed_or_refused(tmp_pa
         with pytest.raises(UserError, match=f"a.csv, line {line}: a quotation mark opens a cell"):
             tasks.load(file("a.csv", ",", marks))
     task = tasks.load(file("a.csv", ",", {10: '"{}', 20: '{}"'}))  # which may be meant
-    assert len(rows_of(task)) == 30 and "1 prompts have line breaks" in task.notes[0] and "line 22" in task.notes[0]
+    assert len(rows_of(task)) == 30 and "1 prompts have several lines, the longest 11 up to line 22" in task.notes[0]
 
 
 def test_a_column_that_stands_there_twice_is_refused(tmp_path):
