@@ -125,21 +125,12 @@ def questions(args):
 
 
 def ask():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python hears of one just before it reads when the line has ended
     try:
-        while question := typed():
+        while question := input("> "):
             yield question
     except EOFError:
         print()
-
-
-def typed():
-    """A line of the terminal. Ctrl-C ends the process itself: Python would see one that comes before it reads when the
-    line ends."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        return input("> ")
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def main(argv=None):
