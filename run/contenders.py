@@ -198,8 +198,8 @@ def draw_examples(args, task, model, tokenizer, n_positions):
 
 def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=None):
     """({name: Method} of what text alone can do, the best context as results.json has it): nothing before the question,
-    the trigger as text, and the best worked examples of at most max_tokens. These are searched for unless `known`, at
-    an eighth of the cost of tuning."""
+    the trigger as text, and the best worked examples of at most max_tokens. These are searched for unless `known`: each
+    of 17 candidates is asked a question for every hundred examples that tuning reads."""
     alone, found = args.beside == ["none"], {}
     if not alone or args.method == "zero-shot":
         found["zero-shot"] = build_method(args, "zero-shot", model, tokenizer, task, examples)
@@ -212,9 +212,8 @@ def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=
         tokens, best, candidates = tokenizer.bos + tokenizer.encode_task(known["text"]), known, known["candidates"]
     else:
         n, epochs = budget(args, METHODS[args.method])
-        tuning = epochs * sum(len(q + a) for q, a in encode(tokenizer, examples[:n]))  # tokens, forwards and backwards
-        limits = {"max_read": tuning / 4, "quiet": not processes.is_main()}
-        tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed, **limits)
+        share = {"n_questions": min(100, max(4, epochs * len(examples[:n]) // 100)), "quiet": not processes.is_main()}
+        tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed, **share)
     if not tokens:
         raise UserError(f"no worked example fits into the {max_tokens} tokens that {model.name} leaves: shorten it")
     found["few-shot"] = METHODS["few-shot"](model, trigger=tokens).to(args.device)
