@@ -8,7 +8,14 @@
 Every question is answered behind every prompt, all of them rows of one batch.
 """
 
+import os
 import sys
+
+sys.path[:0] = [os.path.dirname(os.path.abspath(__file__))]  # which python -I leaves out
+from files.errors import UserError, run_main  # before torch is imported
+
+# isort: split
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,13 +25,12 @@ import torch
 
 from data.chat import chat_template, encode_chat
 from data.tokenizer import Tokenizer
-from files.errors import UserError, run_main
 from files.peft import base_of
 from files.prompts import load_prefix
 from files.weights import load_model
 from generate import empty_cache, generate, stack_caches
 from prefix import METHODS, Method
-from run.flags import DEFAULT_BASE, Parser, at_least, number, seed_number
+from run.flags import DEFAULT_BASE, TOKENIZE, Parser, at_least, number, seed_number
 
 
 def parse_args(argv=None):
@@ -38,7 +44,8 @@ def parse_args(argv=None):
     p.add_argument("--temperature", type=number(0, 1000), default=0.0, help="0 is greedy (default %(default)s)")
     p.add_argument("--top-k", type=at_least(1), help="sample from the likeliest only (default: from all)")
     p.add_argument("--seed", type=seed_number, default=0, help="of sampling (default %(default)s)")
-    p.add_argument("--tokenize", choices=["bytes", "bpe"], default="bpe", help="of the text when no prompt is loaded")
+    how = "of the text when no prompt is loaded: bytes, bpe, or special (default bpe)"
+    p.add_argument("--tokenize", choices=TOKENIZE, default="bpe", metavar="HOW", help=how)
     return p.parse_args(argv)
 
 
@@ -118,6 +125,7 @@ def questions(args):
 
 
 def ask():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python hears of one just before it reads when the line has ended
     try:
         while question := input("> "):
             yield question

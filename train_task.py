@@ -7,10 +7,16 @@ Everything that learns is measured before and after tuning, in distribution and 
 (zero-shot), the best worked examples in its context (few-shot) and --beside. Results go to out/<run>/.
 """
 
+import os
+import sys
+
+sys.path[:0] = [os.path.dirname(os.path.abspath(__file__))]  # which python -I leaves out
+from files import schemas  # before torch is imported
+
+# isort: split
 import json
 import math
 import random
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +33,6 @@ from eval.attention import attention_to_rows
 from eval.contexts import tfidf
 from eval.neighbors import init_words, nearest_tokens
 from eval.validation import Validation, hold_back
-from files import schemas
 from files.errors import UserError, run_main
 from files.prompts import save_prefix
 from files.safe import write_json, write_text

@@ -2,21 +2,25 @@
 
 import hashlib
 import json
-from functools import cached_property
+import os
+import subprocess
+import sys
+from functools import cache, cached_property
 from itertools import takewhile
 from pathlib import Path
 
 import regex  # tiktoken needs it as well
 import tiktoken
 
+from data import trial
 from files import gguf, schemas
-from files.errors import UserError
+from files.errors import UserError, saying
 
 
 class Tokenizer:
     """`encode` is ordinary BPE, for words that the base should read as language. `encode_bytes` makes every byte
     a token: digits and letters then have to be moved about one by one. `encode_task` is for the text of tasks and
-    does what `tokenize` says, "bytes" or "bpe".
+    does what `tokenize` says, "bytes", "bpe", or "special": BPE that reads special tokens where a text spells them.
 
     Encoding appends no token. `ends` are the tokens that end a text, `eot` the first of them, or -1, which no token has
     as its number, and `bos` those that the base expects before every text.
@@ -45,11 +49,11 @@ class Tokenizer:
             stated = schemas.read_json(path, schemas.TextJson) if path.is_file() else {}
             kind, found = stated.get("model_type", kind), stated.get("eos_token_id")
             ends += [t for t in (found if isinstance(found, list) else [found]) if t in range(vocab_size)]
-        path, words = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
+        path = folder / "tokenizer.json"
         if (folder / "encoding.json").is_file():
             encoding = read_encoding(folder / "encoding.json", vocab_size)
-        elif kind == "gpt2" and words[0].is_file() and not path.is_file():
-            encoding = TokenizerFile(words[0], as_one_file(*words), vocab_size)
+        elif kind == "gpt2" and (folder / "vocab.json").is_file() and not path.is_file():
+            encoding = TokenizerFile(folder / "vocab.json", None, vocab_size)
         elif kind != "gpt2" or path.is_file():
             encoding = TokenizerFile(path, schemas.read_bytes(path, schemas.TOKENIZER_LIMIT), vocab_size)
         elif vocab_size == 50257:
@@ -59,6 +63,14 @@ class Tokenizer:
         return cls(encoding, tokenize, ends)
 
     def encode(self, text):
+        found = regex.search("|".join(map(regex.escape, self.encoding.special_tokens_set)) or r"(?!)", text)
+        if found and self.tokenize == "special":
+            tokens = self.encoding.encode(text, allowed_special="all")
+            if max(tokens) >= self.encoding.n_vocab:
+                raise UserError(f"the weights have no row for a special token in {text[:200]!r}: leave it out")
+            return tokens
+        if found:
+            note(f"a text spells {found[0]}: read as letters; --tokenize special reads it as the base's token")
         return self.encoding.encode_ordinary(text)
 
     def encode_bytes(self, text):
@@ -91,22 +103,18 @@ class Tokenizer:
         return "".join(text.partition(stop)[:2]) if stop else text
 
 
+@cache
+def note(line):
+    print(line, file=sys.stderr)
+
+
 def gpt2_encoding():
     try:
-        return tiktoken.get_encoding("gpt2")
+        with saying("fetching GPT-2's vocabulary ..."):
+            return tiktoken.get_encoding("gpt2")
     except OSError as error:  # tiktoken downloads it once
         remedy = "go online once, or set TIKTOKEN_CACHE_DIR to a folder in which tiktoken has put it"
         raise UserError(f"cannot fetch GPT-2's vocabulary ({type(error).__name__}): {remedy}") from None
-
-
-def as_one_file(vocab, merges):
-    """The tokenizer.json that GPT-2's two files mean."""
-    try:
-        from tokenizers import ByteLevelBPETokenizer
-
-        return ByteLevelBPETokenizer.from_file(str(vocab), str(merges)).to_str().encode()
-    except Exception as error:  # the library raises nothing more exact
-        raise UserError(f"{vocab} and {merges.name} cannot be read ({error}): fetch both again") from None
 
 
 def read_encoding(path, vocab_size):
@@ -123,16 +131,35 @@ def read_encoding(path, vocab_size):
     if fault:
         raise UserError(f"{path} has {fault}: fetch the checkpoint again")
     special = {"<|endoftext|>": len(ranks)}
-    return tiktoken.Encoding(e["name"], pat_str=e["pattern"], mergeable_ranks=ranks, special_tokens=special)
+    try:
+        return tiktoken.Encoding(e["name"], pat_str=e["pattern"], mergeable_ranks=ranks, special_tokens=special)
+    except ValueError as error:
+        raise UserError(f"{path} has a pattern that tiktoken does not know ({error}): fetch it again") from None
 
 
 def cuts(pattern):
-    """True if a pattern cuts a text into pieces that are all of it; with another tiktoken loses text or breaks off."""
+    """True if a pattern cuts texts into pieces that are all of them; with another tiktoken loses text or breaks off."""
     try:
-        pieces = [match.group() for match in regex.finditer(pattern, SAMPLE, timeout=1)]
+        for text in trial.TEXTS:
+            pieces = [match.group() for match in regex.finditer(pattern, text, timeout=1)]
+            if not all(pieces) or "".join(pieces) != text:
+                return False
     except (regex.error, TimeoutError, ValueError, RecursionError):
         return False
-    return all(pieces) and "".join(pieces) == SAMPLE
+    return True
+
+
+def fault_of(content):
+    """What is wrong with a tokenizer.json, after a trial in another process, or None: data/trial.py."""
+    command, env = [sys.executable, "-P", trial.__file__], os.environ | {"RAYON_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, input=content, capture_output=True, env=env, timeout=120)
+    except subprocess.TimeoutExpired:
+        return "it takes minutes"
+    if done.returncode < 0 or b"panicked" in done.stderr or b"memory allocation" in done.stderr:
+        return "the tokenizers library fails, loops or runs out of memory on it"
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:500] if done.returncode else None
 
 
 class TokenizerFile:
@@ -144,11 +171,16 @@ class TokenizerFile:
 
     def __init__(self, path, content, vocab_size):
         try:
-            from tokenizers import Tokenizer as FromText  # imported here, since GPT-2 does without
+            import tokenizers  # imported here, since GPT-2 does without
         except ImportError:
             raise UserError(f"{path} needs the tokenizers library: pip install tokenizers") from None
         try:
-            self.file = FromText.from_buffer(content)
+            if content is None:  # GPT-2's two files
+                words = tokenizers.ByteLevelBPETokenizer.from_file(str(path), str(path.with_name("merges.txt")))
+                content = words.to_str().encode()
+            if fault := fault_of(content):
+                raise ValueError(fault)
+            self.file = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises nothing more exact
             raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
         self.file.no_padding()
@@ -157,8 +189,9 @@ class TokenizerFile:
         self.vocab = self.file.get_vocab()  # {token: number}
         encoded = self.file.encode("a")
         self.bos_tokens = encoded.ids[: len([*takewhile(bool, encoded.special_tokens_mask)])]  # of its template
-        special = {t for t, token in self.file.get_added_tokens_decoder().items() if token.special}
-        used = {*self.vocab.values()} - special | {*self.bos_tokens}
+        special = {t: token.content for t, token in self.file.get_added_tokens_decoder().items() if token.special}
+        self.special_tokens_set = {*special.values()}
+        used = {*self.vocab.values()} - special.keys() | {*self.bos_tokens}
         if max(used, default=0) >= vocab_size:
             raise UserError(f"{path} has {max(used) + 1} tokens, the weights have {vocab_size}: fetch both again")
         self.n_vocab = min(vocab_size, 1 + max(self.vocab.values(), default=-1))
@@ -197,4 +230,3 @@ def byte_alphabet():
 
 
 GPT2 = "190e1488"  # of OpenAI's vocabulary
-SAMPLE = "".join(map(chr, range(32, 127))) + "aaaa" * 8 + "!\n\t 1234  it's \u00e4\u4e2d\n\n \u2028\u200b\U0001f600 b"

@@ -1,0 +1,1 @@
+import files  # noqa: F401  before torch is imported

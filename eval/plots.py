@@ -6,14 +6,16 @@ Each is written as a PNG file to `path`; without one it is returned as the addre
 import base64
 import io
 import math
+import os
 import sys
-from functools import wraps
+import warnings
+from functools import cache, wraps
 from pathlib import Path
 
+os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # whatever a user has for figures of their own
 import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.font_manager import fontManager
 
 from eval.accuracy import wilson
 from files.errors import UserError
@@ -30,7 +32,11 @@ COLORS = {
     "text": "#8fbf6a",
     "zero-shot": "#8a8a8a",
 }
-matplotlib.rcdefaults()  # whatever a user's matplotlibrc says
+matplotlib.rcdefaults()
+FONTS = "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "Arial Unicode MS"
+installed = {font.name for font in fontManager.ttflist}
+plt.rc("font", family=["DejaVu Sans", *(name for name in FONTS if name in installed)])
+matplotlib.use("agg")
 plt.rc("text", color=INK, parse_math=False)  # labels may hold a $
 plt.rc("axes", grid=True, labelcolor=INK, edgecolor=INK)
 plt.rc("axes.spines", top=False, right=False)
@@ -66,13 +72,21 @@ def finish(fig, axis, path):
 
 
 def write(fig, path):
-    if path:
-        with replacing(path) as temporary:
-            fig.savefig(temporary, dpi=160)
-    else:
-        fig.savefig(svg := io.BytesIO(), format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings(record=True) as missing:
+        if path:
+            with replacing(path) as temporary:
+                fig.savefig(temporary, dpi=160)
+        else:
+            fig.savefig(svg := io.BytesIO(), format="svg", transparent=True, metadata={"Date": None})
     plt.close(fig)
+    if any("Glyph" in str(warning.message) for warning in missing):
+        name_fonts()
     return path or "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()
+
+
+@cache
+def name_fonts():
+    print(f"figures show boxes for characters that no font here has: install {FONTS[0]}", file=sys.stderr)
 
 
 @picture

@@ -1,4 +1,4 @@
-"""Faults of input, and how a command ends.
+"""Faults of input, and how a command begins and ends.
 
 A broken file, flag or folder is a `UserError`: one line on stderr that names the input and the remedy, exit code 2.
 Every other exception is a fault of the code and keeps its traceback.
@@ -7,9 +7,15 @@ Every other exception is a fault of the code and keeps its traceback.
 import argparse
 import os
 import sys
+import threading
 import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from traceback import walk_tb
 
-from tqdm import tqdm
+from files.start import interrupts, is_command
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class UserError(Exception):
@@ -26,17 +32,34 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help shows what there is")
 
 
+def report(kind, error, traceback):
+    """An exception of a command that is still importing: one line where it is a library's."""
+    if message := explain(error):
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+        os._exit(2)
+    sys.__excepthook__(kind, error, traceback)
+
+
+if is_command():
+    sys.excepthook = report
+
+
 def run_main(main, program, argv=None):
     """Call main(argv) as the command `program`. Exits with code 2 after a UserError and with 130 after Ctrl-C. A closed
     pipe, as `head` leaves one, is no error."""
     sys.stderr = sys.stderr or open(os.devnull, "w")  # progress bars write to it
+    interrupts.update({"are errors": True, "seen": 0})
     try:
         main(argv)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where an error can still be reported
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (UserError, OSError, MemoryError, RuntimeError) as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if interrupts["seen"]:  # even where a library has made another error of it
+            with suppress(OSError, AttributeError):
+                sys.stdout.flush()
+            os._exit(130)  # Python's own end takes a second
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(130)
         message = explain(error)
         if message is None:
             raise
@@ -47,13 +70,27 @@ def run_main(main, program, argv=None):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return
-        for bar in list(tqdm._instances):  # so that the message stands on a line of its own
-            bar.close()
+        for bar in list(sys.modules["tqdm"].tqdm._instances) if "tqdm" in sys.modules else ():
+            bar.close()  # so that the message stands on a line of its own
         if os.environ.get("RANK", "0") != "0":
             time.sleep(5)  # process 0 reports what all of them would, and torchrun then ends this one
             program = f"{program}, process {os.environ['RANK']}"
         print(f"{program}: {message}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        interrupts["are errors"] = False
+
+
+@contextmanager
+def saying(line, after=3):
+    """`with saying(line):` print a line on stderr where the block takes longer than some seconds."""
+    timer = threading.Timer(after, print, [line], {"file": sys.stderr})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def explain(error):
@@ -68,4 +105,16 @@ def explain(error):
     of_a_peer = "gloo" in text or "NCCL" in text or type(error).__name__.startswith("Dist")
     if of_a_peer and "TORCHELASTIC_RUN_ID" in os.environ:
         return f"another process has ended: its own message says why ({text[:200]})"
+    if library := broken_library(error):
+        read = [f"{name}={value}" for name, value in os.environ.items() if repr(value) in text]
+        return f"cannot import {library} ({text[:500]}): {f'unset {read[0]}' if read else 'install it again'}"
     return None
+
+
+def broken_library(error):
+    """The library that raised an error while it was imported, or that is not there, or None."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    importing = frames[-1].f_globals.get("__name__", "") if frames else "__main__"
+    name = ((isinstance(error, ImportError) and error.name) or importing).partition(".")[0]
+    is_ours = name == "__main__" or (ROOT / name).exists() or (ROOT / f"{name}.py").exists()
+    return None if is_ours or importing.startswith(("tasks.", "methods.")) else name  # of a task: its traceback

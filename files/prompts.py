@@ -58,11 +58,14 @@ def load_prefix(path, model, tokenizer):
         method = METHODS[name](model, **given)
         if "shots" in tensors:
             method.shots = torch.zeros(1, tensors["shots"].size(-1), dtype=torch.long)
+        if method.takes_n_random and not method.n_rows():
+            raise ValueError("a prompt of no rows")
         missing, unknown = method.load_state_dict(tensors, strict=False)
-        assert not unknown and not missing & trained(method).keys(), f"it lacks {missing} and has {unknown}"
+        if unknown or missing & trained(method).keys():
+            raise ValueError(f"it lacks {missing} and has {unknown}")
         for buffer, t in method.named_buffers():  # tokens: of a text, of answers, of worked examples
-            known = t.is_floating_point() or not t.numel() or 0 <= t.min() and t.max() < c.vocab_size
-            assert known, f"{buffer!r} holds tokens past the vocabulary of {c.vocab_size}"
-    except (AssertionError, IndexError, RuntimeError) as error:
+            if not (t.is_floating_point() or not t.numel() or 0 <= t.min() and t.max() < c.vocab_size):
+                raise ValueError(f"{buffer!r} holds tokens past the vocabulary of {c.vocab_size}")
+    except (AssertionError, ValueError, IndexError, RuntimeError) as error:
         raise UserError(f"{path} is no complete {name}, or its header is wrong: {error}: train it again") from None
     return method.to(model.wte.weight.device), header

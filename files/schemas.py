@@ -85,7 +85,7 @@ TranslatorHeader = TypedDict(
 )
 PrefixHeader = TypedDict(
     "PrefixHeader",
-    {"format": Literal["nanoprompt prefix"], "tokenize": Literal["bytes", "bpe"]}
+    {"format": Literal["nanoprompt prefix"], "tokenize": Literal["bytes", "bpe", "special"]}
     | keys("method init_kwargs base base_fingerprint tokenizer trigger stop", str)
     | keys("task init_from", NotRequired[str])
     | {"question_format": Annotated[str, Meta(pattern=r"\{\}")]},  # {} for the question

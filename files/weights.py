@@ -12,7 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from files import gguf_reader, schemas
-from files.errors import UserError
+from files.errors import UserError, saying
 from files.safe import check_finite, pickles, write_json, write_tensors
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig
@@ -250,7 +250,8 @@ def fetch(source):
         while left:
             file = left.pop(0)
             try:
-                path = Path(hf_hub_download(repository, file, revision=revision))
+                with saying(f"fetching {file} of {repository} from the hub ..."):
+                    path = Path(hf_hub_download(repository, file, revision=revision))
             except EntryNotFoundError:
                 if file != "model.safetensors":
                     raise

@@ -43,7 +43,7 @@ AGAIN = 128 + getattr(signal, "SIGUSR2", 0), 128 + signal.SIGTERM
 
 def parse_args(argv=None):
     p = Parser(__doc__)
-    p.epilog = "studies:\n" + "\n".join(f"  {name:<22}{' '.join(s.__doc__.split())}" for name, s in STUDIES.items())
+    p.epilog = "studies:\n" + "\n".join(f"  {name:<22}{s.about}" for name, s in STUDIES.items())
     p.add_argument("studies", nargs="+", choices=STUDIES, metavar="STUDY", help="see below")
     p.add_argument("--model", metavar="BASE", default=DEFAULT_BASE, help="the base (default %(default)s)")
     p.add_argument("--tasks", nargs="+", help="instead of the study's own")
@@ -169,7 +169,7 @@ def do_study(name, args):
         raise UserError(f"--series {min(unknown)}: {name} has {', '.join(known)}")
     cells = [c for c in cells if c.series in (args.series or known)]
     cells += context_cells(args, cells)
-    print(f"{name}: {' '.join(study.__doc__.split())}", flush=True)
+    print(f"{name}: {study.about}", flush=True)
     jobs, places = plan(cells, args, Path(args.out) / "runs")
     do_all(jobs, args)
 
@@ -181,7 +181,8 @@ def do_study(name, args):
     settings = {key: getattr(args, key) for key in ("examples", "questions", "seeds", "model")}
     text = report.study_table(rows, settings, args.jobs, study.learned_from.format(**settings), study.axis)
     for path in failed:
-        text += f"\nA row is left out, since a run failed: {path.read_text().strip().splitlines()[-1]} ({path})\n"
+        why = path.read_text(errors="replace").strip().splitlines() or ["it left no message"]
+        text += f"\nA row is left out, since a run failed: {why[-1]} ({path})\n"
     print(f"\n{text}")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", text)

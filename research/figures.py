@@ -6,7 +6,6 @@
 A page is written by hand; the text between its comments `<!-- figures -->` and `<!-- end -->` is replaced.
 """
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from eval import plots, report
-from files.errors import run_main
+from files.errors import Parser, run_main
 from files.safe import write_json, write_text
 from research.studies import STUDIES
 
@@ -122,7 +121,7 @@ def replace(page, text):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(prog="figures.py", description=__doc__.partition("\n")[0])
+    p = Parser(__doc__, prog="figures.py")
     p.add_argument("demo", nargs="?", type=Path, help="folder of a finished run of train_task.py --task addition")
     folder = p.parse_args(argv).demo
     if folder:

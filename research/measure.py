@@ -18,7 +18,7 @@ from files.prompts import load_prefix
 from files.safe import read_tensors, write_json
 from prefix import METHODS
 from run import resume
-from run.contenders import Trigger, contexts, draw_examples
+from run.contenders import Trigger, contexts, draw_examples, drop_rows
 from run.flags import Parser
 
 
@@ -45,6 +45,7 @@ def main(argv=None):
     if args.own_data:
         task.write_with(tokenizer)
     trigger = Trigger("trigger", header["trigger"], method.trigger)
+    drop_rows(args, task, model, tokenizer, method.n_positions())
     examples, tests, free = draw_examples(args, task, model, tokenizer, method.n_positions())
     contenders, context = contexts(args, model, tokenizer, task, examples, trigger, free)
     contenders |= {method.name: method}

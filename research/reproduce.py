@@ -26,7 +26,10 @@ def main(argv=None):
     args = parse_args(argv)
     path, out = Path(args.run) / "results.json", Path(args.out or f"{args.run.rstrip('/')}-again")
     before = schemas.read_json(path, dict, "name the folder of a run")
-    command = shlex.split(schemas.decode(before, schemas.RecordedRun, path, "name another run")["command"])
+    try:
+        command = shlex.split(schemas.decode(before, schemas.RecordedRun, path, "name another run")["command"])
+    except ValueError:  # a quotation mark without another
+        command = []
     if command[:2] != ["python", "train_task.py"]:
         raise UserError(f"{path} holds no command of train_task.py: name another run")
     again = [word for word in command[2:] if word not in ("--resume", "--overwrite")]

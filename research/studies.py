@@ -35,6 +35,7 @@ def study(*tasks, axis="", learned_from="{examples:,} examples to tune on, {ques
 
     def add(function):
         function.tasks, function.axis, function.learned_from = tasks, axis, learned_from
+        function.about = " ".join((function.__doc__ or "").split())  # python -OO drops it
         STUDIES[function.__name__] = function
         return function
 

@@ -5,10 +5,12 @@ All are made from one set of examples. Each learns from its share of them, and a
 
 import re
 import sys
+from collections import Counter
 from typing import NamedTuple
 
 import torch
 
+import tasks
 from data.batches import encode
 from eval.contexts import as_text, best_context
 from files.errors import UserError
@@ -16,6 +18,7 @@ from files.prompts import load_prefix
 from prefix import METHODS
 from run import processes
 from run.flags import NO_PROMPTS
+from tasks import IN_DISTRIBUTION
 
 
 class Trigger(NamedTuple):
@@ -34,8 +37,11 @@ def build(args, model, tokenizer, task, known=None):
     results.json has it). `known` is the best context of a run that was stopped."""
     if args.own_data:
         task.write_with(tokenizer)
-    prompts, trigger = build_prompts(args, model, tokenizer, task)
-    n_positions = max((method.n_positions() for method in prompts.values()), default=0)
+    dropped = True
+    while dropped:  # anew, of the rows of your own data that are left
+        prompts, trigger = build_prompts(args, model, tokenizer, task)
+        n_positions = max((method.n_positions() for method in prompts.values()), default=0)
+        dropped = drop_rows(args, task, model, tokenizer, n_positions)
     examples, tests, free = draw_examples(args, task, model, tokenizer, n_positions)
     found, context = contexts(args, model, tokenizer, task, examples, trigger, free, known)
     found |= prompts | baselines(args, model, tokenizer, task, examples, tests, free)
@@ -131,7 +137,7 @@ def build_prompts(args, model, tokenizer, task):
     """({name: Method} of --method, its Trigger). A hybrid prefix from a worked example comes with the study's own, from
     the task in words."""
     n, _ = budget(args, METHODS[args.method])
-    examples = task.examples(n, split="train", seed=args.seed)
+    examples = draw(task, n, split="train", seed=args.seed)
     trigger, prompts = trigger_of(args, task, tokenizer, examples), {}
     if args.method in NO_PROMPTS:  # contexts() and baselines() make these
         return prompts, trigger
@@ -146,21 +152,42 @@ def build_prompts(args, model, tokenizer, task):
     return prompts, trigger
 
 
+def draw(task, n, range_name=IN_DISTRIBUTION, **how):
+    """task.examples(n, range_name, **how). Raises UserError where something else is among them, or nothing."""
+    examples = [e for e in task.examples(n, range_name, **how) if tasks.check(task, e)]
+    if not examples:
+        raise UserError(f"task {task.name} made no example, {range_name}, {how}")
+    return examples
+
+
+def drop_rows(args, task, model, tokenizer, n_positions):
+    """Leave out the rows of your own data that are too long for the base behind so many positions, or behind the
+    shortest row as a worked example. Any question has to leave room for any answer, as they are compared. Returns
+    whether there were any."""
+    if not args.own_data:
+        return False
+    sizes = {e: tuple(map(len, encode(tokenizer, [e])[0])) for rows in task.rows.values() for _, e in rows}
+    limit = model.config.block_size - max(n_positions, min(map(sum, sizes.values())))
+    counts = Counter(sizes.values())  # {(tokens of the question, of the answer): how many}
+    most = max(  # tokens of an answer: the least that keeps the most rows
+        sorted({a for _, a in counts}),
+        key=lambda m: sum(n for (q, a), n in counts.items() if a <= m and q + m <= limit),
+    )
+    return task.drop(lambda e: sizes[e][1] > most or sizes[e][0] + most > limit)
+
+
 def draw_examples(args, task, model, tokenizer, n_positions):
     """(training examples, as many as the contender with the most wants; {range: test examples}; the number of positions
-    that the longest of them leaves free). n_positions is the largest number of rows in front of them.
-
-    Rows of your own data that are too long for the base are left out. Raises UserError where another task's are.
-    """
+    that the longest question and the longest answer leave free). n_positions is the largest number of rows in front of
+    them. Raises UserError where they are too long for the base."""
     limit = model.config.block_size - n_positions
-    if args.own_data:
-        task.drop(lambda e: len(tokenizer.encode_task(e.question + e.answer)) > limit)
-        for note in task.notes if processes.is_main() else ():
-            print(note, file=sys.stderr)
+    for note in task.notes if args.own_data and processes.is_main() else ():
+        print(note, file=sys.stderr)
     wanted = [budget(args, METHODS[name])[0] for name in {args.method, *args.beside} - {"none"}]
-    examples = task.examples(None if None in wanted else max(wanted), split="train", seed=args.seed)
-    tests = {name: task.examples(args.test_examples, name) for name in task.ranges}
-    longest = max(len(tokenizer.encode_task(e.question + e.answer)) for e in [*examples, *sum(tests.values(), [])])
+    examples = draw(task, None if None in wanted else max(wanted), split="train", seed=args.seed)
+    tests = {name: draw(task, args.test_examples, name) for name in task.ranges}
+    questions, answers = zip(*encode(tokenizer, [*examples, *sum(tests.values(), [])]))
+    longest = max(map(len, questions)) + max(map(len, answers))
     if longest > limit:
         raise UserError(
             f"{n_positions} prompt rows and {longest} tokens of text exceed block_size {model.config.block_size}: use "
@@ -171,8 +198,8 @@ def draw_examples(args, task, model, tokenizer, n_positions):
 
 def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=None):
     """({name: Method} of what text alone can do, the best context as results.json has it): nothing before the question,
-    the trigger as text, and the best worked examples of at most max_tokens. These are searched for unless `known`, at
-    an eighth of the cost of tuning."""
+    the trigger as text, and the best worked examples of at most max_tokens. These are searched for unless `known`: each
+    of 17 candidates is asked a question for every hundred examples that tuning reads."""
     alone, found = args.beside == ["none"], {}
     if not alone or args.method == "zero-shot":
         found["zero-shot"] = build_method(args, "zero-shot", model, tokenizer, task, examples)
@@ -185,9 +212,8 @@ def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=
         tokens, best, candidates = tokenizer.bos + tokenizer.encode_task(known["text"]), known, known["candidates"]
     else:
         n, epochs = budget(args, METHODS[args.method])
-        tuning = epochs * sum(len(q + a) for q, a in encode(tokenizer, examples[:n]))  # tokens, forwards and backwards
-        limits = {"max_read": tuning / 4, "quiet": not processes.is_main()}
-        tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed, **limits)
+        share = {"n_questions": min(100, max(4, epochs * len(examples[:n]) // 100)), "quiet": not processes.is_main()}
+        tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed, **share)
     if not tokens:
         raise UserError(f"no worked example fits into the {max_tokens} tokens that {model.name} leaves: shorten it")
     found["few-shot"] = METHODS["few-shot"](model, trigger=tokens).to(args.device)

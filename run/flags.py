@@ -26,6 +26,7 @@ MOVED = {  # flags of earlier versions
     "--shard-base": "torchrun -m research.sharded",
     "--trigger-examples": "--trigger examples:N",
 }
+TOKENIZE = "bytes", "bpe", "special"
 NO_PROMPTS = "zero-shot", "few-shot", "scratch"  # methods that leave no prompt's file
 BASELINES = "finetune", "finetune-top2", "lora", "adapter", "scratch"
 
@@ -156,8 +157,8 @@ def train_parser(doc, cls, shown):
     shots = "worked examples behind the prompt (default 0)"
     g.add_argument("--shots", type=at_least(0, 1000), metavar="N", default=0, help=shots)
     g.add_argument("--init-from", metavar="FILE", help="begin as the prompt of another run")
-    how = "bytes or bpe (default bytes; your own data: bpe)"
-    g.add_argument("--tokenize", choices=["bytes", "bpe"], metavar="HOW", help=how)
+    how = "bytes, bpe, or special: bpe with special tokens (default bytes; own data: bpe)"
+    g.add_argument("--tokenize", choices=TOKENIZE, metavar="HOW", help=how)
 
     g = p.add_argument_group("tuning and measuring")
     g.add_argument("--examples", type=at_least(1), metavar="N", help="to learn from (default 4000; your own data: all)")

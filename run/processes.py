@@ -13,15 +13,24 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from files.errors import UserError, saying
+
 
 def start(device):
     """Join the processes that torchrun started: NCCL on CUDA, Gloo on the CPU."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         return
+    stated = [f"{n}={os.environ.get(n, '')}" for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")]
+    if bad := [one for one in stated if not one.partition("=")[2].isdecimal()]:
+        raise UserError(f"TORCHELASTIC_RUN_ID is set, but {bad[0]}: start it by torchrun, or unset that")
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # which "cuda" means from now on
-    # a process that waits for longer than that waits for one that has ended
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=10))
+    waits = f"waiting for all of torchrun's processes ({', '.join(stated)})"
+    try:  # a process that waits for longer than that waits for one that has ended
+        with saying(waits):
+            dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=10))
+    except (ValueError, dist.DistError) as error:
+        raise UserError(f"no other process to join ({error}): start them by torchrun, or unset its variables") from None
     if not is_main():
         sys.stdout = open(os.devnull, "w")
 

@@ -58,7 +58,7 @@ class Task:
         examples, seen, misses = [], set(), 0
         while len(examples) < n and misses < 10_000:
             length = rng.randint(low, high)
-            question, answer = self.example(rng, length, range_name in self.new_words)
+            question, answer = check(self, self.example(rng, length, range_name in self.new_words))
             if in_distribution and (split == "test") != in_test(question) or (split == "test" and question in seen):
                 misses += 1
                 continue
@@ -93,6 +93,21 @@ class Task:
         return self.list_errors[1 + (i >= answer.rindex("="))] if self.list_errors else "wrong character"
 
 
+def check(task, made):
+    """What a task made, (question, answer) or an Example. Raises UserError where it is something else, or where nothing
+    could be compared: the answer ends with the task's stop, and its final answer is not empty."""
+    texts = made[:2] if isinstance(made, tuple | list) else ()
+    if len(texts) < 2 or not all(isinstance(text, str) and text for text in texts):
+        fault = "no question and answer, two texts that are not empty"
+    elif texts[1].partition(task.stop)[1:] != (task.stop, ""):
+        fault = f"an answer that does not end with the first {task.stop!r}, the task's stop"
+    elif not task.final_answer(texts[1]):
+        fault = "an answer with no final answer"
+    else:
+        return made
+    raise UserError(f"task {task.name} made {str(made)[:200]}: {fault}")
+
+
 def first_difference(a, b):
     """The index of the first character in which two texts differ, which may be the end of the shorter one."""
     return len(os.path.commonprefix([a, b]))
@@ -123,11 +138,19 @@ def names():
     found = []
     for file in files():
         try:
-            variants = importlib.import_module(f"tasks.{file}").variants
-            found += [f"{file}:{variant}" if variant else file for variant in variants]
-        except Exception as error:  # of a file that somebody is writing
+            found += [f"{file}:{variant}" if variant else file for variant in variants_of(file)]
+        except (Exception, SystemExit) as error:  # of a file that somebody is writing
             print(f"tasks/{file}.py is left out: {type(error).__name__}: {error}", file=sys.stderr)
     return found
+
+
+def variants_of(file):
+    """{name: Task} of a file."""
+    variants = importlib.import_module(f"tasks.{file}").variants
+    for task in variants.values() if isinstance(variants, dict) else [variants]:
+        if not isinstance(task, Task) or not task.ranges or not isinstance(task.stop, str) or not task.stop:
+            raise UserError(f"tasks/{file}.py: variants is {{'': a Task, or more}}, each with ranges and a stop")
+    return variants
 
 
 def load(name, **own):
@@ -136,7 +159,7 @@ def load(name, **own):
     if Path(name).suffix.lower() in FILES:
         return importlib.import_module("tasks.your_data").YourData(name, **own)
     file, _, variant = name.partition(":")
-    variants = importlib.import_module(f"tasks.{file}").variants if file in files() else {}
+    variants = variants_of(file) if file in files() else {}
     if variant not in variants:
         raise UserError(f"no task {name!r}: choose from {', '.join(names())}, or name a .jsonl, .csv or .tsv file")
     variants[variant].name = name

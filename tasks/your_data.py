@@ -25,6 +25,7 @@ from files.errors import UserError
 from tasks import IN_DISTRIBUTION, Example, Task, in_test
 
 MOST_CHARACTERS = 100_000  # of a row: no base reads more, and tiktoken fails on a million spaces
+MOST_LABELS = 400  # characters of all labels in the trigger
 MOST_CLASSES, ROWS_A_CLASS = 50, 5  # more answers than that, or fewer rows for each, are text to generate
 DOUBLED = r'"(?=.*"".*")(?:[^"]|"")*"'  # a cell with a quotation mark inside, as csv and spreadsheets write it
 
@@ -62,14 +63,17 @@ class YourData(Task):
         counts, tested = (Counter(self.final_answer(e.answer) for _, e in some) for some in self.rows.values())
         if len(counts) == 1:
             raise UserError(f"{self.name}: every answer is {next(iter(counts))!r}: there is nothing to tell apart")
+        self.classes, self.majority, self.trigger = None, None, ""
         if self.answer_after or len(counts) > MOST_CLASSES or counts.total() < ROWS_A_CLASS * len(counts):
             return
         self.classes, self.majority = sorted(counts), counts.most_common(1)[0][0]
-        self.trigger = f"Answer with one of: {', '.join(self.classes)}." if len(self.classes) <= 12 else ""
+        words = f"Answer with one of: {', '.join(self.classes)}."
+        self.trigger = words if len(self.classes) <= 12 and len(words) <= MOST_LABELS else ""
         if unknown := {answer: n for answer, n in tested.items() if answer not in counts}:
             n, which = sum(unknown.values()), ", ".join(map(repr, sorted(unknown)[:5]))
             what = "test answers occur nowhere among those to tune on, and count as wrong"
-            self.notes.append(f"{self.name}: {n} of {tested.total()} {what}: {which}{', ...' * (len(unknown) > 5)}")
+            note = f"{self.name}: {n} of {tested.total()} {what}: {which}{', ...' * (len(unknown) > 5)}"
+            self.notes += [note] * (note not in self.notes)
 
     def write_with(self, tokenizer):
         """Let answers be as the tokenizer writes them: one that normalizes text may write another."""
@@ -85,7 +89,7 @@ class YourData(Task):
         if not all(self.final_answer(e.answer) for rows in self.rows.values() for _, e in rows):
             raise UserError(f"the tokenizer of this --model cannot write all answers of {self.name}: choose another")
         self.find_classes()
-        if classes and len(self.classes) < len(classes):
+        if classes and len(self.classes or ()) < len(classes):
             self.notes.append(f"{self.name}: the tokenizer of this --model writes some answers as others")
 
     def check_rows(self, message):
@@ -119,13 +123,18 @@ class YourData(Task):
         return examples[:n]
 
     def drop(self, too_long):
-        """Drop the rows of which `too_long(example)` is true, and say which."""
+        """Drop the rows of which `too_long(example)` is true, and say which. Returns whether there were any."""
+        before = len(self.notes)
         for split, rows in self.rows.items():
             if long := {line: e for line, e in rows if too_long(e)}:
                 self.rows[split] = [row for row in rows if row[0] not in long]
                 note = f"{len(long)} rows to {split} on are too long for the base: left out, {named(list(long))}"
                 self.notes.append(note)
         self.check_rows("every row to {} on is too long for the base: use one with a longer block_size")
+        if len(self.notes) > before:
+            self.find_classes()
+            return True
+        return False
 
     def read(self, path, prompt, answer):
         """[(line number, Example)] of the rows that can be used; a note about the others."""
@@ -142,8 +151,8 @@ class YourData(Task):
                 broken[line] = f"{prompt if names.count(prompt) > 1 else answer!r} stands there twice"
             elif not question or not reply:
                 broken[line] = f"no {(answer if question else prompt)!r}"
-            elif (self.answer_after or "") not in reply:
-                broken[line] = f"no {self.answer_after!r} in {answer!r}"
+            elif not self.final_answer(self.answer_line(reply)):
+                broken[line] = f"no {self.answer_after!r} in {answer!r}, or nothing behind it"
             elif self.stop in reply:
                 broken[line] = f"a line break in {answer!r}"
             elif len(question) + len(reply) > MOST_CHARACTERS:
@@ -151,8 +160,7 @@ class YourData(Task):
             else:
                 asked = self.question_format.replace("{}", question)
                 found.append((line, Example(asked, self.answer_line(reply), len(question.split()))))
-                if "\n" in question and Path(path).suffix.lower() != ".jsonl":
-                    breaks[line] = question.count("\n")
+                breaks[line] = question.count("\n")
         first = "".join(f"line {line}: {fault}" for line, fault in [*broken.items()][:1])
         if not found:
             has = ", ".join(map(repr, filter(None, columns)))
@@ -160,10 +168,10 @@ class YourData(Task):
             raise UserError(f"{path}: not one row can be used; {first or 'it is empty'}{has}")
         if broken:
             self.notes.append(f"{path}: {len(broken)} broken rows left out, {named(list(broken))}; {first}")
-        if breaks:
-            longest = max(breaks, key=breaks.get)
-            what = f"has {breaks[longest] + 1} lines and ends in line {longest}"
-            self.notes.append(f"{path}: {len(breaks)} prompts have line breaks in quotation marks, the longest {what}")
+        longest = max(breaks, key=breaks.get)
+        if breaks[longest] and Path(path).suffix.lower() == ".csv":  # a stray quotation mark may be why
+            several = f"{sum(map(bool, breaks.values()))} prompts have several lines"
+            self.notes.append(f"{path}: {several}, the longest {breaks[longest] + 1} up to line {longest}")
         return found
 
 

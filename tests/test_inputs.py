@@ -1,14 +1,17 @@
 """No input hurts: what was found once stands in a table, and heavy/fuzz.py looks for more. A broken input ends in one
 line, a broken program in its traceback."""
 
+import importlib
 import json
 import math
+import os
 import struct
 import subprocess
 import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -219,3 +222,64 @@ def test_an_input_s_fault_is_one_line_and_a_program_s_is_its_traceback(capsys, m
         errors.run_main(lambda argv: torch.empty(2**50), "program")
     err = capsys.readouterr().err
     assert err.startswith("program, process 1: the memory of this machine") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "program, variable, words",
+    [
+        ("sample.py", "TQDM_MININTERVAL", "cannot import tqdm (could not convert string to float: 'odd'): unset"),
+        ("-m research.compare methods", "TORCH_LOGS", "compare.py: cannot import torch (Invalid log settings: odd"),
+    ],
+)
+def test_a_library_that_cannot_be_imported_is_one_line(program, variable, words):
+    command, env = [sys.executable, *program.split()], os.environ | {variable: "odd"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and words in done.stderr
+
+
+def test_a_library_that_fails_within_a_command_is_one_line_and_a_module_of_ours_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "odd_library.py").write_text("int('x')")
+    for name, line in (("odd_library", "cannot import odd_library"), ("none_such", "cannot import none_such")):
+        with pytest.raises((ValueError, ImportError)) as error:
+            importlib.import_module(name)
+        assert line in errors.explain(error.value)
+    with pytest.raises(ImportError) as error:
+        exec("from files.safe import nothing")
+    assert errors.explain(error.value) is None
+
+
+# the working directory's name is all that a command has of ours with -I; -OO drops docstrings and asserts
+@pytest.mark.parametrize("how", ["-I", "-OO"])
+def test_a_command_needs_neither_its_folder_on_the_path_nor_docstrings(how):
+    for program in ("sample.py --prompt 1 --max-new-tokens 1", "-m research.compare --help")[: 1 + (how == "-OO")]:
+        done = subprocess.run([sys.executable, how, *program.split()], capture_output=True, text=True, cwd=ROOT)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+FIRST = """
+import os, signal, sys
+sys.argv = [os.path.abspath("train_task.py")]
+sys.modules["__main__"].__file__ = sys.argv[0]
+import files
+from files import errors
+print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules, flush=True)
+def main(argv):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        print("cleaned up")
+        raise RecursionError("what an import makes of it")
+errors.run_main(main, "program") if "main" in os.environ["AT"] else signal.raise_signal(signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize("at", ["import", "main"])
+@pytest.mark.parametrize("own", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY", None])
+def test_ctrl_c_is_silent_from_the_first_line_and_threads_wait_as_the_user_says(at, own):
+    known = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    env = known | {"AT": at} | ({own: "7"} if own else {})
+    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, cwd=ROOT, env=env)
+    spins = {"GOMP_SPINCOUNT": "7", "OMP_WAIT_POLICY": "None", None: "1000"}[own]
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout.splitlines() == [f"{spins} False"] + ["cleaned up"] * (at == "main")

@@ -13,7 +13,7 @@ from tokenizers import decoders, normalizers, pre_tokenizers, processors, traine
 
 import llama
 import prefix
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, note
 from files import peft as peft_files
 from files.errors import UserError
 from files.prompts import load_prefix
@@ -302,7 +302,7 @@ def test_a_gpt2_reads_the_tokenizer_beside_its_weights(tmp_path):
         assert tokenizer.encode("What is it?\n") == theirs.encode("What is it?\n")
         assert (tokenizer.ends, tokenizer.name) == ([0], ours[0].name)
     (tmp_path / "merges.txt").unlink()
-    with pytest.raises(UserError, match="vocab.json and merges.txt cannot be read"):
+    with pytest.raises(UserError, match="vocab.json cannot be read .*: fetch it again"):
         Tokenizer.load(tmp_path, 50257)
 
 
@@ -325,6 +325,50 @@ def test_what_is_no_tokenizer_of_these_weights_is_refused(folder):
         write()
         with pytest.raises(UserError, match=message):
             Tokenizer.load(folder, 101)
+
+
+def test_special_tokens_are_tokens_where_that_is_asked_for_and_else_a_line_says_that_they_are_letters(tmp_path, capsys):
+    note.cache_clear()
+    text = "<|endoftext|>hi<|endoftext|>"
+    level, theirs = saved(byte_level(), tmp_path)
+    assert level.encode_task(text) == theirs.encode(text, split_special_tokens=True)
+    assert "spells <|endoftext|>: read as letters; --tokenize special" in capsys.readouterr().err
+    level.tokenize = "special"
+    assert level.encode_task(text) == theirs.encode(text) and level.encode_task(text).count(0) == 2
+    assert level.encode_task("hi") == theirs.encode("hi") and capsys.readouterr().err == ""
+    nano = Tokenizer.load("data/nano-2", 1024, "special")
+    assert nano.encode_task("<|endoftext|>") == [nano.eot] == [1023]
+
+
+def runs(pattern):
+    """A regular expression by which the text is cut."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"pre_tokenizer": split}
+
+
+NO_TOKEN = [{"SpecialToken": {"id": "<none>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        (runs("(z+)+$"), "fails, loops or runs out of memory"),
+        (runs(r"(\d+)*\."), "fails, loops or runs out of memory"),
+        ({"normalizer": {"type": "Prepend", "prepend": "x" * 20_000}}, "it makes 20,156 tokens of 152 characters"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}}, "fails, loops"),
+        (
+            {"post_processor": {"type": "TemplateProcessing", "single": NO_TOKEN, "pair": [], "special_tokens": {}}},
+            "fails, loops",
+        ),
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "cannot be read"),
+    ],
+)
+def test_a_tokenizer_that_breaks_its_library_is_refused(tmp_path, capfd, parts, message):
+    content = json.loads(byte_level().to_str()) | parts
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        Tokenizer.load(tmp_path, 1024)
+    assert capfd.readouterr().err == ""
 
 
 def test_the_token_before_a_text_stands_once_before_everything(tmp_path, command):

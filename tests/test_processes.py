@@ -6,11 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+import pytest
 import torch
 from conftest import ROOT
 
+from files.errors import UserError
 from files.safe import read_tensors
 from run import processes
 
@@ -48,6 +51,32 @@ def wait_for_the_log(process, out):
     """Until 50 steps are tuned."""
     while not ((out / "log.jsonl").exists() and (out / "log.jsonl").read_text()) and process.poll() is None:
         time.sleep(0.05)
+
+
+ALONE = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+
+
+class Soon(threading.Timer):
+    def __init__(self, seconds, *what):
+        super().__init__(0, *what)
+
+
+@pytest.mark.parametrize("stated, line", [({}, "but WORLD_SIZE=: start it"), ({"WORLD_SIZE": "x"}, "but WORLD_SIZE=x")])
+def test_half_of_torchrun_s_variables_are_one_line(monkeypatch, stated, line):
+    for name, value in (ALONE | stated).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=line):
+        processes.start("cpu")
+
+
+def test_who_waits_for_processes_says_so(monkeypatch, capsys):
+    for name, value in (ALONE | {"WORLD_SIZE": "2", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("threading.Timer", Soon)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *how, **more: time.sleep(1))
+    processes.start("cpu")
+    waits = "waiting for all of torchrun's processes (RANK=0, LOCAL_RANK=0, WORLD_SIZE=2, MASTER_PORT=1)\n"
+    assert capsys.readouterr().err == waits
 
 
 def test_two_processes_tune_and_measure_what_one_does(base, no_drawing, tmp_path):

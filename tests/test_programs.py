@@ -56,9 +56,10 @@ def test_a_run_is_reproduced_from_its_record(run, command, base, tmp_path):
     done = command("research.reproduce", tmp_path / "run", "--out", tmp_path / "third")
     assert done.code == 1 and "\nbase: {" in done.out and "\nloss: {" in done.out
 
-    path.write_text(json.dumps(json.loads(text) | {"command": "python -m research.reproduce out/run"}))
-    done = command("research.reproduce", tmp_path / "run", "--out", tmp_path / "fourth")
-    assert (done.code, done.err.count("\n")) == (2, 1) and "holds no command of train_task.py" in done.err
+    for other in ("python -m research.reproduce out/run", "", "python train_task.py --trigger 'half of"):
+        path.write_text(json.dumps(json.loads(text) | {"command": other}))
+        done = command("research.reproduce", tmp_path / "run", "--out", tmp_path / "fourth")
+        assert (done.code, done.err.count("\n")) == (2, 1) and "holds no command of train_task.py" in done.err
 
 
 def test_a_text_becomes_a_cache_that_sample_reads(base, command, tmp_path):

@@ -149,18 +149,63 @@ def test_unknown_names_are_refused():
             tasks.load(name)
 
 
+MINE = """
+from tasks import Task
+class Mine(Task):
+    ranges = {"in-distribution": (1, 2)}
+variants = {'': Mine(), 'hard': Mine()}
+"""
+
+
+class Returns(tasks.Task):
+    name, ranges = "mine", {tasks.IN_DISTRIBUTION: (1, 3)}
+
+    def __init__(self, example):
+        self.example = example
+
+
+@pytest.mark.parametrize(
+    "made, fault",
+    [
+        (None, "no question and answer"),
+        ("ab", "no question and answer"),
+        (("", "1$"), "no question and answer"),
+        ((b"q", b"1$"), "no question and answer"),
+        (("q", None), "no question and answer"),
+        (("q", "975"), "does not end with the first"),
+        (("q", "9$75$"), "does not end with the first"),
+        (("q", "9=$"), "no final answer"),
+    ],
+)
+def test_what_is_no_example_is_refused_by_name(made, fault):
+    with pytest.raises(UserError, match="task mine made .*") as error:
+        Returns(lambda rng, length, new_words: made).examples(3)
+    assert fault in str(error.value) and str(made) in str(error.value)
+
+
+def test_a_task_s_own_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        Returns(lambda rng, length, new_words: 1 / 0).examples(3)
+
+
 def test_a_broken_task_is_left_out_with_one_line_and_shows_its_traceback_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tasks, "FOLDER", tmp_path)
     monkeypatch.setattr(tasks, "__path__", [str(tmp_path)])
     (tmp_path / "notes.txt").write_text("no task")
     (tmp_path / "folder.py").mkdir()
-    (tmp_path / "mine.py").write_text("from tasks import Task\nvariants = {'': Task(), 'hard': Task()}\n")
     (tmp_path / "half.py").write_text("import nothing_of_that_name\n")
     (tmp_path / "empty.py").touch()
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "list.py").write_text("from tasks import Task\nvariants = [Task]\n")
+    (tmp_path / "no_range.py").write_text("from tasks import Task\nvariants = {'': Task()}\n")
+    (tmp_path / "mine.py").write_text(MINE)
     assert tasks.names() == ["mine", "mine:hard"]
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(" is left out: ")[0] for line in lines] == ["tasks/empty.py", "tasks/half.py"]
+    left_out = [line.split(" is left out: ")[0] for line in lines]
+    assert left_out == [f"tasks/{name}.py" for name in ("empty", "half", "leaves", "list", "no_range")]
     assert "ModuleNotFoundError: No module named 'nothing_of_that_name'" in lines[1]
+    with pytest.raises(UserError, match="tasks/list.py: variants is"):
+        tasks.load("list")
     assert tasks.load("mine:hard").name == "mine:hard" and not capsys.readouterr().err
     with pytest.raises(ModuleNotFoundError):
         tasks.load("half")
@@ -288,7 +333,7 @@ def test_quotation_marks_of_tsv_are_text_and_of_csv_are_closed_or_refused(tmp_pa
         with pytest.raises(UserError, match=f"a.csv, line {line}: a quotation mark opens a cell"):
             tasks.load(file("a.csv", ",", marks))
     task = tasks.load(file("a.csv", ",", {10: '"{}', 20: '{}"'}))  # which may be meant
-    assert len(rows_of(task)) == 30 and "1 prompts have line breaks" in task.notes[0] and "line 22" in task.notes[0]
+    assert len(rows_of(task)) == 30 and "1 prompts have several lines, the longest 11 up to line 22" in task.notes[0]
 
 
 def test_a_column_that_stands_there_twice_is_refused(tmp_path):

@@ -81,6 +81,20 @@ def some_questions(path, n, answers=("red", "green", "blue")):
     return path
 
 
+def test_an_answer_that_no_question_leaves_room_for_is_left_out_with_its_class(run, tmp_path):
+    """Also where the row by itself would fit: each question is asked with each answer."""
+    data = some_questions(tmp_path / "data.jsonl", 80, ("red", "green"))
+    rows = [{"prompt": "x", "answer": "what " * 230}, {"prompt": "why? " * 40, "answer": "red"}]
+    with open(data, "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    done = run("--task", data, "--beside", "finetune", "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    left_out = [line for line in done.err.splitlines() if "too long for the base" in line]
+    assert left_out == ["1 rows to train on are too long for the base: left out, line 81"]
+    results = results_of(tmp_path / "run")
+    assert results["answers"] == ["green", "red"] and "what" not in results["prompt"]["trigger"]
+
+
 def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
     train, test = (some_questions(tmp_path / f"{name}.jsonl", n) for name, n in (("train", 90), ("test", 20)))
     with open(train, "a") as file:

@@ -1,6 +1,7 @@
 """Broken inputs of every kind, made at random, and a judge of what the programs make of them. Linux only.
 
     python -m tests.heavy.fuzz 100000     so many of them, in turn of each kind; the same number is the same input
+    python -m tests.heavy.fuzz 5000 0 tokenizer encoding     from number 0, of two kinds
 
 Each input is one file of a small working set, changed. The program that reads it has to end with exit code 0, or with
 one line and code 2. A traceback, ten seconds without an end, more memory than twice the file and MEMORY, and a file
@@ -8,8 +9,10 @@ that is written outside the output folder are failures.
 """
 
 import contextlib
+import importlib
 import io
 import json
+import math
 import os
 import random
 import resource
@@ -86,6 +89,7 @@ def make(box):
         if name in ("hybrid", "prefix", "lora"):
             peft_files.export_peft(method, model, box / f"peft-{name}")
 
+    (box / "mine.py").write_text(MINE)
     rows = [(f"question {i}", ("red", "green")[i % 2]) for i in range(30)]
     (box / "rows.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows))
     for name, mark in (("rows.csv", ","), ("rows.tsv", "\t")):
@@ -146,6 +150,28 @@ def read_rows(end, box):
     task.worth_showing(task.examples(None, split="train"), 2)
 
 
+def list_tasks(box):
+    """The tasks of a folder, of which one is this file."""
+    sys.modules.pop("tasks.mine", None)
+    importlib.invalidate_caches()
+    folder, tasks.FOLDER, tasks.__path__[:] = tasks.FOLDER, box, [str(box)]
+    try:
+        for name in tasks.names():
+            with contextlib.suppress(Exception):  # a task's own keep their traceback
+                tasks.load(name).examples(3)
+    finally:
+        tasks.FOLDER, tasks.__path__[:] = folder, [str(folder)]
+
+
+MINE = """
+from tasks import Task
+class Mine(Task):
+    stop, ranges = '$', {'in-distribution': (1, 3)}
+    def example(self, rng, length, new_words):
+        a = rng.randint(1, 10 ** length)
+        return f'{a}+1=', f'{a + 1}$'
+variants = {'': Mine(), 'hard': Mine()}
+"""
 # the kind of input: the file that is changed, and who reads it
 KINDS = {
     "config": ("base/config.json", partial(ask, "base")),
@@ -156,6 +182,7 @@ KINDS = {
     "llama config": ("llama/config.json", partial(ask, "llama")),
     "llama weights": ("llama/model.safetensors", partial(ask, "llama")),
     "tokenizer": ("llama/tokenizer.json", partial(ask, "llama")),
+    "task": ("mine.py", list_tasks),
     "translator": (f"base/{TRANSLATOR}", translate),
     **{f"prefix {name}": (f"prompts/{name}.safetensors", partial(ask, "base", prompt=name)) for name in METHODS},
     **{
@@ -246,6 +273,57 @@ def change_tensors(path, rng):
     save_file({n: x.contiguous().clone() for n, x in tensors.items()}, path, metadata=metadata)
 
 
+ATOMS = ["a", "(a|aa)", "[a-z]", r"\w", r"\d", r"\s?", ".", "(?:)", r"\p{L}", "[^a]", "x*", "(?=a)", r"\1", r"\b"]
+TYPES = "Prepend Strip StripAccents Precompiled Replace NFC NFKD Lowercase Nmt BertNormalizer ByteLevel".split()
+TYPES += "Metaspace Split Digits Punctuation FixedLength CharDelimiterSplit Whitespace UnicodeScripts".split()
+TYPES += "TemplateProcessing RobertaProcessing BertProcessing Fuse ByteFallback WordPiece CTC BPEDecoder".split()
+LENGTHS = [0, 1, 2, 50, 10**6, 10**9, -1]
+
+
+def odd_pattern(rng):
+    """A regular expression which may try all ways to cut a text, or cut nothing."""
+    parts = [rng.choice(ATOMS) + rng.choice(["", "+", "*", "?", "{2,}"]) for _ in range(rng.randrange(1, 4))]
+    return f"({'|'.join(parts) if rng.randrange(2) else ''.join(parts)})" + rng.choice(["+$", "*x", "*", "", r"+\."])
+
+
+def odd_part(rng, depth=0):
+    """A normalizer, pre-tokenizer, post-processor or decoder of a tokenizer.json, right or not."""
+    if rng.randrange(4) == 0 and depth < 3:
+        parts = [odd_part(rng, depth + 1)] * rng.choice([1, 2, 40])
+        names = "normalizers", "pretokenizers", "decoders", "processors"
+        return {"type": "Sequence"} | dict.fromkeys(names, parts)
+    token, length = rng.choice(["</s>", "<none>", "a", ""]), rng.choice(LENGTHS)
+    text = rng.choice(["a", "", "aa", "\u2581", "x" * 10_000, "x" * 2_000_000])
+    pattern = rng.choice([{"String": rng.choice(["a", " ", ""])}, {"Regex": odd_pattern(rng)}])
+    one = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    known = {token: {"id": token, "ids": [rng.choice([*LENGTHS, 256])], "tokens": [token]}} if rng.randrange(2) else {}
+    return {
+        **{"type": rng.choice(TYPES), "pattern": pattern, "content": text, "prepend": text, "replacement": text[:1]},
+        **{"behavior": rng.choice(["Isolated", "Removed", "Contiguous"]), "invert": bool(rng.randrange(2))},
+        **{"precompiled_charsmap": rng.choice(["", "AAAA", "A" * 1000]), "length": length, "delimiter": text[:1]},
+        **{"single": one, "pair": [*one, {"Sequence": {"id": "B", "type_id": 1}}], "special_tokens": known},
+        **{"start": length, "stop": length, "strip_left": True, "strip_right": True, "individual_digits": True},
+        **{"add_prefix_space": True, "trim_offsets": True, "use_regex": bool(rng.randrange(2))},
+        **{"sep": [token, length], "cls": [token, length], "prepend_scheme": rng.choice(["always", "first"])},
+        **{"prefix": text[:2], "cleanup": True, "pad_token": token, "word_delimiter_token": "|", "suffix": text[:3]},
+    }
+
+
+def change_tokenizer(content, rng):
+    """A tokenizer.json with parts that its library may loop, grow or break at."""
+    value = json.loads(content)
+    for part in rng.sample(["normalizer", "pre_tokenizer", "post_processor", "decoder"], rng.randrange(1, 3)):
+        value[part] = odd_part(rng)
+    if rng.randrange(6) == 0:
+        length = rng.choice(LENGTHS)
+        value["truncation"] = {"direction": "Right", "max_length": length, "strategy": "LongestFirst", "stride": 1}
+        value["padding"] = {"strategy": {"Fixed": length}, "direction": "Left", "pad_to_multiple_of": 0}
+        value["padding"] |= {"pad_id": length, "pad_type_id": 0, "pad_token": "x"}
+    if rng.randrange(6) == 0:
+        value["model"] = {"type": "Unigram", "unk_id": rng.choice(LENGTHS), "vocab": [["a", -1.0], ["b", math.nan]]}
+    return dump(value)
+
+
 def change(path, rng):
     """Change the file at `path`; returns what was done, in a word."""
     content, suffix, how = path.read_bytes(), path.suffix, rng.random()
@@ -257,6 +335,12 @@ def change(path, rng):
     if suffix == ".safetensors" and how > 0.65:
         change_tensors(path, rng)
         return "tensors"
+    if path.name == "tokenizer.json" and how > 0.3:
+        path.write_bytes(change_tokenizer(content, rng))
+        return "parts of a tokenizer"
+    if path.name == "encoding.json" and how > 0.7:
+        path.write_bytes(dump(json.loads(content) | {"pattern": odd_pattern(rng)}))
+        return "a pattern"
     if suffix == ".json" and how > 0.3:
         path.write_bytes(dump(change_value(json.loads(content), rng)))
         return "values"
@@ -360,7 +444,7 @@ def working_set():
 
 def main():
     n, first = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    failures, refused, kinds = 0, 0, list(KINDS)
+    failures, refused, kinds = 0, 0, sys.argv[3:] or list(KINDS)
     with working_set() as box:
         for i in range(first, first + n):
             kind, rng = kinds[i % len(kinds)], random.Random(i)
@@ -369,7 +453,7 @@ def main():
             if wrong:
                 failures += 1
                 print(f"input {i}, {kind}, {what}: {wrong}", flush=True)
-    print(f"inputs tried: {n:,} of {len(KINDS)} kinds, {refused:,} refused in one line; failures: {failures}")
+    print(f"inputs tried: {n:,} of {len(kinds)} kinds, {refused:,} refused in one line; failures: {failures}")
     sys.exit(failures > 0)
 
 
