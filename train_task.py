@@ -28,7 +28,7 @@ import tasks
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval import report
-from eval.accuracy import classification, generate_answers, longest_answer, rank_choices, score
+from eval.accuracy import classification, generate_answers, rank_choices, score
 from eval.attention import attention_to_rows
 from eval.contexts import tfidf
 from eval.neighbors import init_words, nearest_tokens
@@ -293,7 +293,8 @@ def evaluate(method, model, tokenizer, task, tests, desc):
                 chosen = rank_choices(network, past, tokenizer, task, mine, bar.update)
                 texts = [task.answer_line(task.classes[i]) for i in chosen]
             else:
-                texts = generate_answers(network, past, tokenizer, task, mine, longest_answer(encoded), bar.update)
+                longest = max(len(answer) for _, answer in encoded)  # of all processes
+                texts = generate_answers(network, past, tokenizer, task, mine, longest, bar.update)
             answers[name] = texts if together else processes.gather(texts, len(encoded))
             accuracy[name] = score(task, examples, answers[name])
             classes = classification(task, examples, answers[name]) if task.classes else None

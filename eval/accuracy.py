@@ -27,11 +27,6 @@ def counts(right):
     return {"correct": sum(right), "n": len(right), "low": low, "high": high}
 
 
-def longest_answer(encoded):
-    """The number of tokens of the longest true answer."""
-    return max((len(answer) for _, answer in encoded), default=0)
-
-
 def generate_answers(network, past, tokenizer, task, encoded, longest=None, progress=lambda n: None):
     """The texts that greedy decoding writes after each question, up to the task's stop.
 
@@ -42,7 +37,7 @@ def generate_answers(network, past, tokenizer, task, encoded, longest=None, prog
     answer may change where two tokens are the likeliest up to rounding: of nano-2's none in float32, and 2 of 3,750 in
     bfloat16.
     """
-    longest, stop = longest or longest_answer(encoded), [tokenizer.stops(task.stop)]
+    longest, stop = longest or max(len(answer) for _, answer in encoded), [tokenizer.stops(task.stop)]
     texts, left = [tokenizer.cut(answer, task.stop) for _, answer in encoded], set(range(len(encoded)))
     for exact, rows, _ in exact_answers(network, past, encoded):
         left.difference_update(i for i, right in zip(rows, exact.tolist()) if right)
@@ -55,17 +50,6 @@ def generate_answers(network, past, tokenizer, task, encoded, longest=None, prog
         for i, tokens in zip(rows, generate(network, [encoded[i][0] for i in rows], longest, past, stop=stop)):
             texts[i] = tokenizer.cut(tokens, task.stop)
         progress(len(rows))
-    return texts
-
-
-def majority_vote(network, pasts, tokenizer, task, encoded):
-    """The texts on whose final answer most of several prompts agree; in a tie the earliest prompt's. Prompt
-    ensembling: Lester et al. (2021), section 6.
-    """
-    texts = []
-    for votes in zip(*[generate_answers(network, past, tokenizer, task, encoded) for past in pasts]):
-        finals = [task.final_answer(text) for text in votes]
-        texts.append(votes[finals.index(max(finals, key=finals.count))])  # the first of those with the most votes
     return texts
 
 

@@ -52,6 +52,7 @@ FIXED = {  # metadata with which the same weights would mean another network, an
     "rope.scaling.type": ["none"],
     "rope.scale_linear": [1.0],
     "expert_count": [0],
+    "split.count": [1, 0],  # one of several files
     "attention.causal": [True],
     "attention.scale": [None],
     "logit_scale": [None],
@@ -171,8 +172,8 @@ def locate(path):
     """(config.json in the hub's words, {our name: (file, stored name, shape, type, function that reads it)}) of a GGUF
     file. Raises UserError for an architecture and for settings that are not known."""
     metadata, tensors = read_header(path)
-    check_settings(metadata, {"general.architecture": [None, "gpt2", "llama", "qwen2", "qwen3"]}, path)
-    architecture, heads = metadata.get("general.architecture"), {}
+    architecture, heads = metadata.setdefault("general.architecture", "none"), {}
+    check_settings(metadata, {"general.architecture": ["gpt2", "llama", "qwen2", "qwen3"]}, path)
     own = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
     check_settings(own, FIXED, path)
     for key in SIZES:

@@ -35,6 +35,7 @@ sys.path.insert(0, str(next(folder for folder in folders if (folder / "prefix.py
 import os
 import random
 import tempfile
+from collections import Counter
 
 import matplotlib.pyplot as plt
 import torch
@@ -42,7 +43,7 @@ import torch
 import tasks
 from data.batches import encode
 from data.tokenizer import Tokenizer
-from eval.accuracy import generate_answers, majority_vote, score
+from eval.accuracy import generate_answers, score
 from eval.contexts import as_text
 from files.errors import UserError
 from files.peft import export_peft
@@ -293,8 +294,7 @@ checks.check_vote(vote)
 # </details>
 
 # %% [markdown]
-# Five worked examples of addition, each as a prompt of its own, on sums of 8 digits. Nothing is tuned. (Voting among
-# *tuned* prompts works the same way: `python -m research.measure A.safetensors B.safetensors C.safetensors`.)
+# Five worked examples of addition, each as a prompt of its own, on sums of 8 digits. Nothing is tuned.
 
 # %%
 addition = tasks.load("addition")
@@ -306,7 +306,9 @@ with torch.no_grad():
 encoded = encode(tokenizer, asked)
 texts = [generate_answers(model, past, tokenizer, addition, encoded) for past in pasts]
 alone = [score(addition, asked, some)["correct"] for some in texts]
-together = score(addition, asked, majority_vote(model, pasts, tokenizer, addition, encoded))["correct"]
+finals = zip(*[[addition.final_answer(text) for text in some] for some in texts])  # the five answers to each question
+winners = [Counter(five).most_common(1)[0][0] for five in finals]  # of equal counts the earliest prompt's
+together = sum(winner == addition.final_answer(e.answer) for winner, e in zip(winners, asked))
 print(f"each alone:   {', '.join(f'{100 * n / len(asked):.0f}%' for n in alone)}")
 print(f"their mean:   {100 * sum(alone) / len(alone) / len(asked):.0f}%")
 print(f"the vote:     {100 * together / len(asked):.0f}%")

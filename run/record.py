@@ -70,8 +70,9 @@ def source():
 
 
 def differences(before, after):
-    """A line for each value in which two results.json differ, but the seconds and the command: first what the runs were
-    made with, then what came of them."""
+    """A line for each value in which two results.json differ, but seconds, memory and the command: first what the runs
+    were made with, then what came of them."""
     before, after = ({f"record.{k}": v for k, v in r["record"].items()} | r for r in (before, after))
-    names = [n for n in before | after if n not in ("record", "seconds", "command") and before.get(n) != after.get(n)]
+    without = "record", "record.peak_gb", "seconds", "command"
+    names = [n for n in before | after if n not in without and before.get(n) != after.get(n)]
     return [f"{name}: {str(before.get(name))[:400]} and {str(after.get(name))[:400]}" for name in names]

@@ -148,8 +148,9 @@ def variants_of(file):
     """{name: Task} of a file."""
     variants = importlib.import_module(f"tasks.{file}").variants
     for task in variants.values() if isinstance(variants, dict) else [variants]:
-        if not isinstance(task, Task) or not task.ranges or not isinstance(task.stop, str) or not task.stop:
-            raise UserError(f"tasks/{file}.py: variants is {{'': a Task, or more}}, each with ranges and a stop")
+        is_task = isinstance(task, Task) and [*task.ranges][:1] == [IN_DISTRIBUTION]
+        if not is_task or not isinstance(task.stop, str) or not task.stop:
+            raise UserError(f"tasks/{file}.py: variants is {{'': a Task}}, with a range {IN_DISTRIBUTION!r} and a stop")
     return variants
 
 

@@ -172,7 +172,8 @@ def test_llama_3_1_s_rotary_scaling_is_read_from_its_tensor_and_another_is_refus
 @pytest.mark.parametrize(
     "kind, metadata, message",
     [
-        ("llama", {"general.architecture": "gemma2"}, "general.architecture = 'gemma2': only None, gpt2, llama"),
+        ("llama", {"general.architecture": "gemma2"}, "general.architecture = 'gemma2': only gpt2, llama"),
+        ("llama", {"split.count": 2}, "split.count = 2"),
         ("qwen2", {"qwen2.rope.scaling.type": "yarn"}, "rope.scaling.type = 'yarn'"),
         ("llama", {"llama.expert_count": 8}, "expert_count = 8"),
         ("qwen3", {"qwen3.rope.dimension_count": 16}, "rope.dimension_count = 16"),
