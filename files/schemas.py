@@ -71,6 +71,28 @@ class Encoding(TypedDict):
     tokens: list[Annotated[str, Meta(pattern=r"\A[\x00-\xff]+\Z")]]
 
 
+# a tokenizer.json that is byte-level BPE and no more, as GPT-2's and SmolLM2's: nothing in it can loop or grow
+class Level(TypedDict):
+    type: Literal["ByteLevel", "Digits"]
+
+
+class Pieces(TypedDict):
+    type: Literal["ByteLevel", "Sequence"]
+    pretokenizers: NotRequired[list[Level]]
+
+
+class Template(TypedDict):
+    type: Literal["ByteLevel", "TemplateProcessing"]
+    single: NotRequired[list[TypedDict("Text", {"Sequence": dict})]]
+
+
+PlainTokenizer = TypedDict(
+    "PlainTokenizer",
+    {"normalizer": None, "pre_tokenizer": Pieces, "decoder": Level, "post_processor": Template | None}
+    | {"model": TypedDict("Model", {"type": Literal["BPE"]} | keys("dropout unk_token", NotRequired[None]))},
+)
+
+
 class LoRAConfig(TypedDict):
     """The part of PEFT's adapter_config.json that says what a LoRA is."""
 
@@ -161,6 +183,15 @@ def decode(value, schema, name, remedy):
         return msgspec.convert(value, schema)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: {error}: {remedy}") from None
+
+
+def fits(text, schema):
+    """Whether JSON text follows a schema."""
+    try:
+        msgspec.json.decode(text, type=schema)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def check_settings(stated, allowed, name):
