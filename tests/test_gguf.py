@@ -370,7 +370,7 @@ def test_smollm2_is_tuned_on_own_data(tmp_path, command):
     words = {"animal": ["dog", "cat", "horse", "cow"], "color": ["red", "blue", "green", "pink"]}
     rows = [{"prompt": word, "answer": kind} for kind in words for word in words[kind]] * 2
     (tmp_path / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    few = "--epochs 1 --n-random 2 --beside none --test-examples 2 --validation 0 --batch-size 4 --dtype float32"
+    few = "--epochs 4 --n-random 2 --beside none --test-examples 2 --validation 0 --batch-size 16 --dtype float32"
     done = command("train_task.py", "--task", tmp_path / "words.jsonl", *few.split(), "--out", tmp_path / "run")
     assert done.code == 0, done.err
     results = json.loads((tmp_path / "run" / "results.json").read_text())
