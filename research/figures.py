@@ -47,9 +47,10 @@ def draw_addition(results, path):
 def draw_tasks(path):
     """Start and end of prompts, LoRA and the best context on every range, on nano-2 and on SmolLM2."""
     fig, panels = plt.subplots(1, 2, figsize=(11, 6.6))
-    on_nano = {"rows at the input": "hybrid, instruction", "LoRA": "lora"}
+    on_nano = {"rows at the input": ["hybrid, instruction"], "LoRA": ["lora"]}
     draw_base(panels[0], read_rows("nano-2/methods"), on_nano)
-    on_smollm2 = {"rows at the input": "hybrid", "keys and values": "ptuning2", "LoRA": "lora"}
+    on_smollm2 = {"rows at the input": ["hybrid"], "keys and values": ["ptuning2"]}
+    on_smollm2["LoRA"] = ["lora, batches of 32", "lora"]  # the better of the two, where there are two
     draw_base(panels[1], read_rows("smollm2/real_base_text") + read_rows("smollm2/real_base"), on_smollm2)
     panels[0].set_title("nano-2: pretrained on such tasks")
     panels[1].set_title("SmolLM2-135M: has not seen them")
@@ -59,13 +60,16 @@ def draw_tasks(path):
 
 
 def draw_base(panel, rows, series):
-    """A line for each range of each task. series: {label of the figure: series of the rows}."""
+    """A line for each range of each task. series: {label of the figure: series, the first that the rows have}."""
     place, ticks, y = {(r["task"], r["series"]): r for r in rows}, {}, 0
     for task in [name for name in TUNED_ON if (name, "best context") in place]:
         for name, context in place[task, "best context"]["accuracy"].items():
             panel.plot([context[0]] * 2, [y - 0.36, y + 0.36], color=GREEN, lw=2.5, label="best context")
-            for i, (label, which) in enumerate(series.items()):
-                before, end = place[task, which]["before"][name], place[task, which]["accuracy"][name]
+            for i, (label, names) in enumerate(series.items()):
+                row = next((place[task, which] for which in names if (task, which) in place), None)
+                if row is None:
+                    continue
+                before, end = row["before"][name], row["accuracy"][name]
                 color, at = {"LoRA": PURPLE, "keys and values": BLUE}.get(label, RED), y + 0.22 - 0.22 * i
                 panel.plot(end[1:], [at] * 2, color=color, lw=4, alpha=0.25, solid_capstyle="round")
                 if label != "LoRA":

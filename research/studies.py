@@ -176,10 +176,10 @@ def real_base(args, task):
     may be your own data: --tasks 'train.jsonl test.jsonl'."""
     words = "example" if task in TASKS else "instruction"  # what the rows of the prompts begin as
     for series, flags in {
-        "zero-shot": "--method zero-shot",
         "hybrid": "",
         "ptuning2": "--method ptuning2",
         "lora": "--method lora --lr 0.001",
+        "lora, batches of 32": "--method lora --batch-size 32",
         "lora, same words": f"--method lora --lr 0.001 --trigger {words}",
     }.items():
         yield cell(args, task, series, f"--epochs 1 --batch-size 8 {flags}")
