@@ -4,6 +4,7 @@ A task says how to make a question and its answer, which is the steps and the fi
 in-distribution and which are out. `python -m tasks addition --n 3` prints some.
 """
 
+import builtins
 import hashlib
 import importlib
 import os
@@ -146,6 +147,8 @@ def names():
 
 def variants_of(file):
     """{name: Task} of a file."""
+    if hasattr(builtins, file) or globals().get(file) is not sys.modules.get(f"tasks.{file}"):
+        raise UserError(f"tasks/{file}.py hides {file!r}, which tasks/__init__.py uses: give it another name")
     variants = importlib.import_module(f"tasks.{file}").variants
     for task in variants.values() if isinstance(variants, dict) else [variants]:
         is_task = isinstance(task, Task) and [*task.ranges][:1] == [IN_DISTRIBUTION]
