@@ -15,6 +15,7 @@ import json
 import math
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -25,6 +26,7 @@ import traceback
 from functools import partial
 from pathlib import Path
 
+import gguf
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -33,9 +35,9 @@ import prefix
 import sample
 import tasks
 import train_task
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, byte_alphabet
 from eval import page
-from files import errors
+from files import errors, gguf_reader
 from files import peft as peft_files
 from files.prompts import save_prefix
 from files.safe import write_json, write_tensors
@@ -74,6 +76,7 @@ def make(box):
     write_json(box / "shards" / "model.safetensors.index.json", {"weight_map": index})
     save_model(Llama(LlamaConfig(257, 64, 2, 4, 2, 16, 4, 24, 1e4, (8.0, 1.0, 4.0, 32))), box / "llama")
     write_tokenizer(box / "llama" / "tokenizer.json")
+    write_gguf(box / "llama.gguf", load_model(box / "llama"))
 
     model = load_model(box / "base").freeze()
     save_translator(TranslatorNetwork(model, n_rows=3, rank=2, width=8), box / "base" / TRANSLATOR, model)
@@ -116,6 +119,31 @@ def write_tokenizer(path):
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
     tokenizer.add_special_tokens(["</s>"])
     tokenizer.save(str(path))
+
+
+def write_gguf(path, model):
+    """A Llama as a GGUF file, with the tokens of the tokenizer above."""
+    c, w = model.config, gguf.GGUFWriter(path, "llama")
+    w.add_block_count(c.n_layer)
+    w.add_context_length(c.block_size)
+    w.add_embedding_length(c.n_embd)
+    w.add_head_count(c.n_head)
+    w.add_head_count_kv(c.n_kv_head)
+    w.add_key_length(c.head_dim)
+    w.add_feed_forward_length(c.n_inner)
+    w.add_layer_norm_rms_eps(1e-5)
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("smollm")
+    w.add_token_list([*sorted(byte_alphabet()), "</s>"])
+    w.add_token_types([1] * 256 + [3])
+    names = {ours: theirs for theirs, ours in gguf_reader.LLAMA_NAMES.items()}
+    for name, p in model.named_parameters():
+        layer, stem, end = re.fullmatch(r"(h\.\d+\.)?(.*)(\.weight)", name).groups("")
+        w.add_tensor(f"{layer.replace('h.', 'blk.')}{names[stem]}{end}", p.detach().numpy())
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
 
 
 # ---------------------------------------------------------------- who reads what
@@ -182,6 +210,7 @@ KINDS = {
     "llama config": ("llama/config.json", partial(ask, "llama")),
     "llama weights": ("llama/model.safetensors", partial(ask, "llama")),
     "tokenizer": ("llama/tokenizer.json", partial(ask, "llama")),
+    "gguf": ("llama.gguf", partial(ask, "llama.gguf")),
     "task": ("mine.py", list_tasks),
     "translator": (f"base/{TRANSLATOR}", translate),
     **{f"prefix {name}": (f"prompts/{name}.safetensors", partial(ask, "base", prompt=name)) for name in METHODS},
