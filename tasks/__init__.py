@@ -147,7 +147,8 @@ def names():
 
 def variants_of(file):
     """{name: Task} of a file."""
-    if hasattr(builtins, file) or globals().get(file) is not sys.modules.get(f"tasks.{file}"):
+    hidden = getattr(builtins, file, globals().get(file))
+    if hidden is not None and getattr(hidden, "__name__", "") != f"tasks.{file}":
         raise UserError(f"tasks/{file}.py hides {file!r}, which tasks/__init__.py uses: give it another name")
     variants = importlib.import_module(f"tasks.{file}").variants
     for task in variants.values() if isinstance(variants, dict) else [variants]:
