@@ -163,11 +163,12 @@ def read_bytes(path, limit=JSON_LIMIT):
 
 
 def read_text(path):
-    """The content of a UTF-8 file, without its byte order mark."""
+    """The content of a UTF-8 file, without its byte order mark, with the line ends of any system as a line break."""
     try:
-        return read_bytes(path, DATA_LIMIT).decode("utf-8-sig")
+        text = read_bytes(path, DATA_LIMIT).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as that") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path, schema, remedy="fetch it again"):

@@ -147,9 +147,9 @@ def names():
 
 def variants_of(file):
     """{name: Task} of a file."""
-    other = globals().get(file) or getattr(builtins, file, None)  # importing the file would hide it from this module
-    if other is not None and getattr(other, "__name__", "") != f"tasks.{file}":
-        raise UserError(f"tasks/{file}.py would take the place of another {file!r}: give it another name")
+    hidden = getattr(builtins, file, globals().get(file))
+    if hidden is not None and getattr(hidden, "__name__", "") != f"tasks.{file}":
+        raise UserError(f"tasks/{file}.py hides {file!r}, which tasks/__init__.py uses: give it another name")
     variants = importlib.import_module(f"tasks.{file}").variants
     for task in variants.values() if isinstance(variants, dict) else [variants]:
         is_task = isinstance(task, Task) and [*task.ranges][:1] == [IN_DISTRIBUTION]

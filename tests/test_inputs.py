@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from files import errors
+from files import errors, schemas
 from files.errors import UserError
 from files.safe import write_json
 from tests.heavy.fuzz import KINDS, change, dump, judge, read_rows, try_one, working_set
@@ -168,6 +168,12 @@ def test_what_was_found_is_refused_in_one_line(box, case):
 def test_a_row_that_cannot_be_used_is_left_out(box, kind, text):
     wrong, code, message, _ = try_one(box, kind, lambda path: path.write_text(path.read_text() + text))
     assert wrong is None and code == 0, wrong or message
+
+
+def test_a_text_is_the_same_from_every_system(tmp_path):
+    for content in (b"one\ntwo\n", b"\xef\xbb\xbfone\r\ntwo\r\n", b"one\rtwo\r"):
+        (tmp_path / "text").write_bytes(content)
+        assert schemas.read_text(tmp_path / "text") == "one\ntwo\n"
 
 
 def test_a_file_that_is_too_large_is_not_read(box, monkeypatch):
