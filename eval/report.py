@@ -95,8 +95,9 @@ def remarks(results):
 
 def study_table(rows, settings, jobs, learned_from, along=""):
     """A study's rows in Markdown, a table for each task; `along` names the axis of x."""
+    seeds = f"mean of {settings['seeds']} seeds [lowest, highest]" if settings["seeds"] > 1 else "one seed"
     lines = [
-        f"Final-answer accuracy, %: before tuning > after, mean of {settings['seeds']} seeds [lowest, highest]; "
+        f"Final-answer accuracy, %: before tuning > after, {seeds}; "
         f"{learned_from}; base {settings['model']}; seconds of tuning and measuring, {jobs} at once."
     ]
     for task in dict.fromkeys(r["task"] for r in rows):

@@ -53,7 +53,7 @@ def draw_tasks(path):
     on_smollm2["LoRA"] = ["lora, batches of 32", "lora"]  # the better of the two, where there are two
     draw_base(panels[1], read_rows("smollm2/real_base_text") + read_rows("smollm2/real_base"), on_smollm2)
     panels[0].set_title("nano-2: pretrained on such tasks")
-    panels[1].set_title("SmolLM2-135M: has not seen them")
+    panels[1].set_title("SmolLM2-135M: not pretrained on them")
     labels = {label: handle for handle, label in zip(*panels[1].get_legend_handles_labels())}
     fig.legend(labels.values(), labels, fontsize=12, loc="outside lower center", ncols=5)
     plots.write(fig, path)
