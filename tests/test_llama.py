@@ -354,7 +354,7 @@ NO_TOKEN = [{"SpecialToken": {"id": "<none>", "type_id": 0}}, {"Sequence": {"id"
     [
         (runs("(z+)+$"), "fails, loops or runs out of memory"),
         (runs(r"(\d+)*\."), "fails, loops or runs out of memory"),
-        ({"normalizer": {"type": "Prepend", "prepend": "x" * 20_000}}, "it makes 20,156 tokens of 152 characters"),
+        ({"normalizer": {"type": "Prepend", "prepend": "x" * 20_000}}, "it makes 20,... tokens of 152 characters"),
         ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}}, "fails, loops"),
         (
             {"post_processor": {"type": "TemplateProcessing", "single": NO_TOKEN, "pair": [], "special_tokens": {}}},
