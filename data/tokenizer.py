@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import tiktoken
 
 from data import trial
 from files import gguf, schemas
-from files.errors import UserError, saying
+from files.errors import UserError, note, saying
 
 
 class Tokenizer:
@@ -33,6 +33,7 @@ class Tokenizer:
         self.ends = [t for t in dict.fromkeys([encoding.eot_token, *ends]) if t >= 0]
         self.eot = self.ends[0] if self.ends else -1
         self.bos = getattr(encoding, "bos_tokens", [])
+        self.special = regex.compile("|".join(map(regex.escape, encoding.special_tokens_set)) or r"(?!)")
         self.bytes = [encoding.encode_single_token(bytes([b])) for b in range(256)]  # a byte-level BPE has them all
 
     @classmethod
@@ -63,7 +64,7 @@ class Tokenizer:
         return cls(encoding, tokenize, ends)
 
     def encode(self, text):
-        found = regex.search("|".join(map(regex.escape, self.encoding.special_tokens_set)) or r"(?!)", text)
+        found = self.special.search(text)
         if found and self.tokenize == "special":
             tokens = self.encoding.encode(text, allowed_special="all")
             if max(tokens) >= self.encoding.n_vocab:
@@ -101,11 +102,6 @@ class Tokenizer:
         """The text of an answer up to `stop`, which it ends with, or up to the token that ends the text."""
         text = self.decode(takewhile(lambda t: t not in self.ends, tokens))
         return "".join(text.partition(stop)[:2]) if stop else text
-
-
-@cache
-def note(line):
-    print(line, file=sys.stderr)
 
 
 def gpt2_encoding():

@@ -30,10 +30,11 @@ def best_context(model, tokenizer, task, examples, max_tokens, seed=0, draws=2, 
         for lengths, pool in (("longest", longest), ("mixed", examples)):
             drawn += [(k, lengths, rng.sample(pool, k)) for _ in range(draws) if k <= len(pool)]
     candidates, best, best_score, best_tokens = [], None, (), []
+    asked = task.worth_showing(examples, len(examples))
     for k, lengths, shots in tqdm(drawn, "best context", unit=" candidates", disable=quiet):
         text = as_text(shots)
         tokens = tokenizer.bos + tokenizer.encode_task(text)
-        questions = [e for e in task.worth_showing(examples, n_questions + k) if e not in shots][:n_questions]
+        questions = [e for e in asked[: n_questions + k] if e not in shots][:n_questions]
         if len(tokens) > max_tokens or not questions:
             continue
         past = model.prefill(torch.tensor([tokens], device=model.wte.weight.device))

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import warnings
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
 
 os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # whatever a user has for figures of their own
@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.font_manager import fontManager
 
 from eval.accuracy import wilson
-from files.errors import UserError
+from files.errors import UserError, note
 from files.safe import replacing
 
 INK = "#6c6760"  # the soft gray of report.html
@@ -80,13 +80,8 @@ def write(fig, path):
             fig.savefig(svg := io.BytesIO(), format="svg", transparent=True, metadata={"Date": None})
     plt.close(fig)
     if any("Glyph" in str(warning.message) for warning in missing):
-        name_fonts()
+        note(f"figures show boxes for characters that no font here has: install {FONTS[0]}")
     return path or "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()
-
-
-@cache
-def name_fonts():
-    print(f"figures show boxes for characters that no font here has: install {FONTS[0]}", file=sys.stderr)
 
 
 @picture

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from traceback import walk_tb
 
@@ -79,6 +80,12 @@ def run_main(main, program, argv=None):
         sys.exit(2)
     finally:
         interrupts["are errors"] = False
+
+
+@cache
+def note(line):
+    """Print a line on stderr, once in a process."""
+    print(line, file=sys.stderr)
 
 
 @contextmanager

@@ -115,8 +115,8 @@ class Checkpoint:
             self.part_began = now
 
     def after_step(self, optimizers, row):
-        """Save what is being tuned if it is time. Every 50 steps `row` becomes a line of
-        log.jsonl; after a kill, steps that were not saved stand there twice."""
+        """Save what is being tuned if it is time. Every 50 steps `row` becomes a line of log.jsonl; after a kill, steps
+        that were not saved stand there twice."""
         if not processes.is_main():
             return
         if row["step"] % 50 == 0:

@@ -179,7 +179,7 @@ def test_figures_hold_the_numbers(monkeypatch, tmp_path):
 
 
 def test_one_line_says_that_no_font_has_a_label_s_characters(capsys):
-    plots.name_fonts.cache_clear()
+    plots.note.cache_clear()
     for title, lines in (("a $ é", 0), ("\U0010fff0", 1), ("\U0010fff0", 0)):
         figure, axis = plots.plt.subplots()
         axis.set_title(title)
