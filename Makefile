@@ -23,9 +23,9 @@ figures: .venv/demo
 lessons: .venv/lessons
 	.venv/bin/jupyter notebook lessons
 
-lessons-test: .venv/lessons
+# the notebooks with their outputs, and every number in their text and in the slides
+lessons-made: .venv/lessons
 	.venv/bin/python -m lessons.run
-	.venv/bin/python -m lessons.run --notebooks
 
 # needs Node.js, and Chromium or Chrome for the PDF
 slides:
@@ -52,4 +52,4 @@ slides:
 	$(PIP) '.[lessons]'
 	touch $@
 
-.PHONY: demo smollm2 test torture figures lessons lessons-test slides
+.PHONY: demo smollm2 test torture figures lessons lessons-made slides
