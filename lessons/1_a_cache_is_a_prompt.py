@@ -51,8 +51,8 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 # %% [markdown]
 # ## From text to logits
 #
-# A language model reads token numbers, not letters. nano-2 has {{model.config.vocab_size:,}} tokens. `encode` cuts a text into the longest
-# tokens it knows, and `encode_bytes` makes a token of every byte. This project gives its tasks to the model as bytes:
+# A language model reads token numbers, not letters. nano-2 has {{model.config.vocab_size:,}} tokens. `encode` cuts a
+# text into the longest tokens it knows, and `encode_bytes` makes a token of every byte. This project gives its tasks to the model as bytes:
 # a word that has to be turned around should arrive letter by letter.
 
 # %%
@@ -240,8 +240,8 @@ checks.check_head(head)
 # %% [markdown]
 # ## The picture to keep
 #
-# nano-2 writes `enots$` behind the example. These are the weights of two of its {{c.n_layer * c.n_head}} heads. A row of the picture is a
-# position of the question and its answer, a column is what it looks at. Left of the red line is the cache.
+# nano-2 writes `enots$` behind the example. These are the weights of two of its {{c.n_layer * c.n_head}} heads. A row of the
+# picture is a position of the question and its answer, a column is what it looks at. Left of the red line is the cache.
 
 # %% tags=["figure-two-heads"]
 answer = "enots$"

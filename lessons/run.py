@@ -92,8 +92,8 @@ def update(values, more):
 
 
 def run_cells(found, path, namespace=None):
-    """Execute the code cells one after the other, in one namespace, which is returned. Placeholders of the prose between
-    them are evaluated, so that one that cannot be raises its error."""
+    """Execute the code cells one after the other, in one namespace, which is returned. Placeholders of the prose are
+    evaluated too, so that one that cannot be raises its error."""
     namespace = {"__name__": "lesson"} if namespace is None else namespace
     for header, source in found:
         if header == "[markdown]":
