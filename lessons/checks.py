@@ -548,3 +548,148 @@ def check_lora_linear(lora_linear):
             (plain, "The update is missing."),
         ]
         compare(lora_linear(x, W, A, B, alpha), plain + alpha / r * update, mistakes, "y")
+
+
+# ---------------------------------------------------------------- lesson 0: attention from scratch
+
+
+def ours(function):
+    """What the next cells use where an answer is not right yet."""
+    print("The next cells use the project's own function.")
+    return function
+
+
+def toy_scores(q, k):
+    return q @ k.T / math.sqrt(q.size(1))
+
+
+def toy_causal(scores):
+    return scores.masked_fill(torch.ones(scores.shape, dtype=torch.bool).triu(1), -torch.inf)
+
+
+def toy_attention(q, k, v):
+    return toy_causal(toy_scores(q, k)).softmax(-1) @ v
+
+
+def toy_step(q, k, v, cache):
+    keys, values = torch.cat([cache[0], k]), torch.cat([cache[1], v])
+    return toy_scores(q, keys).softmax(-1) @ values, (keys, values)
+
+
+def check_scores(scores):
+    with verdict():
+        rng = torch.Generator().manual_seed(11)
+        S, D = 4, 3
+        q, k = torch.randn(6, D, generator=rng), torch.randn(S, D, generator=rng)
+        try:
+            got = scores(q.clone(), k.clone())
+        except RuntimeError as error:
+            fits = "multiplied" not in str(error) and "must match" not in str(error)
+            expect(fits, f"Shapes do not fit ({error}): turn the keys' rows into columns with k.T.")
+            raise
+        right = toy_scores(q, k)
+        mistakes = [
+            (right * math.sqrt(D), "The scores are not divided by sqrt(D)."),
+            (right / math.sqrt(D), "The scores are divided by D: it is its square root."),
+            (right * math.sqrt(D) / math.sqrt(S), "The scores are divided by the square root of the number of keys: D "
+             "is the length of a key, q.size(1)."),
+            (right * math.sqrt(D) / math.sqrt(6), "The scores are divided by the square root of the number of queries: "
+             "D is the length of a query, q.size(1)."),
+            (right.T, "Rows and columns are exchanged: row i is for query i, so q stands first."),
+            (k @ q.T, "Rows and columns are exchanged: row i is for query i, so q stands first."),
+            (right.softmax(-1), "These are the weights: leave the softmax out, it comes later."),
+        ]  # fmt: skip
+        compare(got, right, mistakes, "The table of scores")
+        return scores
+    return ours(toy_scores)
+
+
+def check_causal(causal):
+    with verdict():
+        scores = torch.randn(5, 5, generator=torch.Generator().manual_seed(12))
+        got = causal(scores.clone())
+        above = torch.ones(5, 5, dtype=torch.bool).triu(1)
+        expect(got is not None, "The function returns nothing: end it with `return`.")
+        expect(not (isinstance(got, torch.Tensor) and got.dtype == torch.bool), "This says where the future is: "
+               "return the scores, with -inf in these places.")  # fmt: skip
+        mistakes = [
+            (scores, "Nothing is masked: masked_fill returns a new tensor, return that."),
+            (scores.masked_fill(above, 0), "Masked scores are 0, and the softmax gives those weight: fill in -inf."),
+            (scores.masked_fill(above.T, -torch.inf), "The past is hidden, not the future: query i is row i, and "
+             "later keys stand to the right of the diagonal."),
+            (scores.masked_fill(~above, -torch.inf), "Only the future is left: fill in -inf where the mask is True."),
+            (scores.masked_fill(above | torch.eye(5, dtype=torch.bool), -torch.inf), "A position may look at itself, "
+             "and the diagonal is hidden as well: triu(1) begins one above it."),
+            (scores.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(2), -torch.inf), "Each position still sees "
+             "the next one: triu(1) begins right behind the diagonal."),
+            (scores.masked_fill(above, -torch.inf).softmax(-1), "These are weights: leave the softmax out."),
+            (scores + above, "The mask is added as 0 and 1: later keys should get -inf."),
+        ]  # fmt: skip
+        compare(got, scores.masked_fill(above, -torch.inf), mistakes, "The masked table")
+        return causal
+    return ours(toy_causal)
+
+
+def check_attention(attention):
+    with verdict():
+        rng = torch.Generator().manual_seed(13)
+        q, k, v = (2 * torch.randn(5, 3, generator=rng) for _ in range(3))
+        got, s = attention(q.clone(), k.clone(), v.clone()), toy_scores(q, k)
+        late = s.softmax(-1).tril()
+        mistakes = [
+            (s.softmax(-1) @ v, "No mask: a position reads what comes after it."),
+            (late @ v, "The mask comes after the softmax, so that weights do not add up to 1 any more: mask first."),
+            (toy_causal(s).softmax(-1), "These are the weights, (T, T): they still have to mix the values."),
+            (s.tril() @ v, "The softmax is missing: scores are no weights yet."),
+            (toy_causal(s).softmax(0).nan_to_num() @ v, "The softmax runs over the wrong dimension: the weights of one "
+             "query, a row, have to add up to 1."),
+            (toy_causal(s).softmax(-1) @ k, "The weights mix the keys: they should mix the values."),
+            (toy_causal(s * math.sqrt(3)).softmax(-1) @ v, "The scores are not divided by sqrt(D)."),
+            (v[s.masked_fill(s != toy_causal(s), -torch.inf).argmax(-1)], "Each position reads only its best key: take "
+             "the mean of all values by the weights."),
+        ]  # fmt: skip
+        compare(got, toy_attention(q, k, v), mistakes, "What is read")
+        return attention
+    return ours(toy_attention)
+
+
+def check_step(step):
+    with verdict():
+        rng = torch.Generator().manual_seed(14)
+        q, k, v = (2 * torch.randn(1, 4, generator=rng) for _ in range(3))
+        keys, values = (2 * torch.randn(3, 4, generator=rng) for _ in range(2))
+        try:
+            got = step(q.clone(), k.clone(), v.clone(), (keys.clone(), values.clone()))
+        except RuntimeError as error:
+            expect("must match" not in str(error), "Shapes do not fit: new rows are put below the old ones, "
+                   "torch.cat([keys, k]), which is dimension 0.")  # fmt: skip
+            raise
+        expect(got is not None, "The function returns nothing: end it with `return`.")
+        expect(isinstance(got, tuple) and len(got) == 2, "Return two things: what is read, and the cache.")
+        expect(isinstance(got[1], tuple | list) and len(got[1]) == 2, "The cache is a pair: keys and values.")
+        out, (new_keys, new_values) = toy_step(q, k, v, (keys, values))
+        s = toy_scores(q, new_keys)
+        mistakes = [
+            (toy_scores(q, keys).softmax(-1) @ values, "The token does not see itself: put its key and its value into "
+             "the cache first."),
+            (toy_causal(s).softmax(-1) @ new_values, "The mask hides all but the first row: everything in the cache "
+             "stands before the new token, so that no mask is needed."),
+            ((s * 2).softmax(-1) @ new_values, "The scores are not divided by sqrt(D)."),
+            (s @ new_values, "The softmax is missing: scores are no weights yet."),
+            (s.softmax(0) @ new_values, "The softmax runs over the wrong dimension: the weights of one query, a row, "
+             "have to add up to 1."),
+            (s.softmax(-1) @ new_keys, "The weights mix the keys: they should mix the values."),
+            (s.softmax(-1), "These are the weights, (1, P + 1): they still have to mix the values."),
+            (v, "Only the new token is read: the weights run over the cache as well."),
+        ]  # fmt: skip
+        compare(got[0], out, mistakes, "What is read")
+        for i, (name, old, new) in enumerate((("keys", keys, k), ("values", values, v))):
+            cases = [
+                (old, f"The cache's {name} are still the old ones: return those with the new row."),
+                (torch.cat([new, old]), f"The new row stands in front of the cache's {name}: it belongs behind them."),
+                (new, f"The cache's {name} are the new row alone: keep the old ones."),
+                ((new_values, new_keys)[i], "Keys and values are exchanged in the cache."),
+            ]
+            compare(got[1][i], torch.cat([old, new]), cases, f"The cache's {name}")
+        return step
+    return ours(toy_step)

@@ -33,6 +33,22 @@ def attention_map(axis, weights, rows, columns, P):
     axis.tick_params(length=0)
 
 
+def grid(axis, numbers, rows, columns, form="{:.2f}"):
+    """Draw a small table of numbers, (len(rows), len(columns)), each written into its cell. What is minus infinity is
+    left white."""
+    numbers = numbers.tolist()
+    finite = [n for row in numbers for n in row if n > float("-inf")]
+    top = max(map(abs, finite)) or 1
+    axis.imshow(numbers, cmap="RdBu", vmin=-1.6 * top, vmax=1.6 * top, aspect="auto")
+    for i, row in enumerate(numbers):
+        for j, n in enumerate(row):
+            if n > float("-inf") and form.format(n).strip("-0."):
+                axis.text(j, i, form.format(n), ha="center", va="center", fontsize=9)
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.tick_params(length=0)
+
+
 def redraw(fig, handle=None):
     """Show a figure in a notebook, in place of the one that `handle` stands for. Returns the handle. Elsewhere nothing
     happens."""
