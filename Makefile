@@ -20,6 +20,16 @@ torture: .venv/test
 figures: .venv/demo
 	.venv/bin/python -m research.figures
 
+# a page on which anyone swaps the prompt, in out/playground for any web server; needs Node.js
+PROMPTS = $(patsubst %,out/prompts/%,addition word_reversal last_letter symbolic_sum multiplication)
+playground: .venv/playground $(PROMPTS:%=%/prefix.safetensors)
+	.venv/bin/python -m playground.export --run $(PROMPTS)
+	cd playground && npm ci --no-audit --no-fund && npm run build
+	@echo "see it: $(PYTHON) -m http.server --directory out/playground, then http://localhost:8000"
+
+out/prompts/%/prefix.safetensors:
+	.venv/bin/python train_task.py --task $* --trigger instruction --dtype float32 --out $(@D) --overwrite
+
 lessons: .venv/lessons
 	.venv/bin/jupyter notebook lessons
 
@@ -48,8 +58,12 @@ slides:
 	$(PIP) '.[test]'
 	touch $@
 
+.venv/playground: .venv/demo
+	$(PIP) '.[playground]'
+	touch $@
+
 .venv/lessons: .venv/demo
 	$(PIP) '.[lessons]'
 	touch $@
 
-.PHONY: demo smollm2 test torture figures lessons lessons-made slides
+.PHONY: demo smollm2 test torture figures playground lessons lessons-made slides

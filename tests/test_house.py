@@ -10,7 +10,7 @@ from conftest import ROOT
 
 FLOORS = """
 kernels < model < llama < generate < prefix < files tasks data < methods < eval < run < train_task < sample < research
-< lessons
+< lessons playground
 """
 FLOOR = {name: number for number, names in enumerate(FLOORS.split("<")) for name in names.split()}
 
@@ -25,6 +25,7 @@ LINES = {
 
 
 PATHS = [path for name in FLOOR for path in (*ROOT.glob(f"{name}.py"), *ROOT.glob(f"{name}/**/*.py"))]
+PATHS = [path for path in PATHS if "node_modules" not in path.parts]
 FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PATHS}
 TREES = {module: list(ast.walk(ast.parse(path.read_text()))) for module, path in FILES.items()}
 

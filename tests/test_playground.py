@@ -1,0 +1,339 @@
+"""The playground: its ONNX graph is held to model.py, and its page, in headless Chromium, to sample.py.
+
+PLAYGROUND_QUESTIONS=50 asks the page 50 questions of each task; PLAYGROUND_RUNS="out/a out/b" takes these runs.
+"""
+
+import functools
+import gzip
+import http.server
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import test_page
+import torch
+from conftest import ROOT
+
+import tasks
+from data.tokenizer import Tokenizer
+from eval.attention import attention_weights
+from eval.contexts import as_text
+from files.prompts import load_prefix, save_prefix
+from files.safe import read_tensors, write_json
+from files.weights import load_model
+from generate import generate
+from prefix import METHODS, HybridPrefix
+
+export = pytest.importorskip("playground.export", reason="needs onnx: pip install '.[playground]'")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.xdist_group("playground")  # one process exports, builds the page and starts the browser
+TASKS = "addition", "word_reversal", "last_letter", "symbolic_sum", "multiplication"
+QUESTIONS = int(os.environ.get("PLAYGROUND_QUESTIONS", 1))
+browser = test_page.browser
+
+
+@pytest.fixture(scope="module")
+def nano():
+    model = load_model("nano-2").freeze()
+    return model, Tokenizer.load(model.folder, model.config.vocab_size)
+
+
+def write_run(folder, task, method, model, tokenizer):
+    """A folder as a run leaves it, of a prompt that was not tuned."""
+    folder.mkdir(parents=True)
+    score = {
+        r: {"by_length": {str(n): {"correct": 1, "n": 4} for n in range(a, b + 1)}} for r, (a, b) in task.ranges.items()
+    }
+    results = {"labels": {method.name: method.label}, "accuracy": {method.name: score}, "before": {method.name: score}}
+    results |= {
+        "args": {"model": "nano-2"},
+        "new_words": list(task.new_words),
+        "in_distribution_lengths": next(iter(task.ranges.values())),
+    }
+    write_json(folder / "results.json", results)
+    save_prefix(method, folder / "prefix.safetensors", model, tokenizer, task.name, stop=task.stop)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, nano):
+    """({run: folder}, the page's folder): a prompt for each task that begins as noise and ends as a worked example."""
+    model, tokenizer = nano
+    folder = tmp_path_factory.mktemp("playground")
+    if given := os.environ.get("PLAYGROUND_RUNS", "").split():
+        runs = {Path(run).name: Path(run) for run in given}
+    else:
+        runs = {name: folder / name for name in TASKS}
+        for name, run in runs.items():
+            task = tasks.load(name)
+            text = as_text(task.worth_showing(task.examples(50, split="train"), 1))
+            method = HybridPrefix(model, n_random=4, trigger=tokenizer.encode_task(text))
+            method.start.copy_(torch.randn(method.start.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+            write_run(run, task, method, model, tokenizer)
+    export.main(["--run", *map(str, runs.values()), "--out", str(folder / "page")])
+    return runs, folder / "page"
+
+
+@pytest.fixture(scope="module")
+def graph(made):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(gzip.decompress((made[1] / "model.onnx.gz").read_bytes()), options)
+
+
+def step(graph, rows, tokens, past):
+    feeds = {
+        "rows": rows.numpy(),
+        "tokens": torch.tensor([tokens], dtype=torch.long).numpy(),
+        "past_key_values": past.numpy(),
+    }
+    return [torch.tensor(out) for out in graph.run(None, feeds)]
+
+
+@torch.no_grad()
+def test_the_graph_is_the_network_behind_every_prompt(made, graph, nano):
+    model, tokenizer = nano
+    nothing, no_rows = export.as_tensor(export.empty_cache(model)), torch.zeros(1, 0, 256)
+    for name, run in made[0].items():
+        header, tensors = read_tensors(made[1] / f"{name}.safetensors")
+        about, (method, _) = json.loads(header["about"]), load_prefix(run / "prefix.safetensors", model, tokenizer)
+        for rows, past in zip(tensors["rows"], (model.prefill(method.start[None]), method.past(model))):
+            _, cache, *_ = step(graph, rows[None], [], nothing)
+            torch.testing.assert_close(cache, export.as_tensor(past), atol=1e-3, rtol=1e-3)
+        for question, _, _ in [some[0] for some in about["questions"].values()][:3]:
+            asked, (written,) = (
+                tokenizer.encode_task(question),
+                generate(model, [tokenizer.encode_task(question)], 60, past, stop=about["stops"][-1]),
+            )
+            logits, _, *attention = step(graph, no_rows, asked + written, cache)
+            want = model.logits(model(torch.tensor([asked + written]), past))
+            torch.testing.assert_close(logits, want, atol=1e-3, rtol=0)
+            assert logits[0, len(asked) - 1 : -1].argmax(-1).tolist() == written
+        for ours, theirs in zip(
+            attention, attention_weights(model, torch.tensor([asked + written]), past), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_a_prompt_is_added_to_a_page_that_is_there(made, nano, tmp_path, capsys):
+    model, tokenizer = nano
+    page = tmp_path / "page"
+    shutil.copytree(made[1], page)
+    before = (page / "model.onnx.gz").stat().st_mtime_ns
+    for name, method in (
+        ("keys", METHODS["ptuning2"](model, 3)),
+        ("wide", HybridPrefix(model, 2)),
+        ("low", METHODS["lora"](model)),
+    ):
+        write_run(tmp_path / name, tasks.load("addition"), method, model, tokenizer)
+    export.main(["--run", str(tmp_path / "keys"), str(tmp_path / "wide"), "--out", str(page)])
+    assert json.loads((page / "index.json").read_text())["prompts"] == [*made[0], "keys", "wide"]
+    assert (page / "model.onnx.gz").stat().st_mtime_ns == before
+    _, keys = read_tensors(page / "keys.safetensors")
+    assert keys["cache"].shape == (2, 6, 2, 1, 4, 3, 64) and keys["rows"].shape == (2, 0, 256)
+    with pytest.raises(export.UserError, match="lora is no KV cache"):
+        export.main(["--run", str(tmp_path / "low"), "--out", str(page)])
+    tokenizer = Tokenizer(tokenizer.encoding, "bpe")
+    write_run(tmp_path / "words", tasks.load("addition"), HybridPrefix(model, 2), model, tokenizer)
+    with pytest.raises(export.UserError, match="tokenize bytes"):
+        export.main(["--run", str(tmp_path / "words"), "--out", str(page)])
+
+
+# ---------------------------------------------------------------- the page
+
+
+@pytest.fixture(scope="module")
+def address(made, browser):
+    """Where the built page is served."""
+    if not (ROOT / "playground" / "node_modules").exists() or not shutil.which("npx"):
+        pytest.skip("no Node.js, or its packages are missing: npm ci --prefix playground")
+    env = os.environ | {"PLAYGROUND_OUT": str(made[1])}
+    done = subprocess.run(["npm", "run", "build"], cwd=ROOT / "playground", env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=made[1]))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture
+def show(browser, address):
+    """Open the page. What fails on it, and what it asks of another origin, fails the test."""
+    opened, wrong = [], []
+
+    def show(hash="", script="", routes=(), expect=True, **options):
+        context = browser.new_context(viewport={"width": 1366, "height": 768}, **options)
+        page = context.new_page()
+        page.set_default_timeout(120_000)  # a machine may be busy
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") and expect else None)
+        page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else wrong.append(r.url))
+        page.add_init_script(script)
+        for pattern in routes:
+            page.route(pattern, lambda route: route.fulfill(status=404))
+        page.goto(address + hash)
+        opened.append(context)
+        if expect:
+            page.wait_for_function("'ready' in document.body.dataset")
+            rest(page)
+        return page
+
+    yield show
+    for context in opened:
+        context.close()
+    assert not wrong
+
+
+def rest(page):
+    """Wait until the page has written and counted everything."""
+    page.wait_for_function("!document.body.dataset.busy")
+
+
+def written(page, box="#behind"):
+    return page.locator(f"{box} .text").inner_text()
+
+
+def ask(page, question):
+    page.fill("#question", question)
+    page.press("#question", "Enter")
+    page.wait_for_function("!document.body.dataset.busy.includes('ask')")
+
+
+def test_the_page_writes_what_sample_writes(made, show, command, monkeypatch):
+    page = show()
+    for name, run in made[0].items():
+        page.get_by_label(name.replace("_", " "), exact=True).check(force=True)
+        about = json.loads(read_tensors(made[1] / f"{name}.safetensors")[0]["about"])
+        some = [item[0] for items in about["questions"].values() for item in items]
+        some = some[:: max(1, len(some) // QUESTIONS)][:QUESTIONS]
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(some).encode())))
+        done = command("sample.py", "--prefix", run / "prefix.safetensors", "--compare", "--dtype", "float32")
+        lines = done.out.splitlines()
+        assert done.code == 0 and len(lines) == 2 * len(some)
+        for question, behind, alone in zip(some, lines[::2], lines[1::2]):
+            ask(page, question)
+            for box, line in ("#behind", behind), ("#alone", alone):
+                text = line.partition(": ")[2].replace(" ", "␣")
+                assert written(page, box).removesuffix("∎").removesuffix("$") == question.replace(" ", "␣") + text
+
+
+def test_every_control_changes_what_it_should(show):
+    page = show("#addition")
+    ask(page, "321+654=")
+    right = "321+654=1405;2507;3609;000=975$"
+    assert written(page) == right and "✓" in page.inner_text("#behind .verdict")
+    assert page.inner_text("#right") == "20 of 20 right" and page.locator("#dots .right").count() == 20
+
+    # another kind of prompt, and the slider between the first two
+    answers = {}
+    for kind in "start", "instruction", "random", "example":
+        page.check(f"#kinds [value={kind}]", force=True)
+        rest(page)
+        answers[kind] = written(page)
+        assert page.locator("#t").is_disabled() == (kind != "start")
+    assert answers["example"] == right and right not in (answers["start"], answers["instruction"], answers["random"])
+    page.check("#kinds [value=start]", force=True)
+    rest(page)
+    assert page.input_value("#t") == "0" and not page.inner_text("#right").startswith("20")
+    page.focus("#t")
+    page.keyboard.press("End")
+    rest(page)
+    assert written(page) == right and page.locator("#kinds [value=end]").is_checked()
+
+    # tiles: by keyboard, and their words
+    tiles = page.locator("#tiles button")
+    tiles.first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#tile").startswith("Row 2 began as random numbers. Nearest words")
+    for i in range(tiles.count()):
+        if i != 1:
+            tiles.nth(i).dispatch_event("click")
+    page.keyboard.press("Enter")
+    rest(page)
+    assert page.locator("#tiles [aria-pressed=true]").count() == 0
+    assert written(page) == written(page, "#alone")  # nothing is left of the prompt
+    page.check("#kinds [value=example]", force=True)
+    rest(page)
+
+    # attention: a head, and a character of the answer
+    page.locator("#behind .a").nth(1).focus()
+    whole = page.inner_text("#look")
+    page.get_by_role("button", name="layer 2, head 3").click()
+    assert "layer 2, head 3" in page.inner_text("#look") != whole
+    page.locator("#behind .a").nth(1).focus()
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#meaning").startswith("0: the carry from the column before. Column 1 from the right")
+    assert page.locator("#tiles [style*=look]").count() and page.locator("#behind .q[style*=look]").count() == 8
+
+    # dots, fresh questions, examples, length
+    page.locator("#dots button").nth(3).click()
+    assert page.input_value("#question") in page.locator("#dots button").nth(3).get_attribute("title")
+    titles = [dot.get_attribute("title") for dot in page.locator("#dots button").all()]
+    page.click("#fresh")
+    rest(page)
+    assert titles != [dot.get_attribute("title") for dot in page.locator("#dots button").all()]
+    page.locator("#examples button").first.click()
+    assert page.input_value("#question") == page.locator("#examples button").first.inner_text()
+    page.focus("#length")
+    page.keyboard.press("Home")
+    rest(page)
+    assert page.inner_text("#length-is") == "1 digits" and page.locator("#contenders .right").count() > 15
+    assert page.locator("#chart svg path").count() > 1
+
+
+def test_offline_once_loaded_and_small(show, made, address):
+    sizes, context = [], show().context
+    page = context.pages[0]
+    page.on("response", lambda r: sizes.append(len(r.body())))
+    page.reload()
+    page.wait_for_function("'ready' in document.body.dataset")
+    assert 8e6 < sum(sizes) < 15e6, sizes
+    context.set_offline(True)
+    for name in made[0]:
+        page.get_by_label(name.replace("_", " "), exact=True).check(force=True)
+        page.wait_for_function("!document.body.dataset.busy")
+        assert "✓" in page.inner_text("#behind .verdict") or page.locator("#behind .a").count()
+
+
+@pytest.mark.parametrize(
+    "fault, remedy",
+    [
+        ({"routes": ["**/model.onnx.gz"]}, "model.onnx.gz is missing (404). Build the page again"),
+        ({"routes": ["**/addition.safetensors"]}, "addition.safetensors is missing (404)"),
+        ({"script": "delete window.WebAssembly"}, "needs WebAssembly"),
+    ],
+)
+def test_what_is_missing_is_named_with_a_remedy(show, fault, remedy):
+    page = show("#addition", expect=False, **fault)
+    page.wait_for_selector("#status.error")
+    assert remedy in page.inner_text("#status")
+
+
+def test_questions_that_cannot_be_asked(show):
+    page = show("#addition")
+    for question, remedy in ("1" * 600, "shorten it"), ("", "write one"):
+        page.fill("#question", question)
+        page.press("#question", "Enter")
+        page.wait_for_selector("#status.error")
+        assert remedy in page.inner_text("#status")
+    ask(page, "1+2=")
+    assert page.inner_text("#status") == "" and written(page).startswith("1+2=")
+
+
+def test_the_page_fits_and_everything_has_a_name(show):
+    page = show("#last_letter", has_touch=True, color_scheme="dark")
+    unnamed = "e => ![e.ariaLabel, e.textContent, e.labels?.[0]?.textContent].some(t => t?.trim())"
+    assert page.evaluate(f"[...document.querySelectorAll('button, input, a')].filter({unnamed}).length") == 0
+    for width in 390, 1366, 1920:
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
