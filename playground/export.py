@@ -1,7 +1,6 @@
 """Files for the page: the base as one ONNX graph, and each prompt as a small file.
 
-    python -m playground.export --run out/addition-nano-2 out/word_reversal-nano-2
-    python -m playground.export --run out/mine       # adds a prompt to those that are there
+    python -m playground.export --run out/addition-nano-2     # beside the prompts that are there
 
 The graph takes a KV cache as an input, `past_key_values`. A prompt is such a cache, so one graph serves any prompt.
 """
@@ -33,11 +32,7 @@ QUESTIONS = 120  # of each range
 
 
 class Step(nn.Module):
-    """What the graph computes: `run` of model.py, with the caches of all layers in one tensor."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
+    """What the graph computes: `run` of its `model`, with the caches of all layers in one tensor."""
 
     def forward(self, rows, tokens, past):
         """rows (1, R, C), then tokens (1, T), behind past (n_layer, 2, 1, n_kv_head, P, D) -> logits (1, R + T,
@@ -58,19 +53,14 @@ def export_model(model, path, half):
     attention_i (1, n_head, R + T, P + R + T) are the weights of layer i: a caller asks for the outputs that it wants.
     The graph computes in float32. With `half` it stores its weights in float16, which holds nano-2's exactly to 3e-8.
     """
-    example = torch.zeros(1, 3, model.config.n_embd), torch.zeros(1, 4, dtype=torch.long), empty_cache(model, 1, 5)
-    auto = torch.export.Dim.AUTO
-    proto = torch.onnx.export(
-        Step(model),
-        (*example[:2], as_tensor(example[2])),
-        input_names=["rows", "tokens", "past_key_values"],
-        output_names=["logits", "present_key_values"],
-        dynamic_shapes=({1: auto}, {1: auto}, {4: auto}),
-        dynamo=True,
-        verbose=False,
-    ).model_proto
-    graph, softmax = proto.graph, [node.output[0] for node in proto.graph.node if node.op_type == "Softmax"]
-    for i, weights in enumerate(softmax):
+    rows, tokens = torch.zeros(1, 3, model.config.n_embd), torch.zeros(1, 4, dtype=torch.long)
+    past, auto, step = as_tensor(empty_cache(model, 1, 5)), torch.export.Dim.AUTO, Step()
+    step.model = model
+    names = {"input_names": ["rows", "tokens", "past_key_values"], "output_names": ["logits", "present_key_values"]}
+    sizes = {"dynamic_shapes": ({1: auto}, {1: auto}, {4: auto}), "verbose": False}
+    proto = torch.onnx.export(step.eval(), (rows, tokens, past), **names, **sizes).model_proto
+    graph = proto.graph
+    for i, weights in enumerate([node.output[0] for node in graph.node if node.op_type == "Softmax"]):
         graph.node.append(onnx.helper.make_node("Identity", [weights], [f"attention_{i}"]))
         graph.output.append(onnx.helper.make_tensor_value_info(f"attention_{i}", onnx.TensorProto.FLOAT, [None] * 4))
     for w in [w for w in graph.initializer if half and w.data_type == onnx.TensorProto.FLOAT and len(w.dims)]:
@@ -86,32 +76,29 @@ def export_prompt(run, model, base, path):
     the cache; or, where they are not all that makes it, `cache` (2, n_layer, 2, 1, n_kv_head, P, D). The other one has
     P = 0. The header holds what the page shows of the prompt."""
     method, header = load_prefix(run / "prefix.safetensors", model, base)
-    cache, rows, c = method.past(model), method.input_rows(), model.config
+    cache, rows = method.past(model), method.input_rows()
     if method.network(model) is not model or cache is None or len({keys.size(2) for keys, _ in cache}) > 1:
         raise UserError(f"{run}: --method {method.name} is no KV cache of all layers: tune another method for the page")
     if header["tokenize"] != "bytes":
         raise UserError(f"{run}: its prompt reads {header['tokenize']}, and the page bytes: tune with --tokenize bytes")
-    made, words = None if rows is None else model.prefill(rows[None]), []
+    made = rows is not None and model.prefill(rows[None])
     if made and made[0][0].shape == cache[0][0].shape and torch.allclose(as_tensor(made), as_tensor(cache), atol=1e-4):
+        moved, words = (rows - method.start).norm(dim=1) / method.start.norm(dim=1), nearest_tokens(model, base, method)
         tensors = {"rows": torch.stack([method.start, rows]), "cache": torch.stack([as_tensor(empty_cache(model))] * 2)}
-        words = nearest_tokens(model, base, method)
     else:
-        before = METHODS[method.name](model, **method.init_kwargs)
+        before, moved, words = METHODS[method.name](model, **method.init_kwargs), torch.zeros(0), []
         before.shots = method.shots
-        caches = torch.stack([as_tensor(before.past(model)), as_tensor(cache)])
-        tensors = {"rows": torch.zeros(2, 0, c.n_embd), "cache": caches}
+        caches = as_tensor(before.past(model)), as_tensor(cache)
+        tensors = {"rows": torch.zeros(2, 0, model.config.n_embd), "cache": torch.stack(caches)}
     task, results = tasks.load(header["task"]), schemas.read_json(run / "results.json", dict, "run it again")
-    about = {key: header[key] for key in ("task", "question_format", "stop")} | {
-        "name": run.name,
-        "unit": task.unit,
-        "stops": base.stops(header["stop"]),
+    example = as_text(task.worth_showing(task.examples(500, split="train"), 1))
+    about = {key: header[key] for key in ("task", "question_format", "stop")} | {"unit": task.unit, "words": words}
+    about |= {"stops": base.stops(header["stop"]), "moved": moved.tolist(), "spread": model.wte.weight.std().item()}
+    about |= {
         "instruction": base.bos + base.encode(task.trigger + "\n"),
-        "example": base.bos + base.encode_task(as_text(task.worth_showing(task.examples(500, split="train"), 1))),
-        "words": words,
-        "tuned": results["in_distribution_lengths"],
-        "curves": curves(results),
-        "questions": questions(run, task),
+        "example": base.bos + base.encode_task(example),
     }
+    about |= {"tuned": results["in_distribution_lengths"], "curves": curves(results), "questions": questions(run, task)}
     write_tensors(path, tensors, {"about": json.dumps(about)})
 
 
@@ -120,9 +107,9 @@ def curves(results):
     found = {}
     for when, ending in (("accuracy", ""), ("before", ", before tuning")):
         for name, by_range in results[when].items():
-            lengths = [score["by_length"] for r, score in by_range.items() if r not in results["new_words"]]
-            counts = {n: [a["correct"], a["n"]] for by_length in lengths for n, a in by_length.items()}
-            found[results["labels"][name] + ending] = counts
+            of = found[results["labels"][name] + ending] = {}
+            for score in (score for r, score in by_range.items() if r not in results["new_words"]):
+                of |= {length: [n["correct"], n["n"]] for length, n in score["by_length"].items()}
     return found
 
 
@@ -148,9 +135,9 @@ def main(argv=None):
     args = p.parse_args(argv)
     model = load_model(base_of(args.run[0])).freeze()
     base, path = Tokenizer.load(model.folder, model.config.vocab_size), args.out / "index.json"
-    about = asdict(model.config) | {"name": model.name, "fingerprint": fingerprint(model), "dtype": args.dtype}
-    about |= {"parameters": sum(p.numel() for p in model.parameters()), "bos": base.bos}
-    about["cache"] = list(as_tensor(empty_cache(model)).shape)
+    size, shape = sum(p.numel() for p in model.parameters()), list(as_tensor(empty_cache(model)).shape)
+    about = asdict(model.config) | {"fingerprint": fingerprint(model), "dtype": args.dtype, "bos": base.bos}
+    about |= {"parameters": size, "cache": shape}
     args.out.mkdir(parents=True, exist_ok=True)
     index = schemas.read_json(path, dict, "remove it") if path.exists() else {}
     if index.get("base") != about:
