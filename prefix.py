@@ -48,8 +48,10 @@ class Method(nn.Module):
     needs_trigger = False  # whether it is nothing without a trigger
     needs_labels = False  # whether the constructor takes `labels`, a token list for each answer
     is_validated = True  # whether tuning keeps the best checkpoint on held-out questions
-    default_trigger = None  # --trigger, where the task's default does not serve
-    lr, examples, epochs = 1e-2, 4000, 1  # default peak learning rate, examples to learn from, passes over them
+    default_trigger = None  # --trigger, where the instruction does not serve
+    reads_examples = False  # whether its trigger has to be worked examples
+    # the default recipe: peak learning rate, examples in a batch, examples to learn from, passes over them
+    lr, batch_size, examples, epochs = 2e-2, 8, 1000, 1
 
     def __init_subclass__(cls):
         if "name" in vars(cls):
@@ -106,7 +108,8 @@ class Method(nn.Module):
     def optimizers(self, lr, dtype):
         """The optimizers of its parameters. dtype is that of the matrix products."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        return [torch.optim.AdamW(parameters, lr, weight_decay=0)] if parameters else []
+        # betas below the usual 0.9 and 0.999: a run of fifty steps has no time for a long memory
+        return [torch.optim.AdamW(parameters, lr, (0.8, 0.95), weight_decay=0)] if parameters else []
 
     def after_backward(self, network, batch, loss):
         """A step of its own, after the optimizers' step on a batch (tokens, targets, answer)."""

@@ -38,7 +38,7 @@ from files.prompts import save_prefix
 from files.safe import write_json, write_text
 from files.weights import fingerprint, load_model
 from run import flags, processes, record, resume
-from run.contenders import budget, build, shown_examples
+from run.contenders import build, n_epochs, n_examples, shown_examples
 from run.results import Results
 from tasks import IN_DISTRIBUTION
 
@@ -59,9 +59,11 @@ def load_task(args):
 
 
 def load_base(args):
-    """The frozen base."""
+    """The frozen base. A small one computes on one CPU thread: two are no faster, and much slower on a busy machine."""
     model = load_model(args.model, args.device, args.dtype).freeze()
     model.checkpoint_activations = args.checkpoint_activations
+    if args.device == "cpu" and sum(p.numel() for p in model.parameters()) < 20e6:
+        torch.set_num_threads(1)  # accuracy.in_threads then measures on all of them
     return model
 
 
@@ -187,10 +189,10 @@ def groups(optimizers):
 def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, curve=None, checkpoint=None, validation=None):
     """Minimize a method's loss over `encoded`, [(question tokens, answer tokens)].
 
-    The rates warm up over 50 steps, then fall as a cosine. With a checkpoint the training can be stopped, and goes on
-    behind the last step of `curve`. With a validation it ends as the best checkpoint. Returns the curve, {"examples":
-    [...], "loss": [...]}: examples seen, and loss in nats per answer token, after each step. Raises UserError where the
-    loss becomes infinite or NaN.
+    The rates warm up over a tenth of the steps, then fall as a cosine. With a checkpoint the training can be stopped,
+    and goes on behind the last step of `curve`. With a validation it ends as one of the checkpoints. Returns the curve,
+    {"examples": [...], "loss": [...]}: examples seen, and loss in nats per answer token, after each step. Raises
+    UserError where the loss becomes infinite or NaN.
     """
     network, device = method.network(model), model.wte.weight.device
     encoded = [(method.insert_rows(question), answer) for question, answer in encoded]
@@ -209,7 +211,7 @@ def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, curve=Non
         for epoch in range(epochs):
             done = step - epoch * steps_per_epoch  # of this epoch, before the run was stopped
             for batch in training_batches(encoded, batch_size, rng, skip=done):
-                factor = min(1, (step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+                factor = min(1, 10 * (step + 1) / steps, 0.5 + 0.5 * math.cos(math.pi * step / steps))
                 for group, peak in zip(groups(optimizers), peaks):
                     group["lr"] = peak * factor
                 mine = [t.to(device) for t in processes.share(batch)]
@@ -236,11 +238,11 @@ def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, curve=Non
 def tune(run, name, method, examples):
     """Train a contender on its share of the examples. The results get the loss curve and which checkpoint was kept."""
     args, task, results, checkpoint = run.args, run.task, run.results, run.checkpoint
-    n, epochs = budget(args, method)
     in_prompt = task.worth_showing(examples, max(1, args.shots)) + shown_examples(args, task, examples)
     n_held_out = args.validation if method.is_validated else 0
-    tuned_on, held_out = hold_back(task, examples[:n], n_held_out, in_prompt)
+    tuned_on, held_out = hold_back(task, examples[: n_examples(args, method)], n_held_out, in_prompt)
     tuned_on, held_out = (encode(method.tokenizer(run.tokenizer), some) for some in (tuned_on, held_out))
+    epochs = n_epochs(args, method, len(tuned_on))
     results.examples[name] = len(tuned_on), epochs
     curve = results.loss.setdefault(name, {"examples": [], "loss": []})
     validation = None
@@ -249,7 +251,7 @@ def tune(run, name, method, examples):
     lr = args.lr if args.lr and method.name == args.method else method.lr
     checkpoint.modules[name] = method
     with checkpoint.part(f"{method.label}, tuning"):
-        settings = epochs, args.batch_size, lr, args.dtype, args.seed
+        settings = epochs, args.batch_size or method.batch_size, lr, args.dtype, args.seed
         train(method, run.model, tuned_on, *settings, curve, checkpoint, validation)
         results.record["peak_gb"] = max(record.peak_memory(args.device), results.record.get("peak_gb", 0))
         checkpoint.best.clear()

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from data.batches import by_length, pad
 from generate import empty_cache, generate, pad_left
 
 MOST_TOKENS = 4096  # of a batch, padding included: a base of 135M holds 200 MB of keys and values for them
+THREADS = torch.get_num_threads()  # as torch begins: the cores, or OMP_NUM_THREADS
 
 
 def wilson(correct, n, z=1.959964):
@@ -45,15 +47,29 @@ def generate_answers(network, past, tokenizer, task, encoded, longest=None, prog
             break  # it is cheaper to decode the others at once
     left = sorted(left)
     progress(len(encoded) - len(left))
-    for rows in by_length([len(encoded[i][0]) + longest for i in left], 2 * MOST_TOKENS):
+
+    def decode(rows):
         rows = [left[j] for j in rows]
-        for i, tokens in zip(rows, generate(network, [encoded[i][0] for i in rows], longest, past, stop=stop)):
+        return rows, generate(network, [encoded[i][0] for i in rows], longest, past, stop=stop)
+
+    lengths = [len(encoded[i][0]) + longest for i in left]
+    for rows, answers in in_threads(decode, by_length(lengths, 2 * MOST_TOKENS)):
+        for i, tokens in zip(rows, answers):
             texts[i] = tokenizer.cut(tokens, task.stop)
         progress(len(rows))
     return texts
 
 
-@torch.no_grad()
+def in_threads(function, batches):
+    """Yields function(batch) for each batch. Where torch computes on one of several threads, as for a small base on a
+    CPU, each thread has a batch of its own: products so small take as long on two threads as on one."""
+    if torch.get_num_threads() > 1 or THREADS == 1:
+        yield from map(function, batches)
+    else:
+        with ThreadPoolExecutor(THREADS) as pool:
+            yield from pool.map(function, batches)
+
+
 def exact_answers(network, past, encoded):
     """Which true answers greedy decoding would write exactly, without decoding: an answer is exact if each of its
     tokens is the likeliest after those before it.
@@ -61,7 +77,9 @@ def exact_answers(network, past, encoded):
     Yields for each batch: exact (B), the indices of its questions, and the losses of their answer tokens (N), in nats.
     """
     device = network.wte.weight.device
-    for rows in by_length([len(question) + len(answer) for question, answer in encoded], MOST_TOKENS // 2):
+
+    @torch.no_grad()
+    def exact_rows(rows):
         tokens, targets, answer = (t.to(device) for t in pad([encoded[i] for i in rows]))  # (B, T) each
         hidden, targets, found = network(tokens, past)[answer], targets[answer], []  # (N, C), (N)
         for some, target in zip(hidden.split(256), targets.split(256)):  # the logits of all would fill the memory
@@ -70,7 +88,9 @@ def exact_answers(network, past, encoded):
         likeliest, losses = map(torch.cat, zip(*found))
         wrong = torch.zeros_like(answer)
         wrong[answer] = ~likeliest
-        yield ~wrong.any(1), rows, losses
+        return ~wrong.any(1), rows, losses
+
+    return in_threads(exact_rows, by_length([len(q) + len(a) for q, a in encoded], MOST_TOKENS // 2))
 
 
 def count_exact(network, past, encoded):

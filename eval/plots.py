@@ -25,11 +25,11 @@ INK = "#6c6760"  # the soft gray of report.html
 RED = "#c1272d"  # what was tuned
 COLORS = {
     "hybrid": RED,
-    "hybrid-instruction": "#e08a2e",
     "finetune": "#7a4fa3",
     "scratch": "#1f5fa8",
     "few-shot": "#2f7d3b",
-    "text": "#8fbf6a",
+    "one-shot": "#8fbf6a",
+    "text": "#e08a2e",
     "zero-shot": "#8a8a8a",
 }
 matplotlib.rcdefaults()

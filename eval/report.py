@@ -1,14 +1,18 @@
 """The tables that a program prints, from results.json or from the rows of a study."""
 
+TEXTS = "zero-shot", "text", "one-shot", "few-shot"  # contenders without tuning
+
 
 def heading(results, example):
-    """What is run, in two or three lines."""
+    """What is run, in three or four lines."""
     base, method, prompt = results["base"], results["method"], results["prompt"]
     trainable = results["trainable"].get(method, 0)
+    threads = results["record"]["threads"]
     lines = [
         f"{results['task']} on {base['name']}: {base['parameters']:,} frozen parameters, {trainable:,} trainable "
         f"({trainable / base['parameters']:.2%}), {results['labels'].get(method, method)}, {prompt['rows']} rows",
         f"an example: {example.question}{example.answer.rstrip()}",
+        f"{threads['tuning']} thread{'s' * (threads['tuning'] > 1)} for tuning, {threads['measuring']} for measuring",
     ]
     return "\n".join(lines + [f"trigger: {prompt['trigger']!r}"] * bool(prompt["trigger"]))
 
@@ -63,14 +67,39 @@ def table(results):
     return "\n".join(lines + remarks(results))
 
 
+def story(results):
+    """What happened, in three sentences without their full stops: what tuning did, what text does without it, and where
+    all of them are least accurate. Shorter where a run has no such contenders."""
+    (after, before), labels, method = scores(results), results["labels"], results["method"]
+    first, *others = ranges = list(next(iter(after.values())))
+    scope = "of the questions" if results["answers"] else "in distribution"
+    sentences = []
+    if method in before:
+        start, end = percent(before[method][first]), percent(after[method][first])
+        sentences.append(f"Tuning took the {labels[method]} from {start:.1f}% to {end:.1f}% {scope}")
+    texts = [f"{labels[name]} {percent(after[name][first]):.1f}%" for name in TEXTS if name in after and name != method]
+    if texts:
+        sentences.append(f"Without tuning, {listed(texts)} {scope}")
+    if others:
+        best = {r: max(percent(by_range[r]) for by_range in after.values()) for r in ranges}
+        hardest = min(others, key=best.get)
+        shares = [f"{labels[name]} {percent(by_range[hardest]):.1f}%" for name, by_range in after.items()]
+        sentences.append(f"The least accurate range is {hardest}: {listed(shares)}")
+    return sentences
+
+
+def listed(words):
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
 def remarks(results):
-    """A sentence for each contender that is less accurate on some range after tuning, and for a best context that other
-    text beats; one if no contender on the base beats a classifier of word frequencies or the most frequent answer; and
-    one for each that learned: from what, and which checkpoint it kept."""
-    (after, before), labels, sentences = scores(results), results["labels"], []
+    """The story; a sentence for each contender that is less accurate on some range after tuning, and for a best context
+    that other text beats; one if no contender on the base beats a classifier of word frequencies or the most frequent
+    answer; and one for each that learned: from what, and which checkpoint it kept."""
+    (after, before), labels, sentences = scores(results), results["labels"], story(results)
     pairs = [(name, starts, "before tuning") for name, starts in before.items()]
     if "few-shot" in after:  # it is chosen on training questions
-        pairs += [("few-shot", after[name], labels[name]) for name in ("zero-shot", "text") if name in after]
+        pairs += [("few-shot", after[name], labels[name]) for name in TEXTS[:-1] if name in after]
     for name, others, what in pairs:
         lost = {r: percent(other) - percent(after[name][r]) for r, other in others.items()}
         points = ", ".join(f"{p:.1f} points ({r})" for r, p in lost.items() if p > 0)

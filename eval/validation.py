@@ -1,4 +1,4 @@
-"""The checkpoint that a method keeps: the one that answers most held-out training questions, its start included."""
+"""The checkpoint that a method keeps, chosen on held-out training questions."""
 
 import math
 
@@ -24,11 +24,12 @@ def hold_back(task, examples, n, shown):
 
 
 class Validation:
-    """Checks a method now and then while it is tuned, and restores its best checkpoint at the end: most questions
-    answered exactly, then the lowest loss, then the earliest.
+    """Checks a method now and then while it is tuned, and restores a checkpoint at the end: the last one that answers
+    exactly as many questions as the best, within a standard error, and no fewer than the start did. Breiman et al.
+    (1984), "Classification and Regression Trees", section 3.4.3.
 
     encoded: [(question tokens, answer tokens)], never tuned on. record: a dict for results.json that receives what is
-    measured. best: a dict that receives the best checkpoint, {name: tensor}. A resumed run passes both as they were.
+    measured. best: a dict that receives the checkpoint, {name: tensor}. A resumed run passes both as they were.
     """
 
     def __init__(self, encoded, record, best):
@@ -42,13 +43,14 @@ class Validation:
         return step not in self.record["steps"] and (step % math.ceil(steps / CHECKS) == 0 or step == steps)
 
     def check(self, method, network, step, first=lambda measured: measured):
-        """Measure the method and keep its parameters if they are the best so far.
+        """Measure the method, and keep its parameters unless an earlier checkpoint is clearly better.
 
         `first` is applied to (exact, loss): of several processes the first decides, or they could keep different ones.
         """
         r = self.record
         exact, loss = first(answers_right(method, network, self.encoded))
-        if not r["steps"] or (exact, -loss) > max(zip(r["exact_match"], [-x for x in r["loss"]])):
+        n, most = r["questions"], max([exact, *r["exact_match"]])
+        if exact >= max([most - math.sqrt(most * (n - most) / n), *r["exact_match"][:1]]):
             r["kept_step"] = step
             self.best.update({name: t.detach().cpu().clone() for name, t in trained(method).items()})
         r["steps"].append(step)

@@ -22,6 +22,7 @@ class Cartridge(DeepPrefix):
 
     name, label, lr, needs_labels, needs_trigger = "cartridge", "cartridge", 3e-2, False, True
     is_validated = False  # which would read labels
+    default_trigger = "example"
     options = {"window": {"type": positive, "help": "tokens of the text that its teacher reads at once (default all)"}}
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, window=None):

@@ -19,7 +19,7 @@ class CPT(HybridPrefix):
     |row - start| <= epsilon sqrt(C / 2048)
     """
 
-    name, label, takes_n_random, needs_trigger = "cpt", "CPT", False, True
+    name, label, takes_n_random, needs_trigger, default_trigger = "cpt", "CPT", False, True, "example"
     options = {"epsilon": {"type": above_zero, "help": "radius of the ball, for a base 2,048 wide (default 1)"}}
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, epsilon=1.0):

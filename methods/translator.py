@@ -28,7 +28,7 @@ class Translator(DeepPrefix):
     """
 
     name, label, options, needs_labels, takes_n_random = "translator", "translator", {}, False, False
-    needs_trigger, default_trigger = True, "examples:8"
+    needs_trigger, default_trigger, reads_examples = True, "examples:8", True
 
     def __init__(self, model, n_random=0, trigger=(), seed=0):
         if trigger:

@@ -21,7 +21,7 @@ class Adapter(Method):
     have two in each block; one does as well according to Pfeiffer et al. (2021), "AdapterFusion", section 3.2.
     """
 
-    name, label, lr = "adapter", "adapter", 1e-3
+    name, label, lr, batch_size = "adapter", "adapter", 1e-3, 32
     options = {"bottleneck": {"type": positive, "help": "width of the hidden layer (default 16)"}}
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, bottleneck=16):
@@ -52,7 +52,7 @@ class LoRA(Method):
     y = W x + (alpha / rank) B A x
     """
 
-    name, label, lr = "lora", "LoRA", 3e-3
+    name, label, lr, batch_size = "lora", "LoRA", 3e-3, 32
     options = RANK | {
         "alpha": {"type": above_zero, "help": "the update is scaled by alpha / rank (default 16)"},
         "rslora": {"action": "store_true", "help": "the update is scaled by alpha / sqrt(rank)"},
@@ -91,7 +91,7 @@ class LoRA(Method):
 class Finetune(Method):
     """All weights of a copy of the base, in float32."""
 
-    name, label, lr = "finetune", "fine-tuned", 3e-4
+    name, label, lr, batch_size = "finetune", "fine-tuned", 3e-4, 32
     top = None
 
     def __init__(self, model, n_random=0, trigger=(), seed=0):
@@ -116,14 +116,14 @@ class Scratch(Method):
     block_size: the longest text, in bytes.
     """
 
-    name, label, lr, examples, epochs = "scratch", "from scratch", 2e-2, 20_000, 5
+    name, label, lr, batch_size, examples, epochs = "scratch", "from scratch", 2e-2, 32, 20_000, 3
     is_validated = False  # it begins as nothing that could be lost
 
     def __init__(self, model=None, n_random=0, trigger=(), seed=0, block_size=256):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = GPT(GPTConfig(vocab_size=257, block_size=block_size, n_layer=3, n_head=4, n_embd=128))
+            self.net = GPT(GPTConfig(vocab_size=257, block_size=block_size, n_layer=2, n_head=4, n_embd=64))
         self.net.name = "scratch"
         muon.sinusoidal_positions(self.net)
 

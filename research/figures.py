@@ -24,23 +24,24 @@ RED, GREEN, PURPLE, BLUE = (plots.COLORS[name] for name in ("hybrid", "few-shot"
 TUNED_ON = {"addition": "1-4 digits", "multiplication": "1-4 digits", "symbolic_sum": "2-5 terms"}
 TUNED_ON |= {"word_reversal": "3-8 letters", "last_letter": "2-4 words"}
 TUNED_ON["trec-train"] = "6 classes"
+DEMO = {"one-shot": "one worked example", "few-shot": "best context", "scratch": "trained from scratch"}
 
 
 def draw_addition(results, path):
-    """Accuracy of the demo's prompts by number of digits: start, end, best context, and the model from scratch."""
-    fig, panels = plt.subplots(1, 2, figsize=(9.6, 3.6), sharey=True)
-    for panel, name, start in zip(panels, ("hybrid-instruction", "hybrid"), ("the instruction", "one worked example")):
-        panel.set_title(f"prompt starts as {start}")
-        panel.axvspan(0.5, max(results["in_distribution_lengths"]) + 0.5, color="#000000", alpha=0.06, lw=0)
-        before, after = (plots.by_length(results[key][name], [])[:2] for key in ("before", "accuracy"))
-        for other, color, label in (("few-shot", GREEN, "best context"), ("scratch", BLUE, "trained from scratch")):
-            panel.plot(*plots.by_length(results["accuracy"][other], [])[:2], color=color, lw=2, label=label)
-        panel.fill_between(before[0], before[1], after[1], color=RED, alpha=0.13, lw=0, label="what tuning adds")
-        panel.plot(*before, color=RED, marker="o", ms=5, mfc="white", ls="--", label="start")
-        panel.plot(*after, color=RED, marker="o", ms=5, lw=2, label="end")
-        panel.set(xlabel="digits of the numbers (gray: tuned on)", ylim=(-4, 106), xticks=before[0])
-    panels[0].set_ylabel("right answers, %")
-    panels[1].legend(fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
+    """Accuracy of the demo's contenders by number of digits: the prompt's start and end, text, and a model from scratch.
+    """
+    fig, panel = plt.subplots(figsize=(8, 3.4))
+    panel.axvspan(0.5, max(results["in_distribution_lengths"]) + 0.5, color="#000000", alpha=0.06, lw=0)
+    before, after = (plots.by_length(results[key]["hybrid"], [])[:2] for key in ("before", "accuracy"))
+    panel.fill_between(before[0], before[1], after[1], color=RED, alpha=0.13, lw=0, label="what tuning adds")
+    panel.plot(*after, color=RED, marker="o", ms=5, lw=2, label="prompt, end")
+    for name, label in DEMO.items():
+        x, y, _ = plots.by_length(results["accuracy"][name], [])
+        panel.plot(x, y, color=plots.COLORS[name], lw=2, label=label)
+    panel.plot(*before, color=RED, marker="o", ms=5, mfc="white", ls="--", label="prompt, start")
+    panel.set(xlabel="digits of the numbers (gray: tuned on)", ylim=(-4, 106), xticks=before[0])
+    panel.set_ylabel("right answers, %")
+    panel.legend(fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
     plots.write(fig, path)
 
 
@@ -87,12 +88,12 @@ def demo_table(results):
     ranges = list(results["accuracy"]["few-shot"])
     tuned_on = "{}-{} {}".format(*results["in_distribution_lengths"], results["unit"])
     lines = [f"| right answers, % | {' | '.join([tuned_on, *ranges[1:]])} |", "| --- |" + " --- |" * len(ranges)]
-    for name, label in list(results["labels"].items())[1:]:  # without zero-shot
+    for name, label in results["labels"].items():
         for when in ["before"] * (name in results["before"] and name != "scratch") + ["accuracy"]:
             ending = {"before": ", start", "accuracy": ", end" * (name in results["before"])}[when]
             cells = [f"{report.percent(results[when][name][r]):.1f}" for r in ranges]
             lines.append(f"| {label}{ending} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", ". ".join(report.story(results)) + "."]) + "\n"
 
 
 def read_rows(name):
@@ -130,7 +131,7 @@ def main(argv=None):
     folder = p.parse_args(argv).demo
     if folder:
         results, kept = json.loads((folder / "results.json").read_text()), DOCS / "addition.json"
-        copied = "task", "unit", "in_distribution_lengths", "labels", "accuracy", "before"
+        copied = "task", "unit", "in_distribution_lengths", "method", "answers", "labels", "accuracy", "before"
         write_json(kept, {key: results[key] for key in copied})
     demo = json.loads((DOCS / "addition.json").read_text())
     for file in sorted((DOCS / "results").glob("*/*.json")):

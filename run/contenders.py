@@ -48,18 +48,20 @@ def build(args, model, tokenizer, task, known=None):
     return found, examples, tests, trigger, context
 
 
-def budget(args, method):
-    """(examples, epochs) that a method learns from: the command line's, or the method's own. None: all."""
-    examples = args.examples or (None if args.own_data else method.examples)
-    epochs = args.epochs or (5 if args.own_data else method.epochs)
-    if args.quick:
-        return min(examples or 2000, 2000), min(epochs, 2)
-    return examples, epochs
+def n_examples(args, method):
+    """How many examples a method learns from: the command line's number, or the method's own. None: all."""
+    n = args.examples or (None if args.own_data else method.examples)
+    return min(n or 500, 500) if args.quick else n
+
+
+def n_epochs(args, method, n):
+    """How many passes it makes over n examples. Few rows of your own data are read up to five times."""
+    return args.epochs or (max(1, min(5, 4000 // n)) if args.own_data else method.epochs)
 
 
 def trigger_of(args, task, tokenizer, examples):
     """The Trigger that --trigger asks for."""
-    kind = args.trigger or ("instruction" if task.classes else "example")
+    kind = args.trigger or ("instruction" if task.trigger else "example")
     if kind == "none":
         return NO_TRIGGER
     if kind == "instruction" or not re.fullmatch(r"example|examples:[1-9]\d{0,2}", kind):
@@ -71,11 +73,11 @@ def trigger_of(args, task, tokenizer, examples):
 
 def shown_examples(args, task, examples):
     """The worked examples of --trigger: the best one to show, or the first N, of mixed lengths."""
-    if not (args.trigger or "example").startswith("examples:"):
+    if not (args.trigger or "").startswith("examples:"):
         return task.worth_showing(examples, 1)
     n = int(args.trigger.removeprefix("examples:"))
     # a method that only reads examples, as the translator does, reads the longest first
-    return task.worth_showing(examples[:n], n) if METHODS[args.method].default_trigger else examples[:n]
+    return task.worth_showing(examples[:n], n) if METHODS[args.method].reads_examples else examples[:n]
 
 
 def build_method(args, name, model, tokenizer, task, examples, trigger=NO_TRIGGER, shots=0):
@@ -134,22 +136,18 @@ def begin_from(args, model, tokenizer):
 
 
 def build_prompts(args, model, tokenizer, task):
-    """({name: Method} of --method, its Trigger). A hybrid prefix from a worked example comes with the study's own, from
-    the task in words."""
-    n, _ = budget(args, METHODS[args.method])
+    """({name: Method} of --method, its Trigger)."""
+    n = n_examples(args, METHODS[args.method])
     examples = draw(task, n, split="train", seed=args.seed)
-    trigger, prompts = trigger_of(args, task, tokenizer, examples), {}
+    trigger = trigger_of(args, task, tokenizer, examples)
     if args.method in NO_PROMPTS:  # contexts() and baselines() make these
-        return prompts, trigger
+        return {}, trigger
     if args.init_from:
         method, header = begin_from(args, model, tokenizer)
         add_text(args, method, tokenizer, task, examples, trigger, args.shots)
         return {args.method: method}, Trigger("trigger", header["trigger"], method.trigger)
-    if args.method == "hybrid" and trigger.kind == "example" and task.trigger and args.beside != ["none"]:
-        words = Trigger("instruction", task.trigger, tokenizer.bos + tokenizer.encode(task.trigger + "\n"))
-        prompts["hybrid-instruction"] = build_method(args, "hybrid", model, tokenizer, task, examples, words)
-    prompts[args.method] = build_method(args, args.method, model, tokenizer, task, examples, trigger, args.shots)
-    return prompts, trigger
+    method = build_method(args, args.method, model, tokenizer, task, examples, trigger, args.shots)
+    return {args.method: method}, trigger
 
 
 def draw(task, n, range_name=IN_DISTRIBUTION, **how):
@@ -183,7 +181,7 @@ def draw_examples(args, task, model, tokenizer, n_positions):
     limit = model.config.block_size - n_positions
     for note in task.notes if args.own_data and processes.is_main() else ():
         print(note, file=sys.stderr)
-    wanted = [budget(args, METHODS[name])[0] for name in {args.method, *args.beside} - {"none"}]
+    wanted = [n_examples(args, METHODS[name]) for name in {args.method, *args.beside} - {"none"}]
     examples = draw(task, None if None in wanted else max(wanted), split="train", seed=args.seed)
     tests = {name: draw(task, args.test_examples, name) for name in task.ranges}
     questions, answers = zip(*encode(tokenizer, [*examples, *sum(tests.values(), [])]))
@@ -197,27 +195,34 @@ def draw_examples(args, task, model, tokenizer, n_positions):
 
 
 def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=None):
-    """({name: Method} of what text alone can do, the best context as results.json has it): nothing before the question,
-    the trigger as text, and the best worked examples of at most max_tokens. These are searched for unless `known`: each
-    of 17 candidates is asked a question for every hundred examples that tuning reads."""
+    """({name: Method} of what text alone can do, the best context as results.json has it): the trigger as text, or
+    nothing, one worked example, and the best worked examples of at most max_tokens. These are searched for unless
+    `known`: each of 17 candidates is asked a question for every hundred examples that tuning reads."""
     alone, found = args.beside == ["none"], {}
-    if not alone or args.method == "zero-shot":
+
+    def add(name, tokens, label):
+        found[name] = METHODS["text"](model, trigger=tokens).to(args.device)
+        found[name].label = label
+
+    if args.method == "zero-shot" or not alone and not trigger.tokens:
         found["zero-shot"] = build_method(args, "zero-shot", model, tokenizer, task, examples)
     if not alone and trigger.tokens and args.method != "text":
-        found["text"] = METHODS["text"](model, trigger=trigger.tokens).to(args.device)
-        found["text"].label = f"the {trigger.kind} as text"
+        add("text", trigger.tokens, f"the {trigger.kind} as text")
+    one = tokenizer.bos + tokenizer.encode_task(as_text(task.worth_showing(examples, 1)))
+    if not alone and trigger.kind != "example" and len(one) <= max_tokens:
+        add("one-shot", one, "one worked example as text")
     if alone and args.method != "few-shot":
         return found, None
     if known:
         tokens, best, candidates = tokenizer.bos + tokenizer.encode_task(known["text"]), known, known["candidates"]
     else:
-        n, epochs = budget(args, METHODS[args.method])
-        share = {"n_questions": min(100, max(4, epochs * len(examples[:n]) // 100)), "quiet": not processes.is_main()}
-        tokens, best, candidates = best_context(model, tokenizer, task, examples[:n], max_tokens, args.seed, **share)
+        some = examples[: n_examples(args, METHODS[args.method])]
+        read = len(some) * n_epochs(args, METHODS[args.method], len(some))
+        share = {"n_questions": min(100, max(4, read // 100)), "quiet": not processes.is_main()}
+        tokens, best, candidates = best_context(model, tokenizer, task, some, max_tokens, args.seed, **share)
     if not tokens:
         raise UserError(f"no worked example fits into the {max_tokens} tokens that {model.name} leaves: shorten it")
-    found["few-shot"] = METHODS["few-shot"](model, trigger=tokens).to(args.device)
-    found["few-shot"].label = f"best context ({best['shots']} {best['lengths']})"
+    add("few-shot", tokens, f"best context ({best['shots']} {best['lengths']})")
     return found, best | {"candidates": candidates}
 
 

@@ -151,8 +151,8 @@ def train_parser(doc, cls, shown):
         "--trigger",
         type=some_text,
         metavar="TEXT",
-        help="what the other rows begin as: example, examples:N, instruction, none, or any TEXT (default: a worked "
-        "example; for classes the instruction); methods without rows read it as text",
+        help="what the other rows begin as: instruction, example, examples:N, none, or any TEXT (default: instruction; "
+        "where a task has none, a worked example); methods without rows read it as text",
     )
     shots = "worked examples behind the prompt (default 0)"
     g.add_argument("--shots", type=at_least(0, 1000), metavar="N", default=0, help=shots)
@@ -161,9 +161,9 @@ def train_parser(doc, cls, shown):
     g.add_argument("--tokenize", choices=TOKENIZE, metavar="HOW", help=how)
 
     g = p.add_argument_group("tuning and measuring")
-    g.add_argument("--examples", type=at_least(1), metavar="N", help="to learn from (default 4000; your own data: all)")
-    g.add_argument("--epochs", type=at_least(1), metavar="N", help="passes over them (default 1; your own data: 5)")
-    g.add_argument("--batch-size", type=at_least(1, 65536), default=32, metavar="N", help="(default 32)")
+    g.add_argument("--examples", type=at_least(1), metavar="N", help="to learn from (default 1000; your own data: all)")
+    g.add_argument("--epochs", type=at_least(1), metavar="N", help="passes over them (default 1; own data: up to 5)")
+    g.add_argument("--batch-size", type=at_least(1, 65536), metavar="N", help="(default: the method's, 8 or 32)")
     g.add_argument("--lr", type=learning_rate, metavar="RATE", help="peak learning rate (default: the method's)")
     g.add_argument(
         "--validation",
@@ -179,7 +179,7 @@ def train_parser(doc, cls, shown):
         nargs="+",
         choices=[*BASELINES, "none"],
         metavar="NAME",
-        help=f"baselines: {', '.join(BASELINES)}, or none (default scratch; your own data: finetune scratch)",
+        help=f"baselines: {', '.join(BASELINES)}, or none and no context (default scratch; your own data: contexts)",
     )
     g = p.add_argument_group(f"options of --method {cls.name}")
     for name, spec in cls.options.items():
@@ -219,7 +219,7 @@ def parse_args(doc, argv=None):
         "--columns and --answer-after are for your own data": (args.columns or args.answer_after) and not args.own_data,
         f"--columns {args.columns}: name two, the prompt's and the answer's": len(set(args.columns or "12")) < 2,
         f"--method {name} has no random rows: leave out --n-random": args.n_random and not cls.takes_n_random,
-        f"--method {name} reads worked examples: leave out --trigger {trigger}": cls.default_trigger
+        f"--method {name} reads worked examples: leave out --trigger {trigger}": cls.reads_examples
         and not trigger.startswith("example"),
         f"--init-from is for what learns on the base, not for {name}": args.init_from and name in NO_PROMPTS,
         f"--beside {' '.join(beside)}: none stands alone": "none" in beside and len(beside) > 1,
@@ -230,7 +230,7 @@ def parse_args(doc, argv=None):
     args.model = args.model or (OWN_DATA_BASE if args.own_data else DEFAULT_BASE)
     args.n_random = (24 if args.n_random is None else args.n_random) if cls.takes_n_random else 0
     args.trigger = args.trigger or cls.default_trigger
-    args.beside = args.beside or (["finetune", "scratch"] if args.own_data else ["scratch"])
+    args.beside = args.beside or ([] if args.own_data or args.quick else ["scratch"])
     args.test_examples = args.test_examples or (None if args.own_data else 500)
     if args.quick:
         args.test_examples = min(args.test_examples or 100, 100)

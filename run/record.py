@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from eval import accuracy
 from files.errors import UserError
 
 
@@ -28,7 +29,7 @@ def record(device, dtype, data):
         "versions": {"python": platform.python_version()} | packages,
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
         "dtype": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
+        "threads": {"tuning": torch.get_num_threads(), "measuring": accuracy.THREADS},
         "data": digest.hexdigest()[:16],
     }
 

@@ -9,7 +9,7 @@ from data.tokenizer import Tokenizer
 from files.prompts import load_prefix
 from files.safe import read_tensors
 from files.weights import load_model
-from run.contenders import build_prompts, contexts
+from run.contenders import NO_TRIGGER, build_prompts, contexts
 from train_task import evaluate, parse_args
 
 
@@ -37,7 +37,7 @@ def test_rows_are_random_or_begin_as_the_trigger(tune):
 
 def test_a_trigger_is_the_longest_example_tuned_on_or_as_many_as_are_named(tiny, tokenizer):
     task = tasks.load("addition")
-    args = parse_args("--n-random 0 --beside none --examples 64 --device cpu".split())
+    args = parse_args("--n-random 0 --trigger example --beside none --examples 64 --device cpu".split())
     prompts, trigger = build_prompts(args, tiny, tokenizer, task)
     question, answer = trigger.text.split("=", 1)
     terms = question.split("+")
@@ -51,10 +51,10 @@ def test_a_trigger_is_the_longest_example_tuned_on_or_as_many_as_are_named(tiny,
 def test_prompt_tuning_reports_and_stores_a_trigger_only_where_it_begins_as_one(tune):
     results, file = tune("vocabulary", "--method", "prompt")
     assert results["prompt"]["trigger"] == read_tensors(file)[0]["trigger"] == ""
-    assert "example" not in results["labels"]["prompt"]
+    assert "from the" not in results["labels"]["prompt"]
     results, file = tune("trigger", "--method", "prompt", "--init", "trigger")
     assert results["prompt"]["trigger"] == read_tensors(file)[0]["trigger"] != ""
-    assert results["labels"]["prompt"].endswith("from the example")
+    assert results["labels"]["prompt"].endswith("from the instruction")
 
 
 def test_a_prompt_begins_as_that_of_another_task(tune, base):
@@ -87,12 +87,12 @@ def test_baselines_run_zero_shot_and_one_shot_beside_the_best_context(run, tmp_p
     assert done.code == 0, done.err
     results = results_of(tmp_path / "run")
     baselines = ["finetune", "finetune, 1 shot", "adapter", "adapter, 1 shot"]
-    contenders = ["zero-shot", "text", "few-shot", "hybrid-instruction", "hybrid", *baselines]
+    contenders = ["text", "one-shot", "few-shot", "hybrid", *baselines]
     assert list(results["accuracy"]) == contenders
     for name in baselines:  # as many examples and steps as the prompt
         assert results["examples"][name] == results["examples"]["hybrid"] == [52, 1]  # 12 are held out
-    assert results["before"]["finetune"] == results["accuracy"]["zero-shot"] == results["before"]["adapter"]
-    assert results["before"]["finetune, 1 shot"] == results["accuracy"]["text"]  # the same example
+    assert results["before"]["finetune"] == results["before"]["adapter"]  # the base alone
+    assert results["before"]["finetune, 1 shot"] == results["accuracy"]["one-shot"]  # the same example
     context, task = results["context"], tasks.load("word_reversal")
     test = {e.question for r in task.ranges for e in task.examples(12, r)}
     assert len(context["candidates"]) > 8 and context["shots"] == len(context["text"].splitlines())
@@ -129,6 +129,8 @@ def test_every_text_begins_with_the_start_token_of_a_base_that_has_one(tiny_llam
     found, context = contexts(args, tiny_llama, tokenizer, task, examples, trigger, 60)
     again, _ = contexts(args, tiny_llama, tokenizer, task, examples, trigger, 60, known=context)
     assert found["few-shot"].trigger == again["few-shot"].trigger and again["few-shot"].trigger[0] == 5
-    assert found["text"].trigger[0] == 5 and found["zero-shot"].shots.tolist() == [[5]]
+    assert found["text"].trigger[0] == found["one-shot"].trigger[0] == 5
+    alone, _ = contexts(args, tiny_llama, tokenizer, task, examples, NO_TRIGGER, 60, known=context)
+    assert alone["zero-shot"].shots.tolist() == [[5]]
     args.method, args.trigger = "lora", None
     assert build_prompts(args, tiny_llama, tokenizer, task)[0]["lora"].shots.tolist() == [[5]]

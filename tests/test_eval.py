@@ -13,15 +13,15 @@ import torch
 
 import tasks
 from data.batches import encode
-from eval import plots, report
-from eval.accuracy import classification, generate_answers, rank_choices, score, wilson
+from eval import accuracy, plots, report
+from eval.accuracy import classification, count_exact, generate_answers, rank_choices, score, wilson
 from eval.contexts import as_text, best_context, tfidf
 from eval.neighbors import nearest_tokens
 from files.weights import load_model
 from generate import generate
 from methods.weights import Scratch
 from model import GPT, GPTConfig
-from prefix import DeepPrefix, HybridPrefix, PTuning, TextPrompt, Warp
+from prefix import METHODS, DeepPrefix, HybridPrefix, PTuning, TextPrompt, Warp
 
 
 @pytest.mark.parametrize("correct, n", [(0, 20), (1, 20), (7, 20), (20, 20), (990, 1000)])
@@ -52,6 +52,24 @@ def test_answers_equal_decoding_whether_few_or_most_are_right(tokenizer, name):
         written = generate(network, [question for question, _ in encoded], longest, past, stop=stop)
         texts = generate_answers(network, past, letters, task, encoded)
         assert texts == [letters.cut(tokens, task.stop) for tokens in written]
+
+
+def test_several_threads_write_what_one_writes(tokenizer, monkeypatch):
+    """Batches so small that there are many; a network of one's own and hooks are shared by the threads."""
+    nano, task, bars = load_model("data/nano-2").freeze(), tasks.load("word_reversal"), []
+    encoded = encode(tokenizer, sum((task.examples(6, r) for r in task.ranges), []))
+    shown = tokenizer.encode_task(as_text(task.worth_showing(task.examples(40, split="train"), 1)))
+    monkeypatch.setattr(accuracy, "MOST_TOKENS", 64)
+    for method in (HybridPrefix(nano, trigger=shown), METHODS["lora"](nano), HybridPrefix(nano, n_random=8)):
+        network, seen = method.network(nano), []
+        for threads in (1, 3):
+            monkeypatch.setattr(accuracy, "THREADS", threads)
+            with torch.no_grad():
+                past = method.past(network)
+            texts = generate_answers(network, past, tokenizer, task, encoded, progress=bars.append)
+            seen.append((texts, count_exact(network, past, encoded)))
+        assert seen[0] == seen[1] and sum(bars) == 2 * len(encoded)
+        bars.clear()
 
 
 def test_score_counts_by_hand():
@@ -115,6 +133,19 @@ def some_classes():
     return results | {"accuracy": dict.fromkeys(ranked, every), "before": {"hybrid": every}}
 
 
+def at_questions(lines):
+    return next(i for i, line in enumerate(lines) if line.startswith("questions"))
+
+
+def test_the_story_names_the_range_on_which_the_best_is_worst():
+    results = some_results()
+    for name, right in (("zero-shot", 0), ("few-shot", 2), ("hybrid", 1)):
+        results["accuracy"][name]["7 digits"] |= {"correct": right}
+    *_, last = report.story(results)
+    shares = "zero-shot 0.0%, best context (1 longest) 6.7% and prefix for $1 or $2 3.3%"
+    assert last == f"The least accurate range is 7 digits: {shares}"
+
+
 def test_the_table_shows_every_number():
     results = some_results()
     lines = report.table(results).splitlines()
@@ -127,6 +158,14 @@ def test_the_table_shows_every_number():
         assert f"{100 * (after['correct'] - a['correct']) / 30:+.1f}" in line
     columns = [x for x in lines if x.startswith(("zero-shot", "best context (1 longest)  ", "  tuned", "  and to"))]
     assert len(columns) == 6 and len({len(line) for line in columns}) == 1  # columns stand below one another
+    first = {name: a["in-distribution"] for name, a in results["accuracy"].items()}
+    percents = {name: f"{report.percent(a):.1f}%" for name, a in first.items()}
+    start = f"{report.percent(results['before']['hybrid']['in-distribution']):.1f}%"
+    assert lines[at_questions(lines) + 1 :][:2] == [
+        f"Tuning took the prefix for $1 or $2 from {start} to {percents['hybrid']} in distribution",
+        f"Without tuning, zero-shot {percents['zero-shot']} and best context (1 longest) {percents['few-shot']} in "
+        "distribution",
+    ]
     assert lines[-1] == (
         "prefix for $1 or $2 learned from 96 examples in 2 passes and is kept as it was after step 2 of 3: "
         "7 of 8 held-out training questions right; 5 at the start, 6 at the end"

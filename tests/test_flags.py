@@ -57,7 +57,7 @@ def test_bad_input_gets_one_line_and_code_2(run, tmp_path, flags, message):
 def test_a_method_shows_its_own_options_and_no_other(run):
     plain, lora = run("--help"), run("--method", "lora", "--help")
     assert plain.code == lora.code == 0
-    for word in ("--task", "--trigger", "--quick", "default 4000", *METHODS):
+    for word in ("--task", "--trigger", "--quick", "default 1000", *METHODS):
         assert word in plain.out
     assert "--rank" in lora.out and "--rslora" in lora.out and "--mlp" not in lora.out
     assert "--rank" not in plain.out and "--mlp" not in plain.out

@@ -85,10 +85,10 @@ def test_the_optimizer_is_another(changed):
 def test_the_metric_is_in_the_table_and_right(changed):
     folder, out, _ = changed
     assert "how far answers go before the first wrong character, %" in out
-    scores, details = read(folder, "A metric")["accuracy"]["zero-shot"], read(folder, "A metric", "details.json")
+    scores, details = read(folder, "A metric")["accuracy"]["text"], read(folder, "A metric", "details.json")
     for name, questions in details["questions"].items():
         far = 0
-        for (_, truth, _), answer in zip(questions, details["written"]["accuracy"]["zero-shot"][name]):
+        for (_, truth, _), answer in zip(questions, details["written"]["accuracy"]["text"][name]):
             text = truth if answer is None else answer[0]
             far += sum(truth.startswith(text[: i + 1]) for i in range(min(len(text), len(truth)))) / len(truth)
         assert abs(scores[name]["until_wrong"] - far) < 1e-9

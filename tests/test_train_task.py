@@ -1,6 +1,7 @@
 """train_task.py from the command line, and its loop, on a tiny base of random weights."""
 
 import json
+import math
 from functools import partial
 
 import pytest
@@ -33,7 +34,7 @@ def test_every_task_runs_to_the_end(run, little_base, tmp_path, task):
     assert done.code == 0, done.err
     results = results_of(out)
     ranges = list(tasks.load(task).ranges)
-    contenders = ["zero-shot", "text", "few-shot", "hybrid-instruction", "hybrid", "scratch"]
+    contenders = ["text", "one-shot", "few-shot", "hybrid", "scratch"]
     assert list(results["accuracy"]) == contenders and list(results["before"]) == contenders[3:]
     for by_range in (*results["accuracy"].values(), *results["before"].values()):
         assert list(by_range) == ranges and all(a["n"] == 4 for a in by_range.values())
@@ -99,7 +100,8 @@ def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
     train, test = (some_questions(tmp_path / f"{name}.jsonl", n) for name, n in (("train", 90), ("test", 20)))
     with open(train, "a") as file:
         file.write("not JSON\n" + json.dumps({"prompt": "long " * 300, "answer": "red"}))
-    done = run("--task", train, test, "--out", tmp_path / "run", "--test-examples", 20)
+    beside = "--beside", "finetune", "scratch"
+    done = run("--task", train, test, *beside, "--out", tmp_path / "run", "--test-examples", 20)
     assert done.code == 0, done.err
     for note in (
         "1 broken rows left out, line 91",
@@ -109,9 +111,9 @@ def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
         assert note in done.err
     results = results_of(tmp_path / "run")
     assert results["accuracy"]["majority"]["in-distribution"]["correct"] in (6, 7)
-    methods = {"zero-shot", "text", "few-shot", "hybrid", "finetune", "finetune, 1 shot", "scratch"}
+    methods = {"text", "one-shot", "few-shot", "hybrid", "finetune", "finetune, 1 shot", "scratch"}
     assert results["classes"].keys() - {"majority", "tfidf"} == methods
-    assert results["classes_before"].keys() == methods - {"zero-shot", "text", "few-shot"}
+    assert results["classes_before"].keys() == methods - {"text", "one-shot", "few-shot"}
     for method in methods:
         c = results["classes"][method]
         assert c["n"] == 20 == sum(map(sum, c["confusion"]))
@@ -165,15 +167,19 @@ class TwoGroups(Method):
 
 
 def test_every_group_of_an_optimizer_has_its_rate_and_is_clipped_and_averaged(tiny, monkeypatch):
-    """By hand: in step n of three the rates are n / 50 of their peaks, which is the warm-up, and the gradient of both,
-    clipped to a length of 1, is 1 / sqrt(2) for each."""
+    """By hand: a tenth of three steps is none, so that their rates are 1, 3/4 and 1/4 of the peaks, as the cosine says;
+    the gradient of both, clipped to a length of 1, is 1 / sqrt(2) for each."""
     averaged = []
     monkeypatch.setattr(train_task.processes, "average", lambda p, loss, weights: averaged.append(len(p)) or loss)
     method = TwoGroups(tiny)
     train(method, tiny, [([1], [2])] * 3, 1, 1, 0.5, torch.float32, seed=0)
-    assert method.a.item() == pytest.approx(-0.5 * (1 + 2 + 3) / 50 / 2**0.5, rel=1e-4)
+    assert method.a.item() == pytest.approx(-0.5 * (1 + 3 / 4 + 1 / 4) / 2**0.5, rel=1e-4)
     assert method.b.item() == pytest.approx(method.a.item() / 10, rel=1e-4)
     assert averaged == [2, 2, 2]
+    method, steps = TwoGroups(tiny), 40  # the first four of which warm up: 1/4, 1/2 and 3/4 of the peak, then all of it
+    train(method, tiny, [([1], [2])] * steps, 1, 1, 0.5, torch.float32, seed=0)
+    cosine = [0.5 + 0.5 * math.cos(math.pi * n / steps) for n in range(steps)]
+    assert method.a.item() == pytest.approx(-0.5 * (1.5 + sum(cosine[3:])) / 2**0.5, rel=1e-4)
 
 
 def test_the_best_checkpoint_is_judged_in_the_numerics_that_it_is_measured_in(tiny, tokenizer, monkeypatch):
@@ -219,7 +225,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_loses_nothing(of_words, tm
     (tmp_path / "out" / "results.json").write_text("precious")
     done = of_words("out", "--lr", 1e30, "--overwrite")
     assert done.code == 2
-    assert "hybrid prefix from the example: the loss became nan after 52 examples: lower --lr (1e+30)" in done.err
+    assert "hybrid prefix from the instruction: the loss became nan after 16 examples: lower --lr (1e+30)" in done.err
     assert (tmp_path / "out" / "results.json").read_text() == "precious"
 
 
