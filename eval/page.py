@@ -15,6 +15,18 @@ from files import schemas
 from files.errors import Parser, UserError, run_main
 from files.safe import write_text
 
+HELP = {  # what words in labels and ranges mean
+    "as text": "Plain words in front of the question. Nothing is trained.",
+    "hybrid prefix": "Trained vectors in front of the question; some began at random, the others as a text.",
+    "best context": "The worked examples that serve best as plain text on training questions. No training.",
+    "from scratch": "A small transformer that begins with random weights and is trained on this task alone.",
+    "LoRA": "Small trained changes to the weights of every layer.",
+    "fine-tuned": "All weights of the base are trained.",
+    "zero-shot": "The question alone.",
+    "TF-IDF": "A classifier that counts words, without the base.",
+    "in-distribution": "New questions of the lengths tuned on. The other ranges are longer or have new words.",
+}
+
 
 def details(task, tests, written, words, before, tuned):
     """The content of details.json.
@@ -24,6 +36,7 @@ def details(task, tests, written, words, before, tuned):
                else [text, whether its final answer is right, the kind of error]
     attention  {"before" or "tuned": what attention_to_rows returned}
     words      what each row began as, None for random rows
+    reading    how a person reads an answer
 
     tests: {range: examples}. written: the same as above with texts for answers.
     """
@@ -40,6 +53,7 @@ def details(task, tests, written, words, before, tuned):
         },
         "attention": {"before": before, "tuned": tuned},
         "words": words,
+        "reading": task.reading,
     }
 
 
@@ -59,7 +73,7 @@ def write_page(path, results, details):
         figures["Loss while tuning"] = plots.plot_loss(results)
     template = environment.get_template("report.html.jinja")
     figures = {title: address for title, address in figures.items() if address}  # those that could be drawn
-    shown = {"after": after, "before": before, "figures": figures, "red": plots.RED, "report": report}
+    shown = {"after": after, "before": before, "figures": figures, "red": plots.RED, "report": report, "help": HELP}
     write_text(path, template.render(r=results, details=details, **shown))
 
 

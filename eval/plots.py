@@ -86,12 +86,15 @@ def write(fig, path):
 
 @picture
 def plot_loss(results, path=None):
-    """Training loss in nats per answer token over examples seen, the mean of the last 20 steps."""
+    """Loss in nats per answer token over examples seen: the mean of the last 20 steps; dots for held-out examples."""
     fig, axis = plt.subplots(figsize=(5.6, 4.6))
     for name, curve in results["loss"].items():
         last = [curve["loss"][max(0, i - 19) : i + 1] for i in range(len(curve["loss"]))]
         smooth = [sum(losses) / len(losses) for losses in last]
         axis.plot(curve["examples"], smooth, label=results["labels"][name], color=color_of(results, name))
+        if held_out := results["validation"].get(name):
+            seen = [curve["examples"][step - 1] if step else 0 for step in held_out["steps"]]
+            axis.plot(seen, held_out["loss"], "o:", label="the same, held-out", color=color_of(results, name))
     axis.set(xlabel="examples seen", ylabel="loss (nats per answer token)", yscale="log", title=results["task"])
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")

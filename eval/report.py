@@ -64,7 +64,7 @@ def table(results):
     rows.append(["questions", *(a["n"] for a in next(iter(after.values())).values())])
     width = 2 + max(len(label) for label, *_ in rows)
     lines = [f"{label:<{width}}{''.join(f'{cell:>22}' for cell in cells)}".rstrip() for label, *cells in rows]
-    return "\n".join(lines + remarks(results))
+    return "\n".join(lines + story(results) + remarks(results))
 
 
 def story(results):
@@ -77,26 +77,28 @@ def story(results):
     if method in before:
         start, end = percent(before[method][first]), percent(after[method][first])
         sentences.append(f"Tuning took the {labels[method]} from {start:.1f}% to {end:.1f}% {scope}")
-    texts = [f"{labels[name]} {percent(after[name][first]):.1f}%" for name in TEXTS if name in after and name != method]
+    texts = [name for name in TEXTS if name in after and name != method]
     if texts:
-        sentences.append(f"Without tuning, {listed(texts)} {scope}")
+        sentences.append(f"Without tuning, {shares(after, texts, first, labels)}")
     if others:
         best = {r: max(percent(by_range[r]) for by_range in after.values()) for r in ranges}
         hardest = min(others, key=best.get)
-        shares = [f"{labels[name]} {percent(by_range[hardest]):.1f}%" for name, by_range in after.items()]
-        sentences.append(f"The least accurate range is {hardest}: {listed(shares)}")
+        sentences.append(f"The least accurate range is {hardest}: {shares(after, list(after), hardest, labels)}")
     return sentences
 
 
-def listed(words):
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+def shares(after, names, r, labels):
+    """Their accuracy on a range in words."""
+    first, *others = [f"{labels[name]}{{}} {percent(after[name][r]):.1f}%" for name in names]
+    *others, last = others or [""]
+    return first.format(" has") + "".join(f", {x.format('')}" for x in others) + f" and {last.format('')}" * bool(last)
 
 
 def remarks(results):
-    """The story; a sentence for each contender that is less accurate on some range after tuning, and for a best context
+    """A sentence for each contender that is less accurate on some range after tuning, and for a best context
     that other text beats; one if no contender on the base beats a classifier of word frequencies or the most frequent
     answer; and one for each that learned: from what, and which checkpoint it kept."""
-    (after, before), labels, sentences = scores(results), results["labels"], story(results)
+    (after, before), labels, sentences = scores(results), results["labels"], []
     pairs = [(name, starts, "before tuning") for name, starts in before.items()]
     if "few-shot" in after:  # it is chosen on training questions
         pairs += [("few-shot", after[name], labels[name]) for name in TEXTS[:-1] if name in after]

@@ -21,7 +21,7 @@ class Adapter(Method):
     have two in each block; one does as well according to Pfeiffer et al. (2021), "AdapterFusion", section 3.2.
     """
 
-    name, label, lr, batch_size = "adapter", "adapter", 1e-3, 32
+    name, label, lr = "adapter", "adapter", 3e-3
     options = {"bottleneck": {"type": positive, "help": "width of the hidden layer (default 16)"}}
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, bottleneck=16):
@@ -52,7 +52,7 @@ class LoRA(Method):
     y = W x + (alpha / rank) B A x
     """
 
-    name, label, lr, batch_size = "lora", "LoRA", 3e-3, 32
+    name, label, lr = "lora", "LoRA", 2e-3
     options = RANK | {
         "alpha": {"type": above_zero, "help": "the update is scaled by alpha / rank (default 16)"},
         "rslora": {"action": "store_true", "help": "the update is scaled by alpha / sqrt(rank)"},
@@ -91,7 +91,7 @@ class LoRA(Method):
 class Finetune(Method):
     """All weights of a copy of the base, in float32."""
 
-    name, label, lr, batch_size = "finetune", "fine-tuned", 3e-4, 32
+    name, label, lr = "finetune", "fine-tuned", 3e-4
     top = None
 
     def __init__(self, model, n_random=0, trigger=(), seed=0):

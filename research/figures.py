@@ -28,8 +28,7 @@ DEMO = {"one-shot": "one worked example", "few-shot": "best context", "scratch":
 
 
 def draw_addition(results, path):
-    """Accuracy of the demo's contenders by number of digits: the prompt's start and end, text, and a model from scratch.
-    """
+    """Accuracy of the demo's contenders by number of digits: the prompt's start and end, text, and from scratch."""
     fig, panel = plt.subplots(figsize=(8, 3.4))
     panel.axvspan(0.5, max(results["in_distribution_lengths"]) + 0.5, color="#000000", alpha=0.06, lw=0)
     before, after = (plots.by_length(results[key]["hybrid"], [])[:2] for key in ("before", "accuracy"))

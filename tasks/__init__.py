@@ -35,6 +35,7 @@ class Task:
     """
 
     trigger = ""  # words a person would write to ask for it
+    reading = ""  # how a person reads an answer, for the page of a run
     unit = "length"  # what length counts
     ranges = {}  # {name: (shortest, longest)}; the first is in-distribution, and tuned on
     new_words = ()  # names of ranges that draw words which tuning never sees

@@ -38,6 +38,10 @@ class InColumns(Task):
 
 class Addition(InColumns):
     trigger = "Add the two numbers digit by digit from the right, carry the one, then write the sum."
+    reading = (
+        "Behind the = each four digits are a column, from the right: a digit of each number, the carry, and the digit "
+        "that is written. 00 and the last carry end the columns; then comes the sum."
+    )
 
     ranges = {IN_DISTRIBUTION: (1, 4)} | {f"{n} digits": (n, n) for n in (5, 6, 7, 8)}  # nano-2 has not seen 7 and 8
 
@@ -45,6 +49,7 @@ class Addition(InColumns):
         self.steps, self.sign = steps, sign
         if not steps:
             self.steps_pattern, self.pattern = r"(?!)", rf"\d\+\d+{re.escape(sign)}\d+\$"
+            self.reading = ""
 
     def example(self, rng, length, new_words=False):
         a = rng.randrange(10 ** (length - 1) if length > 1 else 0, 10**length)

@@ -8,6 +8,7 @@ from tasks import IN_DISTRIBUTION, Task, words
 
 class LastLetter(Task):
     trigger = "Take the last letter of each word and join the letters together."
+    reading = "Behind the = stand the last letters one by one, and behind the next = the same letters joined."
     unit = "words"
     ranges = {IN_DISTRIBUTION: (2, 4), "5 words": (5, 5), "6 words": (6, 6), "new words": (2, 4)}
     new_words = ("new words",)

@@ -12,6 +12,10 @@ class Multiplication(InColumns):
     trigger = (
         "Multiply the number by the digit, one digit at a time from the right, with the carry, then write the product."
     )
+    reading = (
+        "Behind the = each four digits are a column, from the right: a digit of the number, the multiplier, the carry, "
+        "and the digit that is written. 00 and the last carry end the columns; then comes the product."
+    )
     ranges = {IN_DISTRIBUTION: (1, 4), "5 digits": (5, 5), "6 digits": (6, 6)}
     result, operation = "product", "multiplied"
 

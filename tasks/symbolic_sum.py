@@ -12,6 +12,7 @@ from tasks import IN_DISTRIBUTION, Task
 
 class SymbolicSum(Task):
     trigger = "Add up the values of all the symbols, one after the other, and write the total."
+    reading = "Behind the question stand the running totals, one for each symbol, and behind the = the last of them."
     unit = "terms"
     list_errors = "term left out", "wrong total", "sum miscopied"
     steps_pattern = r"\d;\d"
