@@ -6,19 +6,18 @@ import torch
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrix updates are made orthogonal by five Newton-Schulz steps, which are computed in `dtype`.
 
-    A parameter in `fused` is three matrices below each other, (3 * rows, columns): queries, keys and values. With
-    `width`, each parameter is matrices of that many columns side by side, as a prefix's keys and values are.
+    A parameter in `fused` is three matrices below each other, (3 * rows, columns): queries, keys and values.
     Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks". torch.optim.Muon computes in
     bfloat16, which is 100 times slower on CPUs without hardware for it.
     """
 
-    def __init__(self, params, lr, momentum=0.95, dtype=torch.float32, width=None, fused=()):
+    def __init__(self, params, lr, momentum=0.95, dtype=torch.float32, fused=()):
         super().__init__(params, {"lr": lr, "momentum": momentum})
-        self.dtype, self.width, self.fused = dtype, width, set(fused)
+        self.dtype, self.fused = dtype, set(fused)
 
     def matrices(self, p, t):
         """The parts of t, of the shape of parameter p, that are matrices of their own."""
-        return t.split(self.width, 1) if self.width else t.chunk(3 if p in self.fused else 1)
+        return t.chunk(3 if p in self.fused else 1)
 
     @torch.no_grad()
     def step(self):

@@ -1,5 +1,7 @@
 """research/bench.py: both sides have to agree before anything is timed; its times are not tested."""
 
+import multiprocessing
+
 import pytest
 
 pytest.importorskip("peft")
@@ -33,8 +35,10 @@ def test_the_command_times_each_side_in_a_process_of_its_own(tmp_path, monkeypat
     save_model(SHAPES["gpt2"], tmp_path / "small")
     measured, measure = [], bench.measure
     monkeypatch.setattr(bench, "measure", lambda w: measured.append(measure(w)) or measured[-1])
-    bench.main([*SMALL, "--jobs", "prompt", "--model", str(tmp_path / "small")])
-    assert "small; 2 texts of" in capsys.readouterr().out
+    bench.main([*SMALL, "--jobs", "prompt", "--busy", "1", "--model", str(tmp_path / "small")])
+    out, (busy,) = capsys.readouterr().out, multiprocessing.active_children()
+    assert "small; 2 texts of" in out and "beside 1 busy processes" in out and busy.is_alive()
+    busy.terminate()  # at the end of the command, as a daemon, else
     for side in measured[0].values():
         assert len(side["seconds"]) == 1 and side["seconds"][0] > 0 and side["gb"] > 0 and side["out"] > 0
     monkeypatch.setattr(bench, "measure", lambda w: {"ours": {"out": 2.0}, "PEFT": {"out": 2.1}})

@@ -23,19 +23,17 @@ def test_a_first_step_is_nearly_the_orthogonal_factor(shape):
     assert (step * (u @ vt)).sum() / (step.norm() * (u @ vt).norm()) > 0.97
 
 
-@pytest.mark.parametrize("n, dim, options", [(3, 0, {"fused": True}), (2, 1, {"width": 20})])
-def test_the_matrices_of_one_parameter_take_the_steps_of_several_parameters(n, dim, options):
-    """Queries, keys and values are below each other; the keys and values of a prefix are side by side."""
+def test_fused_queries_keys_and_values_take_the_steps_of_three_parameters():
     torch.manual_seed(0)
-    apart = [torch.nn.Parameter(torch.randn(16, 20)) for _ in range(n)]
-    whole = torch.nn.Parameter(torch.cat(apart, dim).detach())
-    one, several = Muon([whole], 0.1, **{k: [whole] if v is True else v for k, v in options.items()}), Muon(apart, 0.1)
+    apart = [torch.nn.Parameter(torch.randn(16, 20)) for _ in range(3)]
+    whole = torch.nn.Parameter(torch.cat(apart).detach())
+    one, several = Muon([whole], 0.1, fused=[whole]), Muon(apart, 0.1)
     for _ in range(3):
         whole.grad = torch.randn_like(whole)
-        for p, grad in zip(apart, whole.grad.chunk(n, dim)):
+        for p, grad in zip(apart, whole.grad.chunk(3)):
             p.grad = grad.clone()
         one.step(), several.step()
-    torch.testing.assert_close(whole, torch.cat(apart, dim))
+    torch.testing.assert_close(whole, torch.cat(apart))
 
 
 def test_of_a_gpt_only_queries_keys_and_values_are_split_and_every_parameter_has_one_optimizer():
