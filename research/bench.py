@@ -210,8 +210,8 @@ def table(results, args):
     base = args.model or "GPT-2's shape"
     lines = [
         f"{base}; {args.batch_size} texts of {QUESTION} + {ANSWER} tokens behind {args.rows} rows; {args.device}, "
-        f"{torch.get_num_threads()} threads beside {args.busy} busy processes; median [lowest, highest] of {args.repeat}"
-        " turns.\n",
+        f"{torch.get_num_threads()} threads beside {args.busy} busy processes; "
+        f"median [lowest, highest] of {args.repeat} turns.\n",
         "| | dtype | ours | PEFT | faster |\n" + "| --- " * 5 + "|",
     ]
     for job, dtype, sides in results:

@@ -49,7 +49,7 @@ def parse_args(argv=None):
     p.add_argument("--tasks", nargs="+", help="instead of the study's own")
     p.add_argument("--series", nargs="+", help="these rows of the table alone, for instance adapter 'adapter, 1 shot'")
     p.add_argument("--seeds", type=at_least(1, 100), default=3, help="(default %(default)s)")
-    p.add_argument("--examples", type=at_least(1), default=4000, help="to tune on (default %(default)s)")
+    p.add_argument("--examples", type=at_least(1), default=1000, help="to tune on (default %(default)s)")
     p.add_argument("--questions", type=at_least(1, 100_000), default=200, help="per range (default %(default)s)")
     p.add_argument("--jobs", type=at_least(1, 1000), help="runs at once (default: a core each; a GPU: 1; SLURM: 64)")
     p.add_argument("--out", default="out/compare", help="(default %(default)s)")

@@ -47,11 +47,10 @@ def draw_addition(results, path):
 def draw_tasks(path):
     """Start and end of prompts, LoRA and the best context on every range, on nano-2 and on SmolLM2."""
     fig, panels = plt.subplots(1, 2, figsize=(11, 6.6))
-    on_nano = {"rows at the input": ["hybrid, instruction"], "LoRA": ["lora"]}
-    draw_base(panels[0], read_rows("nano-2/methods"), on_nano)
-    on_smollm2 = {"rows at the input": ["hybrid"], "keys and values": ["ptuning2"]}
-    on_smollm2["LoRA"] = ["lora, batches of 32", "lora"]  # the better of the two, where there are two
-    draw_base(panels[1], read_rows("smollm2/real_base_text") + read_rows("smollm2/real_base"), on_smollm2)
+    series = {"rows at the input": ["hybrid"], "keys and values": ["ptuning2"]}
+    series["LoRA"] = ["lora, batches of 32", "lora"]  # the better of the two, where there are two
+    draw_base(panels[0], read_rows("nano-2/headline"), series)
+    draw_base(panels[1], read_rows("smollm2/real_base_text") + read_rows("smollm2/real_base"), series)
     panels[0].set_title("nano-2: pretrained on such tasks")
     panels[1].set_title("SmolLM2-135M: not pretrained on them")
     labels = {label: handle for handle, label in zip(*panels[1].get_legend_handles_labels())}

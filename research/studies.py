@@ -69,22 +69,22 @@ def context_cells(args, cells):
 def methods(args, task):
     """Every method on every task: what it reaches in distribution and out of it, with how many parameters."""
     yield cell(args, task, "zero-shot", "--method zero-shot")
-    yield cell(args, task, "instruction as text", "--method text --trigger instruction")
-    yield cell(args, task, "hybrid, instruction", "--trigger instruction")
+    yield cell(args, task, "instruction as text", "--method text")
+    yield cell(args, task, "hybrid, example", "--trigger example")
     translated = (locate(args.model)[0].parent / TRANSLATOR).is_file()
     for name in METHODS:
         if name not in ("zero-shot", "text", "few-shot") and (name != "translator" or translated):
             yield from without_and_with_example(args, task, name)
 
 
-@study("addition")
+@study(*TASKS)
 def headline(args, task):
-    """The default run of train_task.py with several seeds: the two hybrid prefixes, and a transformer from scratch on
-    five times as many examples, five times over."""
-    yield cell(args, task, "zero-shot", "--method zero-shot")
-    yield cell(args, task, "hybrid, instruction", "--trigger instruction")
-    yield cell(args, task, "hybrid, example")
-    yield cell(args, task, "scratch", f"--method scratch --examples {5 * args.examples} --epochs 5")
+    """The default run of train_task.py on every task with several seeds, and what it is compared with: keys and values
+    in every layer, LoRA without and with an example, and a transformer from scratch on 20,000 examples."""
+    yield cell(args, task, "instruction as text", "--method text")
+    for method in ("hybrid", "ptuning2", "lora"):
+        yield from without_and_with_example(args, task, method)
+    yield cell(args, task, "scratch", "--method scratch --examples 20000")
 
 
 @study(*TWO, axis="rows")
@@ -110,10 +110,10 @@ def init(args, task):
         yield cell(args, task, f"prompt: {how}", f"--method prompt --n-random 48 --init {how}")
     for name, rows in {
         "random only": "--n-random 48 --trigger none",
-        "instruction only": "--n-random 0 --trigger instruction",
-        "random and instruction": "--trigger instruction",
-        "example only": "--n-random 0",
-        "random and example": "",
+        "instruction only": "--n-random 0",
+        "random and instruction": "",
+        "example only": "--n-random 0 --trigger example",
+        "random and example": "--trigger example",
     }.items():
         yield cell(args, task, f"hybrid: {name}", rows)
         yield cell(args, task, f"hybrid: {name}, MLP", f"{rows} --mlp --lr 0.003")
@@ -129,24 +129,24 @@ def prompt_position(args, task):
 @study(*SUMS, axis="examples", learned_from="examples as stated, {questions} questions a range")
 def data_efficiency(args, task):
     """Prompts from two starts, LoRA and fine-tuning with and without an example in their context, and a transformer
-    from scratch on 16 to 4,000 examples, repeated until all have seen as many."""
-    for n in [n for n in (16, 128, 1000) if n < args.examples] + [args.examples]:
+    from scratch on 16 to 1,000 examples, repeated until all have seen as many."""
+    for n in [n for n in (16, 64, 256) if n < args.examples] + [args.examples]:
         given = f"--examples {n} --epochs {args.examples // n}"
         budget = given if n < args.examples else ""  # the default, so that other studies share its runs
-        yield cell(args, task, "hybrid, instruction", f"--trigger instruction {budget}", n)
-        yield cell(args, task, "hybrid, example", budget, n)
+        yield cell(args, task, "hybrid, instruction", budget, n)
+        yield cell(args, task, "hybrid, example", f"--trigger example {budget}", n)
         for method in ("lora", "finetune"):
             yield from without_and_with_example(args, task, method, budget, x=n)
-        yield cell(args, task, "scratch", f"--method scratch {given}", n)  # its default is 5 epochs
+        yield cell(args, task, "scratch", f"--method scratch {given}", n)  # its default is 3 epochs
 
 
-@study(*SUMS, axis="steps", learned_from="32 new examples a step, {questions} questions a range")
+@study(*SUMS, axis="steps", learned_from="8 new examples a step, {questions} questions a range")
 def steps(args, task):
-    """How many steps a prompt needs from each start: 10, 30, 100 and 300 steps of 32 new examples, the last kept."""
-    starts = {"example": "", "instruction": "--trigger instruction", "random": "--n-random 65 --trigger none"}
+    """How many steps a prompt needs from each start: 10, 30, 100 and 300 steps of 8 new examples, the last kept."""
+    starts = {"example": "--trigger example", "instruction": "", "random": "--n-random 65 --trigger none"}
     for n in (10, 30, 100, 300):
         for name, start in starts.items():
-            yield cell(args, task, f"hybrid, {name}", f"--examples {32 * n} --validation 0 {start}", n)
+            yield cell(args, task, f"hybrid, {name}", f"--examples {8 * n} --validation 0 {start}", n)
 
 
 @study("addition", "addition:symbolic", "symbolic_sum", "word_reversal", "last_letter")
@@ -172,42 +172,42 @@ def unseen_skill(args, task):
 
 @study("word_reversal")
 def real_base(args, task):
-    """Prompts and LoRA on a base that has not seen the tasks, in batches of 8 (--model smollm2 --examples 2400). A task
-    may be your own data: --tasks 'train.jsonl test.jsonl'."""
+    """Prompts and LoRA on a base that has not seen the tasks (--model smollm2 --examples 2400). A task may be your own
+    data: --tasks 'train.jsonl test.jsonl'."""
     words = "example" if task in TASKS else "instruction"  # what the rows of the prompts begin as
     for series, flags in {
-        "hybrid": "",
-        "ptuning2": "--method ptuning2",
-        "lora": "--method lora --lr 0.001",
+        "hybrid": f"--trigger {words}",
+        "ptuning2": f"--method ptuning2 --trigger {words}",
+        "lora": "--method lora",
         "lora, batches of 32": "--method lora --batch-size 32",
-        "lora, same words": f"--method lora --lr 0.001 --trigger {words}",
+        "lora, same words": f"--method lora --trigger {words}",
     }.items():
-        yield cell(args, task, series, f"--epochs 1 --batch-size 8 {flags}")
+        yield cell(args, task, series, f"--epochs 1 {flags}")
 
 
 @study("addition")
 def length_generalization(args, task):
-    """What keeps a prompt right beyond the lengths it was tuned on: from the default, one thing changed at a time."""
-    shot, words, last, more = "--shots 1", "--trigger instruction", "--validation 0", "--examples 20000"
-    random_rows = "--n-random 65 --trigger none"
+    """What keeps a prompt right beyond the lengths it was tuned on: from an example, one thing changed at a time."""
+    example, words, last, more = "--trigger example", "--trigger instruction", "--validation 0", "--examples 20000"
+    shot, random_rows = "--shots 1", "--n-random 65 --trigger none"
     # as long as the tasks' instructions and about none of them: whether it is an instruction's words that help
     rain = "The rain had stopped, and the two old men walked slowly home along the river without a word."
     for series, flags in {
-        "default: 24 random + example": "",
-        "0 random + example": "--n-random 0",
-        "96 random + example": "--n-random 96",
+        "24 random + example": example,
+        "0 random + example": f"--n-random 0 {example}",
+        "96 random + example": f"--n-random 96 {example}",
         "65 random": random_rows,
         "24 random + instruction": words,
-        "default, MLP": "--mlp --lr 0.003",
-        "1000 examples": "--examples 1000",
-        "20000 examples": more,
-        "L2-SP 10": "--l2-sp 10",
-        "the last state, not the best": last,
-        "20000 examples, the last state": f"{more} {last}",
-        "20000 examples, L2-SP 10": f"{more} --l2-sp 10",
-        "1 shot behind it": shot,
-        "keys, values: example": "--method ptuning2 --n-random 0",
-        "keys, values: 24 random + example": "--method ptuning2",
+        "MLP": f"--mlp --lr 0.003 {example}",
+        "4000 examples": f"--examples 4000 {example}",
+        "20000 examples": f"{more} {example}",
+        "L2-SP 10": f"--l2-sp 10 {example}",
+        "the last state": f"{last} {example}",
+        "20000 examples, the last state": f"{more} {last} {example}",
+        "20000 examples, L2-SP 10": f"{more} --l2-sp 10 {example}",
+        "1 shot behind it": f"{shot} {example}",
+        "keys, values: example": f"--method ptuning2 --n-random 0 {example}",
+        "keys, values: 24 random + example": f"--method ptuning2 {example}",
         "keys, values: 65 random": f"--method ptuning2 {random_rows}",
         "adapter": "--method adapter",
         "adapter, 1 shot": f"--method adapter {shot}",
@@ -234,8 +234,8 @@ def init_from(args, task):
     of the examples of each, four times over, beside the default start and random rows tuned alike."""
     tenth = f"--examples {max(1, args.examples // 10)} --epochs 4"
     begun = [cell(args, name, "", f"{tenth} --init-from {PROMPT}") for name in args.tasks or TASKS]
-    yield cell(args, task, "hybrid, example", then={c.task: ["train_task", "--resume", *c.line] for c in begun})
-    yield cell(args, task, "hybrid, example, a tenth", tenth)
+    yield cell(args, task, "hybrid", then={c.task: ["train_task", "--resume", *c.line] for c in begun})
+    yield cell(args, task, "hybrid, a tenth", tenth)
     yield cell(args, task, "65 random rows, a tenth", f"--n-random 65 --trigger none {tenth}")
 
 
