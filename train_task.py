@@ -86,7 +86,7 @@ def main(argv=None, load_base=load_base):
         raise UserError(f"--method {args.method} draws at random what its step does: run it without torchrun")
     task, model = load_task(args), load_base(args)
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, args.tokenize or task.tokenize)
-    out = output_folder(args, task.name, model)
+    out = resume.output_folder(args, task.name, model)
     saved = resume.load(out) if args.resume else None
     known = saved and saved.state.get("context")
     known = known and schemas.decode(known, schemas.Context, f"the context in {out}", "give another --out")
@@ -122,15 +122,6 @@ def main(argv=None, load_base=load_base):
             checkpoint.finish()
             print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))} to {out}")
     return results
-
-
-def output_folder(args, name, model):
-    """The run's folder. Raises UserError where something else is in it."""
-    out = Path(args.out or f"out/{name.replace(':', '-')}-{model.name.rpartition('/')[2]}")
-    known = args.overwrite or args.resume and (resume.is_stopped(out) or (out / "results.json").exists())
-    if out.exists() and not (out.is_dir() and (known or all(resume.is_leftover(p) for p in out.iterdir()))):
-        raise UserError(f"{out} is already in use: give another --out, --resume to go on, or --overwrite it")
-    return out
 
 
 def describe(args, task, model, contenders, trigger, context, data):

@@ -116,7 +116,7 @@ class Scratch(Method):
     block_size: the longest text, in bytes.
     """
 
-    name, label, lr, batch_size, examples, epochs = "scratch", "from scratch", 2e-2, 32, 20_000, 3
+    name, label, lr, batch_size, examples, epochs = "scratch", "from scratch", 1e-2, 16, 20_000, 3
     is_validated = False  # it begins as nothing that could be lost
 
     def __init__(self, model=None, n_random=0, trigger=(), seed=0, block_size=256):
@@ -136,4 +136,4 @@ class Scratch(Method):
         return Tokenizer(tiktoken.Encoding("bytes", pat_str="(?s:.)", mergeable_ranks=ranks, special_tokens=special))
 
     def optimizers(self, lr, dtype):
-        return muon.optimizers(self.net, lr, lr / 10, dtype)
+        return muon.optimizers(self.net, lr, 0.4 * lr, dtype)

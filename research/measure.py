@@ -39,7 +39,7 @@ def main(argv=None):
     args.command = shlex.join(["python", "-m", "research.measure", file, *flags])
     task, model = train_task.load_task(args), train_task.load_base(args)
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
-    out = train_task.output_folder(args, f"{task.name}-measured", model)
+    out = resume.output_folder(args, f"{task.name}-measured", model)
     method, header = load_prefix(file, model, tokenizer)
     tokenizer.tokenize = header["tokenize"]
     if args.own_data:

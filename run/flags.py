@@ -162,7 +162,7 @@ def train_parser(doc, cls, shown):
     g = p.add_argument_group("tuning and measuring")
     g.add_argument("--examples", type=at_least(1), metavar="N", help="to learn from (default 1000; your own data: all)")
     g.add_argument("--epochs", type=at_least(1), metavar="N", help="passes over them (default 1; own data: up to 5)")
-    g.add_argument("--batch-size", type=at_least(1, 65536), metavar="N", help="(default 8; scratch: 32)")
+    g.add_argument("--batch-size", type=at_least(1, 65536), metavar="N", help="(default 8; scratch: 16)")
     g.add_argument("--lr", type=learning_rate, metavar="RATE", help="peak learning rate (default: the method's)")
     g.add_argument(
         "--validation",

@@ -209,6 +209,15 @@ def load(folder):
     return Saved(schemas.read_json(folder / "results.json", dict, "give another --out"), {}, finished=True)
 
 
+def output_folder(args, name, model):
+    """The run's folder. Raises UserError where something else is in it."""
+    out = Path(args.out or f"out/{name.replace(':', '-')}-{model.name.rpartition('/')[2]}")
+    known = args.overwrite or args.resume and (is_stopped(out) or (out / "results.json").exists())
+    if out.exists() and not (out.is_dir() and (known or all(is_leftover(p) for p in out.iterdir()))):
+        raise UserError(f"{out} is already in use: give another --out, --resume to go on, or --overwrite it")
+    return out
+
+
 def is_stopped(folder):
     """True where a run in the folder began and has not finished."""
     return (Path(folder) / NEWEST).exists()
