@@ -91,7 +91,7 @@ def demo_table(results):
             ending = {"before": ", start", "accuracy": ", end" * (name in results["before"])}[when]
             cells = [f"{report.percent(results[when][name][r]):.1f}" for r in ranges]
             lines.append(f"| {label}{ending} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", ". ".join(report.story(results)) + "."]) + "\n"
+    return "\n".join([*lines, "", *(f"{sentence}." for sentence in report.story(results))]) + "\n"
 
 
 def read_rows(name):

@@ -140,13 +140,13 @@ def data_efficiency(args, task):
         yield cell(args, task, "scratch", f"--method scratch {given}", n)  # its default is 3 epochs
 
 
-@study(*SUMS, axis="steps", learned_from="8 new examples a step, {questions} questions a range")
+@study(*SUMS, axis="steps", learned_from="32 new examples a step, {questions} questions a range")
 def steps(args, task):
-    """How many steps a prompt needs from each start: 10, 30, 100 and 300 steps of 8 new examples, the last kept."""
+    """How many steps a prompt needs from each start: 10, 30, 100 and 300 steps of 32 new examples, the last kept."""
     starts = {"example": "--trigger example", "instruction": "", "random": "--n-random 65 --trigger none"}
     for n in (10, 30, 100, 300):
         for name, start in starts.items():
-            yield cell(args, task, f"hybrid, {name}", f"--examples {8 * n} --validation 0 {start}", n)
+            yield cell(args, task, f"hybrid, {name}", f"--examples {32 * n} --batch-size 32 --validation 0 {start}", n)
 
 
 @study("addition", "addition:symbolic", "symbolic_sum", "word_reversal", "last_letter")
