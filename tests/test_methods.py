@@ -44,7 +44,7 @@ def test_every_method_is_tuned_saved_and_loaded(base, no_drawing, tmp_path, args
     """What the file's prompt answers is what the run measured after tuning, to the letter."""
     name, out = args[0], tmp_path / "run"
     few = "--task word_reversal --beside none --examples 40 --batch-size 16 --test-examples 6".split()
-    argv = ["--model", base, *few, "--lr", 0.1, "--method", *args, "--out", out]
+    argv = ["--model", base, *few, "--lr", 0.005, "--method", *args, "--out", out]
     results = train_task.main(list(map(str, argv)))
     assert list(results.accuracy) == [name]
     assert (results.loss == {} == results.before) if name == "text" else len(set(results.loss[name]["loss"])) > 1
