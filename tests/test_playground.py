@@ -327,6 +327,10 @@ def test_what_is_missing_is_named_with_a_remedy(show, fault, remedy):
     assert remedy in page.inner_text("#status")
 
 
+def test_a_prompt_that_is_not_there_is_named_with_the_command_that_adds_it(show):
+    assert "python -m playground.export --run out/mine" in show("#mine").inner_text("#status")
+
+
 def test_questions_that_cannot_be_asked(show):
     page = show("#addition")
     for question, remedy in ("1" * 600, "shorten it"), ("", "write one"):

@@ -12,11 +12,11 @@ export function chart({ curves, unit, tuned, questions }: About, length: number,
     ariaLabel: "Right answers by length", ariaDescription: `Lines for ${Object.keys(curves).join(", ")}`,
     x: { label: `${unit} →`, ticks: Object.keys(questions).map(Number), tickFormat: "d" },
     y: { label: "↑ right answers", domain: [0, 1], tickFormat: "%", ticks: 5, grid: true },
-    color: { legend: true, range: ["#c1272d", "#e0a13c", "#3b6fb6", "#5aa17f", "#8c6bb1", "#7a756d"] },
+    color: { legend: true, range: ["var(--red)", "#d99a2b", "var(--blue)", "#5aa17f", "#a07cc5", "var(--soft)"] },
     marks: [
       Plot.rectX([tuned], { x1: tuned[0] - 0.5, x2: tuned[1] + 0.5, fillOpacity: 0.07 }),
       Plot.ruleX([length], { strokeDasharray: "3 3" }),
-      Plot.line(points, { ...at, stroke: "who", strokeWidth: 2, marker: "dot", title: (p) => `${p.who}, ${p.length} ${unit}: ${Math.round(100 * p.share)}%` }),
+      Plot.line(points, { ...at, stroke: "who", strokeWidth: 2, marker: "dot" }),
       Plot.dot(now === undefined ? [] : [{ length, share: now }], { ...at, r: 8, strokeWidth: 2.5 }),
     ],
   });

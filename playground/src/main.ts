@@ -26,7 +26,8 @@ function say(text: string, isError = false) {
 
 onFail((error) => {
   if (!(error instanceof Remedy)) console.error(error);
-  say(error instanceof Remedy ? error.message : `This should not happen: ${error}. Load the page again, or try another browser.`, true);
+  const unexpected = `This should not happen: ${error}. Load the page again, or try another browser.`;
+  say(error instanceof Remedy ? error.message : unexpected, true);
 });
 
 // ---------------------------------------------------------------- what stands before the question
@@ -78,14 +79,18 @@ function choose(next: Kind) {
 }
 
 /** The questions that are no longer than those of tuning; none of them was tuned on. */
-const inDistribution = () => Object.entries(prompt.about.questions).filter(([n]) => Number(n) <= prompt.about.tuned[1]).flatMap(([, some]) => some);
+const inDistribution = () => {
+  const { questions, tuned } = prompt.about;
+  return Object.keys(questions).filter((n) => Number(n) <= tuned[1]).flatMap((n) => questions[n]);
+};
 
 async function open(name: string) {
   if (!loaded.has(name)) loaded.set(name, await net.prompt(name));
   prompt = loaded.get(name)!;
   history.replaceState(null, "", `#${name}`);
   const { questions, tuned: [low, high] } = prompt.about, lengths = Object.keys(questions).map(Number);
-  const drawn = [0.2, 0.5, 1].map((part) => sample(questions[Math.round(low + part * (high - low))] ?? inDistribution(), 1)[0][0]);
+  const some = [low, Math.round((low + high) / 2), high].map((n) => questions[n] ?? inDistribution());
+  const drawn = some.map((of) => sample(of, 1)[0][0]);
   $("examples").replaceChildren(...drawn.map((asked) => button(asked, {}, () => { question.value = asked; ask(); })));
   question.value = drawn[2];
   Object.assign(length, { min: Math.min(...lengths), max: Math.max(...lengths), value: high });
@@ -103,8 +108,9 @@ const ask = () => job("ask", null, async (signal) => {
   const tokens = net.encode(question_format.replace("{}", question.value)), alone = await net.prefill(NOTHING, bos);
   if (!question.value) throw new Remedy("The question is empty: write one, or press an example.");
   const room = block_size - past.length - 1;
-  if (tokens.length > room) throw new Remedy(`The question has ${tokens.length} characters, and the network has room for ${room}: shorten it.`);
-  say("");
+  if (tokens.length > room)
+    throw new Remedy(`The question has ${tokens.length} characters, and the network has room for ${room}: shorten it.`);
+  if ($("status").classList.contains("error")) say("");
   columns = [{ box: $("alone"), past: alone, tokens, written: [] }, { box: $("behind"), past, tokens, written: [] }];
   await Promise.all(columns.map(async (column, c) => {
     const text = make("span", { className: "text" }, ...tokens.map((t) => make("span", { className: "q" }, visible(net.text([t])))));
@@ -113,8 +119,8 @@ const ask = () => job("ask", null, async (signal) => {
     for await (const step of net.write(tokens, column.past, stops, most)) {
       if (signal.aborted) return;
       const i = column.written.push(step) - 1, shown = visible(net.text([step.token])), show = () => select(c, i);
-      const props = { className: "a", tabIndex: i ? -1 : 0, ariaLabel: `character ${i + 1}: ${shown}`, onfocus: show, onpointerenter: show };
-      text.append(button(shown, props, show));
+      const props = { className: "a", tabIndex: i ? -1 : 0, ariaLabel: `character ${i + 1}: ${shown}` };
+      text.append(button(shown, { ...props, onfocus: show, onpointerenter: show }, show));
       await paint();
     }
     judge(column);
@@ -131,8 +137,9 @@ function judge(column: Column) {
   const { questions, stop } = prompt.about, text = textOf(column), asked = question.value;
   const known = Object.values(questions).flat().find(([q]) => q === asked);
   const truth = known ? finalAnswer(known[1], stop) : rightAnswer(asked), isRight = finalAnswer(text, stop) === truth;
-  const verdict = isRight ? "✓ right" : `✗ wrong: the answer is ${truth}`;
-  Object.assign(column.box.querySelector(".verdict")!, { textContent: truth && verdict, className: `verdict ${isRight ? "right" : "wrong"}` });
+  const verdict = column.box.querySelector(".verdict")!;
+  verdict.className = `verdict ${isRight ? "right" : "wrong"}`;
+  verdict.textContent = truth === undefined ? "" : isRight ? "✓ right" : `✗ wrong: the answer is ${truth}`;
   const first = isRight || !known ? -1 : [...known[1]].findIndex((character, i) => character !== text[i]);
   column.box.querySelectorAll(".a")[first]?.classList.add("first-wrong");
 }
@@ -144,30 +151,36 @@ function showTiles() {
   const near = (some: [string, number][]) => some.map(([word]) => quoted(word)).join(", ");
   $("tiles").replaceChildren(...pieces().map((text, i) => {
     const tell = () => {
-      const began = text === "·" ? "random numbers" : quoted(text), row = isTuned() ? words[i] : undefined;
-      const story = row ? ` Nearest words at the start: ${near(row.init_nearest)}; at the end: ${near(row.nearest)}. Tuning moved it by ${percent(moved[i])} of its length.` : "";
-      const next = on.includes(i) ? "Press to switch it off." : "It is off, and the others are read without it. Press to switch it on.";
-      $("tile").textContent = `${what} ${i + 1}${isTuned() ? " began as" : ":"} ${began}.${story} ${next}`;
+      const row = isTuned() ? words[i] : undefined, began = text === "·" ? "random numbers" : quoted(text);
+      const story = row && ` Nearest words at the start: ${near(row.init_nearest)}; at the end: ${near(row.nearest)}.`
+        + ` Tuning moved it by ${percent(moved[i])} of its length.`;
+      const off = "It is off, and the others are read without it. Press to switch it on.";
+      $("tile").textContent = `${what} ${i + 1}${isTuned() ? " began as" : ":"} ${began}.${story ?? ""} `
+        + (on.includes(i) ? "Press to switch it off." : off);
     };
-    const name = `${what} ${i + 1}, ${text === "·" ? "random" : visible(text)}`;
-    const tile = button(visible(text), { tabIndex: i ? -1 : 0, ariaPressed: "true", ariaLabel: name, onfocus: tell, onpointerenter: tell }, () => {
+    const toggle = () => {
       on = on.includes(i) ? on.filter((k) => k !== i) : [...on, i].sort((a, b) => a - b);
       tile.ariaPressed = `${on.includes(i)}`;
       tell();
       changed();
-    });
+    };
+    const name = `${what} ${i + 1}, ${text === "·" ? "random" : visible(text)}`;
+    const props = { tabIndex: i ? -1 : 0, ariaPressed: "true", ariaLabel: name, onfocus: tell, onpointerenter: tell };
+    const tile = button(visible(text), props, toggle);
     tile.style.setProperty("--moved", isTuned() && most ? `${moved[i] / most}` : "0");
     return tile;
   }));
-  $("tile").textContent = isTuned()
+  $("tile").textContent = isTuned() && words.length
     ? "Each tile is a row: the bluer, the further tuning moved it. Point at one to read its nearest words, press it to switch it off."
     : "Each tile is a position before the question. Press one to switch it off.";
 }
 
+type Answer = (question: Question) => Promise<string>;
+
 /** Ask questions one by one. Each becomes a dot, full where the final answer is right, that asks its question again. */
-async function fillDots(box: Element, some: Question[], answer: (q: Question) => Promise<string>, signal: AbortSignal, tell: (right: number, n: number) => void) {
-  const { stop } = prompt.about;
-  const dots = some.map(([asked], i) => button("", { tabIndex: i ? -1 : 0, ariaLabel: asked }, () => { question.value = asked; ask(); }));
+async function fillDots(box: Element, some: Question[], answer: Answer, signal: AbortSignal, tell: (right: number, n: number) => void) {
+  const { stop } = prompt.about, again = (asked: string) => () => { question.value = asked; ask(); };
+  const dots = some.map(([asked], i) => button("", { tabIndex: i ? -1 : 0, ariaLabel: asked }, again(asked)));
   box.replaceChildren(...dots);
   let right = 0;
   for (const [i, item] of some.entries()) {
@@ -175,7 +188,8 @@ async function fillDots(box: Element, some: Question[], answer: (q: Question) =>
     const text = await answer(item), isRight = finalAnswer(text, stop) === finalAnswer(item[1], stop);
     if (signal.aborted) return;
     right += Number(isRight);
-    Object.assign(dots[i], { className: isRight ? "right" : "wrong", title: item[0] + text, ariaLabel: `${item[0]} ${isRight ? "right" : "wrong"}` });
+    const verdict = isRight ? "right" : "wrong";
+    Object.assign(dots[i], { className: verdict, title: item[0] + text, ariaLabel: `${item[0]} ${verdict}` });
     tell(right, i + 1);
     await paint();
   }
@@ -221,8 +235,10 @@ function select(c: number, i: number) {
     return `${quoted(places[s]?.textContent ?? "")}${s < P ? ` at position ${s + 1}` : ""} (${percent(looked[s])})`;
   };
   const who = head ? `Layer ${head[0] + 1}, head ${head[1] + 1}` : "The mean of all heads";
-  const before = P ? ` gave ${percent(sum(looked.subarray(0, P)))} of its attention to the prompt, most to ${top(0, P)}, and` : " gave";
-  $("look").textContent = `${who}${before} most in the text to ${top(P, looked.length)}, before it wrote ${quoted(target.textContent!)}.`;
+  const share = sum(looked.subarray(0, P)), there = share > 0.005 ? `, most to ${top(0, P)}` : "";
+  const before = P ? ` gave ${percent(share)} of its attention to the prompt${there}, and` : " gave";
+  const text = `${before} most in the text to ${top(P, looked.length)}`;
+  $("look").textContent = `${who}${text}, before it wrote ${quoted(target.textContent!)}.`;
   showHeads(heads, look, P);
 }
 
@@ -249,7 +265,7 @@ const compare = () => job("compare", $("contenders"), async (signal) => {
   $("length-is").textContent = `${n} ${n === 1 ? about.unit.replace(/s$/, "") : about.unit}`;
   length.setAttribute("aria-valuetext", $("length-is").textContent!);
   const draw = (share?: number) => $("chart").replaceChildren(chart(about, n, share, Math.min(760, $("chart").clientWidth)));
-  const lines: [string, (q: Question) => Promise<string>][] = [[KINDS[kind], (q) => net.answer(about, q, now, signal)]];
+  const lines: [string, Answer][] = [[KINDS[kind], (q) => net.answer(about, q, now, signal)]];
   if (kind !== "example") {
     const example = await net.prefill(NOTHING, about.example);
     lines.push([KINDS.example, (q) => net.answer(about, q, example, signal)]);
@@ -259,7 +275,8 @@ const compare = () => job("compare", $("contenders"), async (signal) => {
   draw();
   const boxes = lines.map(([label]) => make("div", { className: "dots", role: "group", ariaLabel: label }));
   boxes.forEach(arrows);
-  $("contenders").replaceChildren(...lines.map(([label], i) => make("div", { className: "score" }, make("span", {}, label), boxes[i], make("span"))));
+  const line = (label: string, box: HTMLElement) => make("div", { className: "score" }, make("span", {}, label), box, make("span"));
+  $("contenders").replaceChildren(...lines.map(([label], i) => line(label, boxes[i])));
   for (const [i, [, answer]] of lines.entries())
     await fillDots(boxes[i], some, answer, signal, (right, asked) => {
       boxes[i].nextElementSibling!.textContent = `${right} of ${asked}`;
@@ -286,6 +303,8 @@ async function main() {
   };
   length.oninput = compare;
   $("fresh").onclick = () => { fresh = sample(inDistribution(), 20); measure(); };
+  if (wanted && first !== wanted) say(`This page has no prompt “${wanted}” yet: python -m playground.export --run out/${wanted}`);
+  else say("");
   await open(first);
   for (const name of prompts) if (!loaded.has(name)) loaded.set(name, await net.prompt(name)); // then no network is needed
   document.body.dataset.ready = "";
