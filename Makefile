@@ -28,7 +28,7 @@ playground: .venv/playground $(PROMPTS:%=%/prefix.safetensors)
 	@echo "see it: $(PYTHON) -m http.server --directory out/playground, then http://localhost:8000"
 
 out/prompts/%/prefix.safetensors:
-	.venv/bin/python train_task.py --task $* --trigger instruction --dtype float32 --out $(@D) --overwrite
+	.venv/bin/python train_task.py --task $* --dtype float32 --out $(@D) --overwrite
 
 lessons: .venv/lessons
 	.venv/bin/jupyter notebook lessons

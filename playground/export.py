@@ -10,10 +10,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
-from torch import nn
 
 import tasks
 from data.tokenizer import Tokenizer
@@ -31,7 +29,7 @@ from prefix import METHODS
 QUESTIONS = 120  # of each range
 
 
-class Step(nn.Module):
+class Step(torch.nn.Module):
     """What the graph computes: `run` of its `model`, with the caches of all layers in one tensor."""
 
     def forward(self, rows, tokens, past):
@@ -65,7 +63,7 @@ def export_model(model, path, half):
         graph.output.append(onnx.helper.make_tensor_value_info(f"attention_{i}", onnx.TensorProto.FLOAT, [None] * 4))
     for w in [w for w in graph.initializer if half and w.data_type == onnx.TensorProto.FLOAT and len(w.dims)]:
         graph.node.insert(0, onnx.helper.make_node("Cast", [f"{w.name}_half"], [w.name], to=onnx.TensorProto.FLOAT))
-        values = onnx.numpy_helper.to_array(w).astype(np.float16)
+        values = onnx.numpy_helper.to_array(w).astype("float16")
         w.CopyFrom(onnx.numpy_helper.from_array(values, f"{w.name}_half"))
     with replacing(path) as temporary:
         temporary.write_bytes(gzip.compress(proto.SerializeToString(), mtime=0))
@@ -107,9 +105,8 @@ def curves(results):
     found = {}
     for when, ending in (("accuracy", ""), ("before", ", before tuning")):
         for name, by_range in results[when].items():
-            of = found[results["labels"][name] + ending] = {}
-            for score in (score for r, score in by_range.items() if r not in results["new_words"]):
-                of |= {length: [n["correct"], n["n"]] for length, n in score["by_length"].items()}
+            scores = [score["by_length"] for r, score in by_range.items() if r not in results["new_words"]]
+            found[results["labels"][name] + ending] = {n: [a["correct"], a["n"]] for s in scores for n, a in s.items()}
     return found
 
 
@@ -135,9 +132,8 @@ def main(argv=None):
     args = p.parse_args(argv)
     model = load_model(base_of(args.run[0])).freeze()
     base, path = Tokenizer.load(model.folder, model.config.vocab_size), args.out / "index.json"
-    size, shape = sum(p.numel() for p in model.parameters()), list(as_tensor(empty_cache(model)).shape)
     about = asdict(model.config) | {"fingerprint": fingerprint(model), "dtype": args.dtype, "bos": base.bos}
-    about |= {"parameters": size, "cache": shape}
+    about |= {"parameters": sum(p.numel() for p in model.parameters()), "cache": [*as_tensor(empty_cache(model)).shape]}
     args.out.mkdir(parents=True, exist_ok=True)
     index = schemas.read_json(path, dict, "remove it") if path.exists() else {}
     if index.get("base") != about:
