@@ -28,8 +28,8 @@ def attention_map(axis, weights, rows, columns, P):
     cache from the question."""
     axis.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axis.axvline(P - 0.5, color=RED, lw=1.5)
-    axis.set_xticks(range(len(columns)), columns, fontsize=8)
-    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.set_xticks(range(len(columns)), columns, fontsize=11)
+    axis.set_yticks(range(len(rows)), rows, fontsize=11)
     axis.tick_params(length=0)
 
 

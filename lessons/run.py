@@ -77,8 +77,9 @@ def fill(text, number=None):
 
 
 def values_code(expressions):
-    """Python that is a dict of the values of expressions, as texts."""
-    return "{" + ", ".join(f"{e!r}: f'''{{{e}}}'''" for e in expressions) + "}"
+    """Python that is a dict of the values of expressions, as texts. Those may call what text.py has."""
+    values = "{" + ", ".join(f"{e!r}: f'''{{{e}}}'''" for e in expressions) + "}"
+    return f"eval({values!r}, vars(__import__('lessons.text').text) | globals())" if expressions else "{}"
 
 
 def update(values, more):
