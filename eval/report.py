@@ -69,7 +69,7 @@ def table(results):
 
 def story(results):
     """What happened, in three sentences without their full stops: what tuning did, what text does without it, and where
-    all of them are least accurate. Shorter where a run has no such contenders."""
+    all of them are least accurate. Fewer where a run has no such contenders."""
     (after, before), labels, method = scores(results), results["labels"], results["method"]
     first, *others = ranges = list(next(iter(after.values())))
     scope = "of the questions" if results["answers"] else "in distribution"
@@ -79,19 +79,16 @@ def story(results):
         sentences.append(f"Tuning took the {labels[method]} from {start:.1f}% to {end:.1f}% {scope}")
     texts = [name for name in TEXTS if name in after and name != method]
     if texts:
-        sentences.append(f"Without tuning, {shares(after, texts, first, labels)}")
+        sentences.append(f"Without tuning: {shares(after, texts, first, labels)}")
     if others:
         best = {r: max(percent(by_range[r]) for by_range in after.values()) for r in ranges}
         hardest = min(others, key=best.get)
-        sentences.append(f"The least accurate range is {hardest}: {shares(after, list(after), hardest, labels)}")
+        sentences.append(f"The least accurate range, {hardest}: {shares(after, list(after), hardest, labels)}")
     return sentences
 
 
 def shares(after, names, r, labels):
-    """Their accuracy on a range in words."""
-    first, *others = [f"{labels[name]}{{}} {percent(after[name][r]):.1f}%" for name in names]
-    *others, last = others or [""]
-    return first.format(" has") + "".join(f", {x.format('')}" for x in others) + f" and {last.format('')}" * bool(last)
+    return ", ".join(f"{labels[name]} {percent(after[name][r]):.1f}%" for name in names)
 
 
 def remarks(results):

@@ -142,8 +142,8 @@ def test_the_story_names_the_range_on_which_the_best_is_worst():
     for name, right in (("zero-shot", 0), ("few-shot", 2), ("hybrid", 1)):
         results["accuracy"][name]["7 digits"] |= {"correct": right}
     *_, last = report.story(results)
-    shares = "zero-shot has 0.0%, best context (1 longest) 6.7% and prefix for $1 or $2 3.3%"
-    assert last == f"The least accurate range is 7 digits: {shares}"
+    shares = "zero-shot 0.0%, best context (1 longest) 6.7%, prefix for $1 or $2 3.3%"
+    assert last == f"The least accurate range, 7 digits: {shares}"
 
 
 def test_the_table_shows_every_number():
@@ -163,7 +163,7 @@ def test_the_table_shows_every_number():
     start = f"{report.percent(results['before']['hybrid']['in-distribution']):.1f}%"
     assert lines[at_questions(lines) + 1 :][:2] == [
         f"Tuning took the prefix for $1 or $2 from {start} to {percents['hybrid']} in distribution",
-        f"Without tuning, zero-shot has {percents['zero-shot']} and best context (1 longest) {percents['few-shot']}",
+        f"Without tuning: zero-shot {percents['zero-shot']}, best context (1 longest) {percents['few-shot']}",
     ]
     assert lines[-1] == (
         "prefix for $1 or $2 learned from 96 examples in 2 passes and is kept as it was after step 2 of 3: "
