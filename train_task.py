@@ -3,8 +3,8 @@
     python train_task.py --task addition
     python train_task.py --task train.jsonl test.jsonl --model gpt2
 
-Everything that learns is measured before and after tuning, in distribution and out of it, beside the base alone
-(zero-shot), the best worked examples in its context (few-shot) and --beside. Results go to out/<run>/.
+Everything that learns is measured before and after tuning, in distribution and out of it, beside what text alone can do
+(the trigger, one worked example, the best context) and the baselines of --beside. Results go to out/<run>/.
 """
 
 import os

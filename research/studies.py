@@ -179,7 +179,7 @@ def real_base(args, task):
         "hybrid": f"--trigger {words}",
         "ptuning2": f"--method ptuning2 --trigger {words}",
         "lora": "--method lora",
-        "lora, batches of 32": "--method lora --batch-size 32",
+        "lora, batches of 32": "--method lora --batch-size 32 --lr 0.003",
         "lora, same words": f"--method lora --trigger {words}",
     }.items():
         yield cell(args, task, series, f"--epochs 1 {flags}")
