@@ -127,6 +127,7 @@ def study_table(rows, settings, jobs, learned_from, along=""):
     lines = [
         f"Final-answer accuracy, %: before tuning > after, {seeds}; "
         f"{learned_from}; base {settings['model']}; seconds of tuning and measuring, {jobs} at once."
+        f"{settings.get('note', '')}"
     ]
     for task in dict.fromkeys(r["task"] for r in rows):
         task_rows = [r for r in rows if r["task"] == task]
