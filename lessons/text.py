@@ -6,9 +6,11 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
 def listed(items, form=".0f"):
-    """[98.0, 50.0, 2.0] -> "98, 50 and 2"."""
+    """[98.0, 50.0, 2.0] -> "98, 50 and 2"; what is the same everywhere is said once."""
     texts = [item if isinstance(item, str) else f"{item:{form}}" for item in items]
-    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+    if len(set(texts)) < 2:
+        return texts[0]
+    return f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 def finding(page, task, row, column, before=False):
