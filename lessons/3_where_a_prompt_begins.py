@@ -157,10 +157,10 @@ fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols
 plt.show()
 
 # %% [markdown]
-# **Starts differ far more than ends.** In distribution the four begin between
-# {{min(row[0] for row in before.values()):.0f}} and {{max(row[0] for row in before.values()):.0f}}%, and end between
-# {{min(after[name][0] for name in before):.0f}} and {{max(after[name][0] for name in before):.0f}}%. At eight digits
-# they end at {{listed(after[name][-1] for name in before)}}%, and the best context, untuned, is right in
+# **Starts differ far more than ends.** In distribution the four begin at {{min(row[0] for row in before.values()):.0f}}
+# to {{max(row[0] for row in before.values()):.0f}}%, and none ends below
+# {{min(after[name][0] for name in before):.0f}}%. At eight digits they end at
+# {{listed(after[name][-1] for name in before)}}%, and the best context, untuned, is right in
 # {{after["best context"][-1]:.0f}}%.
 #
 # **What did tuning add to the example?** It begins at {{listed(before["example"])}}% and ends at
@@ -332,7 +332,7 @@ for e, text in wrong[:2]:
     print(f"          {' ' * same}^ {first_error(text, e.answer)}")
 
 # %% [markdown]
-# The most frequent first error is
+# What goes wrong first, most often:
 # {{listed(f"{max(kinds[name], key=kinds[name].get, default='none')} behind '{name}'" for name in kinds)}}. The base
 # loses its place in numbers longer than those of any sum that it has seen. Each bar counts
 # {{min(sum(k.values()) for k in kinds.values())}} to {{max(sum(k.values()) for k in kinds.values())}} answers, so look
@@ -346,4 +346,4 @@ for e, text in wrong[:2]:
 #   [Residual Prompt Tuning](https://arxiv.org/abs/2305.03937), on the MLP.
 # - Dror et al. (2018), [The Hitchhiker's Guide to Testing Statistical Significance in
 #   NLP](https://aclanthology.org/P18-1128/).
-# - Lesson 4: what a prompt in every layer can do, and what no prompt can.
+# - Lesson 4: at the input, in every layer, or in the weights.
