@@ -40,9 +40,8 @@ lessons-made: .venv/lessons
 # needs Node.js, and Chromium or Chrome for the PDF
 slides:
 	$(PYTHON) -m lessons.figures out/slides
-	cp lessons/slides.md out/slides/
 	cd out/slides && npx --yes @marp-team/marp-cli@4.5.1 slides.md -o slides.html
-	cd out/slides && npx --yes @marp-team/marp-cli@4.5.1 slides.md -o slides.pdf --allow-local-files
+	cd out/slides && npx --yes @marp-team/marp-cli@4.5.1 slides.md -o slides.pdf --pdf-notes --allow-local-files
 
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

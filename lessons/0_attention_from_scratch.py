@@ -25,14 +25,15 @@
 # have seen a transformer. Everything runs in seconds. Terms in *italics* are explained in
 # [docs/words.md](../docs/words.md).
 
-# %% [markdown]
-# The next cell finds the project's folder.
-
 # %%
+import subprocess
 import sys
 from pathlib import Path
 
-folders = [Path.cwd(), *Path.cwd().parents]
+if "google.colab" in sys.modules and not Path("nanoprompt").exists():  # Colab has the notebook, not the project
+    subprocess.run(["git", "clone", input("the address of your copy of the project: "), "nanoprompt"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./nanoprompt"], check=True)
+folders = [Path.cwd(), *Path.cwd().parents, Path("nanoprompt").resolve()]
 sys.path.insert(0, str(next(folder for folder in folders if (folder / "prefix.py").is_file())))
 
 # %%
@@ -40,7 +41,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from lessons import checks
-from lessons.drawing import RED, grid
+from lessons.drawing import GRAY, RED, grid
 
 # %% [markdown]
 # ## 1. A text becomes vectors
@@ -306,7 +307,7 @@ print(f"{text} -> {text + written}")
 
 # %% tags=["figure-toy-cache"]
 longer = text + written
-fig, axes = plt.subplots(1, 2, figsize=(9, 6.2), sharey=True)
+fig, axes = plt.subplots(1, 2, figsize=(6.4, 6), sharey=True)
 for axis, part, name in zip(axes, cache, ("keys", "values")):
     grid(axis, part, list(longer), list(vocabulary), "{:.0f}")
     axis.axhline(T - 0.5, color=RED)
@@ -334,6 +335,29 @@ print("behind nothing:        ", {c: round(p, 2) for c, p in zip(vocabulary, alo
 print("behind a row by hand:  ", {c: round(p, 2) for c, p in zip(vocabulary, behind[0].tolist())})
 
 # %% [markdown]
+# What if a text stands behind the row? Both are in one softmax, so the row takes weight from the text. Here a row says
+# that `k` comes behind `t`, and the text says `e`.
+
+# %% tags=["figure-toy-prefix"]
+row = torch.eye(V)[[vocabulary.index("t")]]  # a key that is found by t
+without = scores(q[-1:], k).softmax(-1)[0]  # (T), of the last t
+with_row = scores(q[-1:], torch.cat([row, k])).softmax(-1)[0]  # (1 + T)
+a = with_row[0].item()  # the weight that goes to the row
+fig, axis = plt.subplots(figsize=(7, 3.2))
+axis.bar(range(1, T + 1), without, color=GRAY, width=0.8, label="the text alone")
+axis.bar(range(T + 1), with_row, color=RED, width=0.4, label="behind the row")
+axis.set_xticks(range(T + 1), ["the\nrow", *text])
+axis.set(title="where the last t looks", ylabel="weight", ylim=(0, 1))
+axis.legend(loc="upper left", bbox_to_anchor=(0.12, 1))
+plt.show()
+shares = (with_row[1:] / without).tolist()
+print(f"weight on the row: a = {a:.2f}; each weight on the text times {min(shares):.4f} to {max(shares):.4f}")
+
+# %% [markdown]
+# Each weight on the text is multiplied by the same number, 1 - a = {{1 - a:.2f}}. In one head, a row can turn down what
+# is read from the text and add something of its own. It cannot turn the head to another place of the text. Lesson 4
+# asks what that means for a whole network.
+#
 # One more step and we have the subject of the course. The row's numbers need not come from a hand either. We begin with
 # random ones, ask for `k` behind `i`, and let the *gradient* change the row. The three matrices of the head stay as
 # they are: they are *frozen*.

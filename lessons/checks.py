@@ -7,8 +7,10 @@ before you read its check: the solution stands here.
 """
 
 import math
+import random
 import re
 import traceback
+from collections import Counter
 from functools import cache, wraps
 
 import torch
@@ -910,3 +912,112 @@ def check_vote(vote):
         expect(got is not None, "The function returns nothing: end it with `return`.")
         expect(isinstance(got, str), f"For {finals} the result is {got!r}: return the answer itself, a text.")
         expect(got == right, f"For {finals} the result is {got!r} and should be {right!r}: {why}.")
+
+
+# ---------------------------------------------------------------- lesson 6: a real model
+
+
+@exercise("words is a list of texts, counts a dict of Counters, and n_words a whole number.")
+def check_guess(guess):
+    rng, cases = random.Random(0), []
+    for _ in range(40):
+        kinds = "person", "place", "time"
+        counts = {kind: Counter(rng.choices("abcdefgh", k=rng.choice((4, 12, 40)))) for kind in kinds}
+        cases.append((rng.choices("abcdefghxyz", k=4), counts, 11))
+
+    def likeliest(score):
+        return [max(c, key=lambda kind: sum(score(c[kind], word, n) for word in words)) for words, c, n in cases]  # noqa: B023
+
+    right = likeliest(lambda count, word, n: math.log((count[word] + 1) / (count.total() + n)))
+    try:
+        got = [guess(list(words), {kind: Counter(c) for kind, c in counts.items()}, n) for words, counts, n in cases]
+    except ValueError as error:
+        expect("math domain" not in str(error) and "positive" not in str(error), "The logarithm of 0: a word that a "
+               "kind has never seen needs the 1 that is added to each count.")  # fmt: skip
+        raise
+    expect(None not in got, "The function returns nothing: end it with `return`.")
+    expect(not any(isinstance(answer, float | int) for answer in got), "Return the kind, not its score.")
+    mistakes = [
+        (likeliest(lambda count, word, n: -math.log((count[word] + 1) / (count.total() + n))), "You return the kind in "
+         "which the words are least likely."),
+        (likeliest(lambda count, word, n: math.log((count[word] + 1) / count.total())), "n_words is missing below the "
+         "fraction: 1 was added to each of that many counts."),
+        (likeliest(lambda count, word, n: count[word]), "You add up counts: a kind with many words would win always. "
+         "Divide, and take logarithms."),
+        (likeliest(lambda count, word, n: count[word] / count.total()), "You add up shares: those of several words are "
+         "multiplied, so add their logarithms."),
+        (likeliest(lambda count, word, n: (count[word] + 1) / (count.total() + n)), "You add up probabilities: those "
+         "of several words are multiplied, so add their logarithms."),
+        (likeliest(lambda count, word, n: math.log(count[word] + 1)), "The division is missing: a count says little "
+         "without the number of all words of the kind."),
+        (likeliest(lambda count, word, n: math.log((count[word] + 1) / (len(count) + n))), "len(count) is how many "
+         "different words a kind has: .total() counts all of them."),
+    ]  # fmt: skip
+    for wrong, sentence in mistakes:
+        expect(got == right or got != wrong, sentence)
+    for (words, counts, _), answer, true in zip(cases, got, right):
+        known = {kind: dict(count) for kind, count in counts.items()}
+        expect(answer == true, f"For the words {words} and the counts {known} the result is {answer!r} and should be "
+               f"{true!r}.")  # fmt: skip
+
+
+@exercise("logits are (A, vocab_size), and so is logits.log_softmax(-1); label is (A).")
+def check_label_score(label_score):
+    logits, label = 2 * torch.randn(3, 9, generator=torch.Generator().manual_seed(15)), torch.tensor([4, 0, 7])
+    log_p, rows = logits.log_softmax(-1), torch.arange(3)
+    mistakes = [
+        (log_p[rows, label].mean(), "This is the mean over the label's tokens: the logarithms are added."),
+        (log_p[rows, label], "These are the logarithms of each token: add them up."),
+        (log_p[rows, label].exp().prod(), "This is the probability: return its logarithm."),
+        (log_p[rows, label].exp().sum(), "You add up probabilities: add their logarithms."),
+        (logits[rows, label].sum(), "The softmax is missing: logits are no probabilities yet."),
+        (logits.log_softmax(0)[rows, label].sum(), "The softmax runs over the tokens of the label: it should run over "
+         "the vocabulary, the last dimension."),
+        (log_p[:, label].sum(), "[:, label] picks every token of the label in every row: pick one in each row, "
+         "[torch.arange(A), label]."),
+        (log_p[0, label[0]], "Only the first token counts: the label has several."),
+        (log_p.amax(-1).sum(), "You take the likeliest tokens: take those of the label."),
+        (-log_p[rows, label].sum(), "The sign is wrong: the logarithm of a probability is below 0."),
+        (-log_p[rows, label].mean(), "This is a loss, the mean with a minus: return the sum of the logarithms."),
+    ]  # fmt: skip
+    compare(label_score(logits.clone(), label.clone()), log_p[rows, label].sum(), mistakes, "The score")
+
+
+class Stub:
+    """A method with a cache of random rows, or with none."""
+
+    def __init__(self, rows=None):
+        self.rows = rows
+
+    def past(self, network):
+        return None if self.rows is None else network.prefill(self.rows[None])
+
+    def loss(self, *batch):
+        raise Wrong("method.loss will call your function: write the three lines yourself.")
+
+
+@exercise("hidden is (B, T, C), hidden[answer] is (N, C), and targets[answer] is (N).")
+def check_three_lines(three_lines):
+    model, rng = tiny_gpt(), torch.Generator().manual_seed(16)
+    tokens, targets = (torch.randint(40, (3, 7), generator=rng) for _ in range(2))  # (B, T)
+    answer = torch.arange(7) >= torch.tensor([[2], [4], [5]])  # (B, T)
+    for rows in torch.nn.Parameter(torch.randn(5, 16, generator=rng)), None:
+        method = Stub(rows)
+        hidden, alone, loss = model(tokens, method.past(model)), model(tokens), model.loss  # (B, T, C)
+        right, all_zero = loss(hidden[answer], targets[answer]), hidden * answer[..., None]
+        mistakes = [
+            (loss(hidden.flatten(0, 1), targets.flatten()), "The loss counts all positions: pick the answer's with "
+             "hidden[answer] and targets[answer]."),
+            (loss(all_zero.flatten(0, 1), (targets * answer).flatten()), "hidden * answer sets the other positions to "
+             "0, and they count all the same: pick with hidden[answer]."),
+            (loss(hidden[~answer], targets[~answer]), "The loss counts the question: pick the answer's positions."),
+            (loss(hidden[answer], tokens[answer]), "The loss compares with the tokens themselves: targets are those "
+             "that come next."),
+            (right * answer.sum(), "This is the sum over the answers' tokens: the mean was asked for."),
+        ]  # fmt: skip
+        if rows is not None:
+            mistakes.append((loss(alone[answer], targets[answer]), "The prompt is left out: network(tokens, past) "
+                             "reads behind it."))  # fmt: skip
+        got = three_lines(method, model, tokens.clone(), targets.clone(), answer.clone())
+        compare(got, right, mistakes, "The loss")
+        expect(rows is None or got.requires_grad, "The loss has lost its gradient: no detach, item or no_grad.")

@@ -43,7 +43,7 @@ def grid(axis, numbers, rows, columns, form="{:.2f}"):
     for i, row in enumerate(numbers):
         for j, n in enumerate(row):
             if n > float("-inf") and form.format(n).strip("-0."):
-                axis.text(j, i, form.format(n), ha="center", va="center", fontsize=9)
+                axis.text(j, i, form.format(n), ha="center", va="center", fontsize=10)
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
     axis.tick_params(length=0)

@@ -1,4 +1,5 @@
-"""The figures of the slides, taken out of the notebooks: each is the picture of a cell whose tag begins with `figure-`.
+"""What the slides are made of: slides.md with its numbers, and the figures of the notebooks. Each is the picture of a
+cell whose tag begins with `figure-`.
 
     python -m lessons.figures out/slides
 """
@@ -8,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from lessons.run import LESSONS
+from lessons.run import FOLDER, LESSONS, fill
 
 
 def figures():
@@ -20,7 +21,7 @@ def figures():
                 if tag.startswith("figure-"):
                     pictures = [o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {})]
                     if not pictures:
-                        raise ValueError(f"{path.stem}: no picture in {tag}, run `python -m lessons.run --notebooks`")
+                        raise ValueError(f"{path.stem}: no picture in {tag}, run `python -m lessons.run`")
                     found[tag.removeprefix("figure-")] = base64.b64decode(pictures[-1])
     return found
 
@@ -30,3 +31,5 @@ if __name__ == "__main__":
     folder.mkdir(parents=True, exist_ok=True)
     for name, png in figures().items():
         (folder / f"{name}.png").write_bytes(png)
+    (folder / "idea.svg").write_bytes((FOLDER.parent / "docs" / "idea.svg").read_bytes())
+    (folder / "slides.md").write_text(fill((FOLDER / "slides.md").read_text()))

@@ -148,6 +148,19 @@ def printed(cell):
     return json.loads("".join(output.text for output in cell.outputs if output.get("name") == "stdout"))
 
 
+def missing(path):
+    """What a lesson needs and is not installed, as a line that says so, or ''."""
+    from files.errors import UserError  # imported here, so that figures.py needs nothing but Python
+    from files.gguf_reader import smollm2
+
+    try:
+        if 'load_model("smollm2"' in path.read_text():
+            smollm2()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("numbers", nargs="*", type=int, help="of lessons (default: all)")
@@ -155,6 +168,9 @@ def main():
     args = p.parse_args()
     for path in LESSONS:
         if args.numbers and int(path.name[0]) not in args.numbers:
+            continue
+        if why := missing(path):
+            print(f"======== {path.name} is skipped: {why}", flush=True)
             continue
         start = time.time()
         if args.solved:
