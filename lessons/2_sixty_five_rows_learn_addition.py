@@ -152,7 +152,7 @@ answer_positions = checks.check_answer_positions(answer_positions)
 # Your mask goes into the batches that the prompts will learn from: eight sums each, of nearly the same length.
 
 
-# %%
+# %% tags=["measured"]
 def as_batch(encoded):
     """[(question tokens, answer tokens)] -> tokens, targets, answer, (B, T) each."""
     longest, rows = max(len(question) + len(answer) for question, answer in encoded), []

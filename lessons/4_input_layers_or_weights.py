@@ -162,9 +162,9 @@ fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", nco
 plt.show()
 
 # %% [markdown]
-# **On reversal** all of them end between {{min(table[seen, name][1] for name in names):.0f}} and
-# {{max(table[seen, name][1] for name in names):.0f}}% after one pass, however many numbers they train. One example as
-# text is right in {{as_text_alone[seen]:.0f}}%, so there was nothing to win over it.
+# **On reversal** none of them ends below {{min(table[seen, name][1] for name in names):.0f}}% after one pass, however
+# many numbers they train. One example as text is right in {{as_text_alone[seen]:.0f}}%, so there was nothing to win
+# over it.
 #
 # **On the next digit** one example as text is right in {{as_text_alone[unseen]:.0f}}%: there is nothing to call up.
 # After four passes LoRA is at {{table[unseen, "lora"][1]:.0f}}%, prefix-tuning at {{table[unseen, "prefix"][1]:.0f}}%,
