@@ -53,7 +53,8 @@ def generate_answers(network, past, tokenizer, task, encoded, longest=None, prog
         return rows, generate(network, [encoded[i][0] for i in rows], longest, past, stop=stop)
 
     lengths = [len(encoded[i][0]) + longest for i in left]
-    for rows, answers in in_threads(decode, by_length(lengths, 2 * MOST_TOKENS)):
+    most = min(2 * MOST_TOKENS, sum(lengths) // 2 + longest)  # two batches at least, one for each of two threads
+    for rows, answers in in_threads(decode, by_length(lengths, most)):
         for i, tokens in zip(rows, answers):
             texts[i] = tokenizer.cut(tokens, task.stop)
         progress(len(rows))

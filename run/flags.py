@@ -232,5 +232,5 @@ def parse_args(doc, argv=None):
     args.beside = args.beside or ([] if args.own_data or args.quick else ["scratch"])
     args.test_examples = args.test_examples or (None if args.own_data else 500)
     if args.quick:
-        args.test_examples = min(args.test_examples or 100, 100)
+        args.test_examples = min(args.test_examples or 60, 60)
     return args
