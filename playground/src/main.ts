@@ -252,7 +252,7 @@ function showHeads(heads: [number, number][], look: Look, P: number) {
     const each = box.children[i] as HTMLElement, share = one ? sum(ofHead(look, one).subarray(0, P)) : 0;
     each.ariaPressed = `${one?.join() === head?.join()}`;
     if (!one) return;
-    each.textContent = percent(share);
+    each.textContent = `${one[0] + 1}.${one[1] + 1}  ${percent(share)}`;
     each.ariaLabel = each.title = `layer ${one[0] + 1}, head ${one[1] + 1}: ${percent(share)} to the prompt`;
     each.style.setProperty("--share", share.toFixed(3));
   });
