@@ -95,6 +95,7 @@ def test_each_accuracy_stands_beside_its_start_and_the_best_context(runs, show, 
     assert results["labels"]["few-shot"] in lede and results["labels"][results["method"]] in lede
     assert f"from {percent(next(iter(before[results['method']].values())))}% to" in lede
     assert shown.locator("#again pre").inner_text() == results["command"]
+    assert shown.locator("#play").evaluate("a => a.hash") == f"#{runs[name].name}"
     word = shown.locator("dfn", has_text="best context").first
     word.focus()  # what the term means is in the box below it
     assert word.evaluate("word => getComputedStyle(word, '::after').content") == f'"{page.HELP["best context"]}"'
