@@ -7,7 +7,6 @@ The graph takes a KV cache as an input, `past_key_values`. A prompt is such a ca
 
 import gzip
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -102,11 +101,12 @@ def export_prompt(run, model, base, path):
 
 def curves(results):
     """{contender: {length: [right, asked]}} of what a run measured, but for ranges of other words."""
-    found = {}
-    for when, ending in (("accuracy", ""), ("before", ", before tuning")):
-        for name, by_range in results[when].items():
-            scores = [score["by_length"] for r, score in by_range.items() if r not in results["new_words"]]
-            found[results["labels"][name] + ending] = {n: [a["correct"], a["n"]] for s in scores for n, a in s.items()}
+    found, method = {}, results["method"]
+    for name, when in ((method, "accuracy"), (method, "before"), ("one-shot", "accuracy"), ("scratch", "accuracy")):
+        label = results["labels"].get(name, "") + ", before tuning" * (when == "before")
+        for r, score in results[when].get(name, {}).items():
+            if r not in results["new_words"]:
+                found.setdefault(label, {}).update({n: [a["correct"], a["n"]] for n, a in score["by_length"].items()})
     return found
 
 
@@ -132,7 +132,7 @@ def main(argv=None):
     args = p.parse_args(argv)
     model = load_model(base_of(args.run[0])).freeze()
     base, path = Tokenizer.load(model.folder, model.config.vocab_size), args.out / "index.json"
-    about = asdict(model.config) | {"fingerprint": fingerprint(model), "dtype": args.dtype, "bos": base.bos}
+    about = vars(model.config) | {"fingerprint": fingerprint(model), "dtype": args.dtype, "bos": base.bos}
     about |= {"parameters": sum(p.numel() for p in model.parameters()), "cache": [*as_tensor(empty_cache(model)).shape]}
     args.out.mkdir(parents=True, exist_ok=True)
     index = schemas.read_json(path, dict, "remove it") if path.exists() else {}

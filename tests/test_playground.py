@@ -50,7 +50,12 @@ def write_run(folder, task, method, model, tokenizer):
     score = {
         r: {"by_length": {str(n): {"correct": 1, "n": 4} for n in range(a, b + 1)}} for r, (a, b) in task.ranges.items()
     }
-    results = {"labels": {method.name: method.label}, "accuracy": {method.name: score}, "before": {method.name: score}}
+    results = {
+        "method": method.name,
+        "labels": {method.name: method.label},
+        "accuracy": {method.name: score},
+        "before": {method.name: score},
+    }
     results |= {
         "args": {"model": "nano-2"},
         "new_words": list(task.new_words),
@@ -311,6 +316,13 @@ def test_offline_once_loaded_and_small(show, made, address):
         page.get_by_label(name.replace("_", " "), exact=True).check(force=True)
         page.wait_for_function("!document.body.dataset.busy")
         assert "✓" in page.inner_text("#behind .verdict") or page.locator("#behind .a").count()
+
+
+@pytest.mark.skipif(QUESTIONS < 50, reason="needs a machine with nothing else to do: PLAYGROUND_QUESTIONS=50")
+def test_the_first_answer_stands_within_three_seconds(show):
+    page = show("#addition", expect=False)
+    page.wait_for_selector("#behind .right, #behind .wrong")
+    assert page.evaluate("performance.now()") < 3000
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ const loaded = new Map<string, Prompt>();
 let net: Network, prompt: Prompt, kind: Kind = "end", random = NOTHING;
 let on: number[] = [], past = NOTHING; // the positions that are switched on, and their cache
 let columns: Column[] = [], chosen = { column: 1, i: 0 }, head: [layer: number, head: number] | null = null; // null: all
-let fresh: Question[] = [];
+let fresh: Question[] = [], wanted = "";
 
 function say(text: string, isError = false) {
   $("status").textContent = text;
@@ -85,7 +85,9 @@ const inDistribution = () => {
 };
 
 async function open(name: string) {
+  wanted = name;
   if (!loaded.has(name)) loaded.set(name, await net.prompt(name));
+  if (wanted !== name) return; // another one was chosen meanwhile
   prompt = loaded.get(name)!;
   history.replaceState(null, "", `#${name}`);
   const { questions, tuned: [low, high] } = prompt.about, lengths = Object.keys(questions).map(Number);
@@ -261,7 +263,8 @@ function showHeads(heads: [number, number][], look: Look, P: number) {
 // ---------------------------------------------------------------- length
 
 const compare = () => job("compare", $("contenders"), async (signal) => {
-  const { about } = prompt, n = Number(length.value), some = sample(about.questions[n] ?? [], 20), now = past;
+  const { about } = prompt, n = Number(length.value), now = past, all = about.questions[n] ?? [];
+  const recorded = all.filter(([, , fromScratch]) => fromScratch !== null), some = sample(recorded.length ? recorded : all, 20);
   $("length-is").textContent = `${n} ${n === 1 ? about.unit.replace(/s$/, "") : about.unit}`;
   length.setAttribute("aria-valuetext", $("length-is").textContent!);
   const draw = (share?: number) => $("chart").replaceChildren(chart(about, n, share, Math.min(760, $("chart").clientWidth)));
@@ -270,7 +273,7 @@ const compare = () => job("compare", $("contenders"), async (signal) => {
     const example = await net.prefill(NOTHING, about.example);
     lines.push([KINDS.example, (q) => net.answer(about, q, example, signal)]);
   }
-  if (some[0]?.[2] !== null) lines.push(["trained from scratch, as its run wrote", async (q) => q[2] ?? ""]);
+  if (recorded.length) lines.push(["trained from scratch, as its run wrote", async (q) => q[2]!]);
   if (signal.aborted) return;
   draw();
   const boxes = lines.map(([label]) => make("div", { className: "dots", role: "group", ariaLabel: label }));
@@ -288,11 +291,11 @@ const compare = () => job("compare", $("contenders"), async (signal) => {
 
 async function main() {
   net = await Network.load();
-  const { prompts, base } = net.index, wanted = decodeURIComponent(location.hash.slice(1));
+  const { prompts, base } = net.index, hash = decodeURIComponent(location.hash.slice(1));
   $("parameters").textContent = `${(base.parameters / 1e6).toFixed(1)} million`;
   document.querySelector("main")!.hidden = false;
   for (const id of ["tiles", "dots", "heads", "alone", "behind"]) arrows($(id));
-  const first = prompts.includes(wanted) ? wanted : prompts[0];
+  const first = prompts.includes(hash) ? hash : prompts[0];
   chips($("prompts"), prompts.map((name) => [name, name.replaceAll("_", " ")]), first, (name) => open(name).catch(fail));
   $("form").onsubmit = (event) => { event.preventDefault(); ask(); };
   slider.oninput = () => {
@@ -303,8 +306,7 @@ async function main() {
   };
   length.oninput = compare;
   $("fresh").onclick = () => { fresh = sample(inDistribution(), 20); measure(); };
-  if (wanted && first !== wanted) say(`This page has no prompt “${wanted}” yet: python -m playground.export --run out/${wanted}`);
-  else say("");
+  say(hash && first !== hash ? `This page has no prompt “${hash}” yet: python -m playground.export --run out/${hash}` : "");
   await open(first);
   for (const name of prompts) if (!loaded.has(name)) loaded.set(name, await net.prompt(name)); // then no network is needed
   document.body.dataset.ready = "";
