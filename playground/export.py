@@ -25,8 +25,6 @@ from files.weights import fingerprint, load_model
 from generate import empty_cache
 from prefix import METHODS
 
-QUESTIONS = 120  # of each range
-
 
 class Step(torch.nn.Module):
     """What the graph computes: `run` of its `model`, with the caches of all layers in one tensor."""
@@ -117,8 +115,8 @@ def questions(run, task):
         details = schemas.read_json(run / "details.json", dict, "run it again")
         for r, texts in details["written"]["accuracy"].get("scratch", {}).items():
             wrote |= {q: text[0] if text else truth for (q, truth, _), text in zip(details["questions"][r], texts)}
-    for r in (r for r in task.ranges if r not in task.new_words):
-        for e in task.examples(QUESTIONS, r):
+    for r in task.ranges:
+        for e in task.examples(120, r) if r not in task.new_words else ():
             found.setdefault(e.length, []).append([e.question, e.answer, wrote.get(e.question)])
     return dict(sorted(found.items()))
 
@@ -138,7 +136,8 @@ def main(argv=None):
     index = schemas.read_json(path, dict, "remove it") if path.exists() else {}
     if index.get("base") != about:
         export_model(model, args.out / "model.onnx.gz", args.dtype == "float16")
-        index = {"base": about, "bytes": base.bytes, "texts": base.texts, "prompts": []}
+        texts = [text * (t not in base.ends) for t, text in enumerate(base.texts)]
+        index = {"base": about, "bytes": base.bytes, "texts": texts, "prompts": []}
     for run in args.run:
         export_prompt(run, model, base, args.out / f"{run.name}.safetensors")
         index["prompts"] = [name for name in index["prompts"] if name != run.name] + [run.name]

@@ -6,12 +6,10 @@ PLAYGROUND_QUESTIONS=50 asks the page 50 questions of each task; PLAYGROUND_RUNS
 import functools
 import gzip
 import http.server
-import io
 import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import test_page
 import torch
 from conftest import ROOT
 
+import sample
 import tasks
 from data.tokenizer import Tokenizer
 from eval.attention import attention_weights
@@ -221,22 +220,19 @@ def count(page):
     return int(page.inner_text("#right").split()[0])
 
 
-def test_the_page_writes_what_sample_writes(made, show, command, monkeypatch):
-    page = show()
+def test_the_page_writes_what_sample_writes(made, show, nano):
+    page, model = show(), nano[0]
     for name, run in made[0].items():
         page.get_by_label(name.replace("_", " "), exact=True).check(force=True)
         about = json.loads(read_tensors(made[1] / f"{name}.safetensors")[0]["about"])
         some = [item[0] for items in about["questions"].values() for item in items]
-        some = some[:: max(1, len(some) // QUESTIONS)][:QUESTIONS]
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(some).encode())))
-        done = command("sample.py", "--prefix", run / "prefix.safetensors", "--compare", "--dtype", "float32")
-        lines = done.out.splitlines()
-        assert done.code == 0 and len(lines) == 2 * len(some)
-        for question, behind, alone in zip(some, lines[::2], lines[1::2]):
+        args = sample.parse_args(["--prefix", str(run / "prefix.safetensors"), "--compare", "--dtype", "float32"])
+        bases = sample.load_bases(args, model)
+        for question in some[:: max(1, len(some) // QUESTIONS)][:QUESTIONS]:
             ask(page, question)
-            for box, line in ("#behind", behind), ("#alone", alone):
-                text = line.partition(": ")[2].replace(" ", "␣")
-                assert written(page, box).removesuffix("∎").removesuffix("$") == question.replace(" ", "␣") + text
+            for box, text in zip(("#behind", "#alone"), sample.answer(bases, question, args)):
+                shown = (question + text).replace(" ", "␣").replace("\n", "⏎")
+                assert written(page, box).removesuffix("∎").removesuffix(about["stop"]) == shown
 
 
 def test_every_control_changes_what_it_should(show):

@@ -12,7 +12,10 @@ export function chart({ curves, unit, tuned, questions }: About, length: number,
     ariaLabel: "Right answers by length", ariaDescription: `Lines for ${Object.keys(curves).join(", ")}`,
     x: { label: `${unit} →`, ticks: Object.keys(questions).map(Number), tickFormat: "d" },
     y: { label: "↑ right answers", domain: [0, 1], tickFormat: "%", ticks: 5, grid: true },
-    color: { legend: true, range: ["var(--red)", "#d99a2b", "var(--blue)", "#5aa17f", "#a07cc5", "var(--soft)"] },
+    color: {
+      legend: true, domain: Object.keys(curves),
+      range: ["var(--red)", "#d99a2b", "var(--blue)", "#5aa17f", "#a07cc5", "var(--soft)"],
+    },
     marks: [
       Plot.rectX([tuned], { x1: tuned[0] - 0.5, x2: tuned[1] + 0.5, fillOpacity: 0.07 }),
       Plot.ruleX([length], { strokeDasharray: "3 3" }),

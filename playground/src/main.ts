@@ -7,7 +7,8 @@ import { explain, rightAnswer } from "./tasks";
 import "./style.css";
 
 const KINDS = {
-  end: "tuned rows", start: "rows before tuning", instruction: "the task in words", example: "a worked example", random: "random rows",
+  end: "tuned rows", start: "rows before tuning", instruction: "the task in words", example: "a worked example",
+  random: "random rows",
 };
 type Kind = keyof typeof KINDS;
 type Column = { box: HTMLElement; past: Block; tokens: number[]; written: Written[] };
@@ -115,7 +116,8 @@ const ask = () => job("ask", null, async (signal) => {
   if ($("status").classList.contains("error")) say("");
   columns = [{ box: $("alone"), past: alone, tokens, written: [] }, { box: $("behind"), past, tokens, written: [] }];
   await Promise.all(columns.map(async (column, c) => {
-    const text = make("span", { className: "text" }, ...tokens.map((t) => make("span", { className: "q" }, visible(net.text([t])))));
+    const asked = tokens.map((t) => make("span", { className: "q" }, visible(net.text([t]))));
+    const text = make("span", { className: "text" }, ...asked);
     column.box.replaceChildren(text, make("p", { className: "verdict" }));
     const most = Math.min(100, block_size - column.past.length - tokens.length);
     for await (const step of net.write(tokens, column.past, stops, most)) {
@@ -173,14 +175,17 @@ function showTiles() {
     return tile;
   }));
   $("tile").textContent = isTuned() && words.length
-    ? "Each tile is a row: the bluer, the further tuning moved it. Point at one to read its nearest words, press it to switch it off."
+    ? "Each tile is a row: the bluer, the further tuning moved it. Point at one to read its nearest words, press it to"
+      + " switch it off."
     : "Each tile is a position before the question. Press one to switch it off.";
 }
 
 type Answer = (question: Question) => Promise<string>;
 
 /** Ask questions one by one. Each becomes a dot, full where the final answer is right, that asks its question again. */
-async function fillDots(box: Element, some: Question[], answer: Answer, signal: AbortSignal, tell: (right: number, n: number) => void) {
+async function fillDots(
+  box: Element, some: Question[], answer: Answer, signal: AbortSignal, tell: (right: number, n: number) => void,
+) {
   const { stop } = prompt.about, again = (asked: string) => () => { question.value = asked; ask(); };
   const dots = some.map(([asked], i) => button("", { tabIndex: i ? -1 : 0, ariaLabel: asked }, again(asked)));
   box.replaceChildren(...dots);
@@ -201,9 +206,9 @@ function measure() {
   const now = past;
   $("right").textContent = "";
   $("dots").replaceChildren(); // what is there is of another prompt
-  job("measure", $("dots"), (signal) => fillDots($("dots"), fresh, (q) => net.answer(prompt.about, q, now, signal), signal, (right, n) => {
-    $("right").textContent = `${right} of ${n} right`;
-  }));
+  const tell = (right: number, n: number) => { $("right").textContent = `${right} of ${n} right`; };
+  job("measure", $("dots"), (signal) =>
+    fillDots($("dots"), fresh, (q) => net.answer(prompt.about, q, now, signal), signal, tell));
 }
 
 // ---------------------------------------------------------------- attention

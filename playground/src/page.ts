@@ -39,14 +39,18 @@ export const onFail = (show: typeof fail) => { fail = show; };
 const latest = new Map<string, AbortController>(), working = new Set<string>();
 export const isBusy = (name: string) => working.has(name);
 
+const isSeen = (place: HTMLElement) => {
+  const { top, bottom } = place.getBoundingClientRect();
+  return top < innerHeight && bottom > 0;
+};
+
 /** Do some work, once the reader sees `place`, if one is given. A job that was begun before under this name is told to stop. */
 export async function job(name: string, place: HTMLElement | null, work: (signal: AbortSignal) => Promise<void>) {
   const control = new AbortController(), tell = () => { document.body.dataset.busy = [...working].join(" "); };
   latest.get(name)?.abort();
   latest.set(name, control);
   working.delete(name);
-  const { top, bottom } = (place ?? document.body).getBoundingClientRect();
-  if (place && (top > innerHeight || bottom < 0)) await becomesVisible(place);
+  while (place && !isSeen(place) && !control.signal.aborted) await new Promise((done) => setTimeout(done, 200));
   if (control.signal.aborted) return;
   working.add(name);
   tell();
@@ -55,12 +59,3 @@ export async function job(name: string, place: HTMLElement | null, work: (signal
   working.delete(name);
   tell();
 }
-
-const becomesVisible = (place: HTMLElement) => new Promise<void>((done) => {
-  const watch = new IntersectionObserver((seen) => {
-    if (!seen.some((one) => one.isIntersecting)) return;
-    watch.disconnect();
-    done();
-  });
-  watch.observe(place);
-});
