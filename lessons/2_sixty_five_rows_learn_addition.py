@@ -302,7 +302,8 @@ for name, color in ("from the instruction", ORANGE), ("from the example", RED):
     axis.plot(list(tests), table[f"{name}, tuned"], "o-", color=color, label=f"{name}, tuned")
 axis.plot(list(tests), table["best context"], "s:", color=GRAY, label="best context, nothing tuned")
 axis.set(ylim=(-4, 104), ylabel="final-answer accuracy (%)")
-axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=10)
+axis.set_xticks(range(len(tests)), [name.replace("-", "-\n").replace(" ", "\n") for name in tests])
+axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
