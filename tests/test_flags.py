@@ -67,7 +67,7 @@ def test_defaults_follow_the_task_and_the_method():
     args = parse_args([])
     assert (args.n_random, args.model, args.beside, args.test_examples) == (24, "nano-2", ["scratch"], 500)
     args = parse_args("--task own.jsonl --method lora --quick --rank 4".split())
-    assert (args.n_random, args.model, args.test_examples, args.options) == (0, "smollm2", 100, {"rank": 4})
+    assert (args.n_random, args.model, args.test_examples, args.options) == (0, "smollm2", 60, {"rank": 4})
     assert parse_args(["--model", "tests/../data"]).model == str(ROOT / "data")  # which another folder finds too
     with pytest.raises(UserError, match="--method nothing: choose from hybrid, "):
         parse_args(["--method", "nothing"])
