@@ -126,7 +126,8 @@ def some_text(text):
 def train_parser(doc, cls, shown):
     """The parser of train_task.py, with the options of a method's class, which --help shows or not."""
     p = Parser(doc)
-    p.epilog = fill(f"methods: {', '.join(METHODS)} (--method NAME --help shows its options)", 110, break_on_hyphens=False)
+    names = f"methods: {', '.join(METHODS)} (--method NAME --help shows its options)"
+    p.epilog = fill(names, 110, break_on_hyphens=False)
     p.add_argument(
         "--task",
         nargs="+",
