@@ -302,9 +302,8 @@ for name, range_name in ("word_reversal", "in-distribution"), ("addition:plain",
 # {{hard["word_reversal"]}} and {{hard["addition:plain"]}} of 20. The letters come one by one here, but in the two
 # trillion tokens that the model has read they came as whole words: what it knows about spelling it knows by the way.
 # Can tuning teach it? With 2,400 examples keys and values in every layer reverse nearly all words of trained lengths
-# and half of those one letter longer, and LoRA more ([docs/results/real_base.md](../docs/results/real_base.md)). It is as
-# in lesson 4: **a prompt is good at saying what is wanted. A skill that is missing it learns later than LoRA, if at
-# all.**
+# and half of those one letter longer, and LoRA more ([docs/results/real_base.md](../docs/results/real_base.md)). As in
+# lesson 4: **a prompt is good at saying what is wanted. A skill that is missing it learns later than LoRA, if at all.**
 #
 # ## What to do next
 #
