@@ -71,7 +71,7 @@ def story(results):
     """What happened, in three sentences without their full stops: what tuning did, what text does without it, and where
     all of them are least accurate. Fewer where a run has no such contenders."""
     (after, before), labels, method = scores(results), results["labels"], results["method"]
-    first, *others = ranges = list(next(iter(after.values())))
+    first, *others = next(iter(after.values()))
     scope = "of the questions" if results["answers"] else "in distribution"
     sentences = []
     if method in before:
@@ -81,8 +81,7 @@ def story(results):
     if texts:
         sentences.append(f"Without tuning: {shares(after, texts, first, labels)}")
     if others:
-        best = {r: max(percent(by_range[r]) for by_range in after.values()) for r in ranges}
-        hardest = min(others, key=best.get)
+        hardest = min(others, key=lambda r: max(percent(by_range[r]) for by_range in after.values()))
         sentences.append(f"The least accurate range, {hardest}: {shares(after, list(after), hardest, labels)}")
     return sentences
 

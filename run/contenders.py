@@ -208,9 +208,10 @@ def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=
         found["zero-shot"] = build_method(args, "zero-shot", model, tokenizer, task, examples)
     if not alone and trigger.tokens and args.method != "text":
         add("text", trigger.tokens, f"the {trigger.kind} as text")
-    one = tokenizer.bos + tokenizer.encode_task(as_text(task.worth_showing(examples, 1)))
-    if not alone and trigger.kind != "example" and len(one) <= max_tokens:
-        add("one-shot", one, "one worked example as text")
+    if not alone and trigger.kind != "example":
+        one = tokenizer.bos + tokenizer.encode_task(as_text(task.worth_showing(examples, 1)))
+        if len(one) <= max_tokens:
+            add("one-shot", one, "one worked example as text")
     if alone and args.method != "few-shot":
         return found, None
     if known:

@@ -204,7 +204,6 @@ def run_one(path, out, numbers, seconds):
             file.write(json.dumps([number, points, missing]) + "\n")
 
 
-
 def limit(seconds):
     """End this process after so many seconds of computing, or of any kind where the system has no such timer."""
     if hasattr(signal, "setitimer"):
