@@ -1,12 +1,14 @@
-"""Fixtures that several files share: a tiny random GPT-2 and a tokenizer for it."""
+"""What several files share: a tiny random GPT-2 and a tokenizer for it, commands, and models of transformers."""
 
 import importlib
 import json
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -27,25 +29,64 @@ from model import GPT, GPTConfig  # noqa: E402
 VOCAB = 1024  # nano-2's encoding, so that every byte is in it
 
 
+def some_tokens(*shape, seed=5, vocab_size=VOCAB):
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(got, want, within=1e-4):
+    torch.testing.assert_close(got, want, atol=within, rtol=within)
+
+
+def randomize(module, std=0.3):
+    """The module with random numbers for all that it learns, as if it had been trained."""
+    for name, p in module.named_parameters():
+        torch.nn.init.normal_(p, mean=float("norm" in name), std=std)
+    return module
+
+
+def greedy(theirs, tokens, n):
+    """What a model of transformers or PEFT writes behind tokens (B, T)."""
+    how = {"attention_mask": torch.ones_like(tokens), "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return theirs.generate(input_ids=tokens, max_new_tokens=n, **how)[:, -n:].tolist()
+
+
+def their_gpt2(folder, **sizes):
+    """A GPT-2 of transformers, saved."""
+    import transformers  # imported here, since it takes seconds and not every file needs it
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 101, "n_positions": 64, "n_layer": 2, "n_head": 4, "n_embd": 32} | sizes
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    theirs = randomize(transformers.GPT2LMHeadModel(config), std=0.2).eval()
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+def in_transformers(model, folder, config=None):
+    """A GPT-2 of ours in transformers, frozen behind an untrained prompt of peft if its config is given."""
+    import peft
+    import transformers
+
+    save_model(model, folder)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return (peft.get_peft_model(theirs, config) if config else theirs).eval()
+
+
 @pytest.fixture
 def tiny():
     """Two layers of random weights, large enough ones that attention is not uniform."""
     torch.manual_seed(1)
-    model = GPT(GPTConfig(vocab_size=VOCAB, block_size=96, n_layer=2, n_head=2, n_embd=16))
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    return model.freeze()
+    return randomize(GPT(GPTConfig(VOCAB, block_size=96, n_layer=2, n_head=2, n_embd=16))).freeze()
 
 
 @pytest.fixture
 def tiny_llama():
     """As `tiny`, with heads that share keys and values, of a width of their own, and an untied head."""
     torch.manual_seed(1)
-    shape = {"vocab_size": VOCAB, "block_size": 96, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 16}
-    model = Llama(LlamaConfig(**shape, head_dim=6, n_inner=20, tied=False))
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    return model.freeze()
+    shape = {"block_size": 96, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 16}
+    return randomize(Llama(LlamaConfig(VOCAB, **shape, head_dim=6, n_inner=20, tied=False))).freeze()
 
 
 @pytest.fixture(params=["tiny", "tiny_llama"])
@@ -67,9 +108,7 @@ def little_base():
     def write(folder, n_layer, n_embd, std=None):
         torch.manual_seed(0)
         model = GPT(GPTConfig(VOCAB, block_size=256, n_layer=n_layer, n_head=2, n_embd=n_embd))
-        for p in model.parameters() if std else ():
-            torch.nn.init.normal_(p, std=std)
-        save_model(model, folder)
+        save_model(randomize(model, std) if std else model, folder)
         shutil.copy(ROOT / "data" / "nano-2" / "encoding.json", folder)
         return folder
 
@@ -82,9 +121,24 @@ def no_drawing(monkeypatch):
     monkeypatch.setattr(plots, "write", undrawn.write)
 
 
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def ok(self):
+        assert self.code == 0, self.err
+        return self
+
+    def refused(self, words):
+        assert (self.code, self.err.count("\n")) == (2, 1) and words in self.err, self.err
+
+
 @pytest.fixture
 def command(capsys, no_drawing):
-    """Call a program of ours as a command, with pictures that are not drawn: exit code, stdout, stderr."""
+    """Call a program of ours as a command, with pictures that are not drawn. Returns a Done."""
 
     def command(program, *args):
         main, code = importlib.import_module(program.removesuffix(".py")).main, 0
@@ -92,8 +146,7 @@ def command(capsys, no_drawing):
             run_main(main, program, [str(arg) for arg in args])
         except SystemExit as end:
             code = end.code
-        text = capsys.readouterr()
-        return SimpleNamespace(code=code, out=text.out, err=text.err)
+        return Done(code, *capsys.readouterr())
 
     return command
 
@@ -106,19 +159,31 @@ def base(tmp_path_factory, little_base):
 
 @pytest.fixture
 def run(command, base):
-    """Call train_task.py as a command: exit code, stdout, stderr."""
+    """Call train_task.py as a command."""
 
-    def run(*args, small=True):
-        few = ["--examples", 64, "--test-examples", 12, "--epochs", 1] if small else []
+    def run(*args):
+        few = "--examples", 64, "--test-examples", 12, "--epochs", 1
         return command("train_task.py", "--model", base, *few, *args)
 
     return run
 
 
+def read_results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
 def results_of(folder):
     """What a run measured, without what differs from one run to the next."""
-    results = json.loads((folder / "results.json").read_text())
+    results = read_results(folder)
     return {k: v for k, v in results.items() if k not in ("seconds", "record", "command")}
+
+
+def copy_source(folder):
+    """Copy all of our programs, without the bases."""
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, folder)
+    for name in ("tasks", "data", "eval", "files", "run", "methods", "research"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("nano*", "__pycache__"))
 
 
 @pytest.fixture

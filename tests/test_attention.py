@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from conftest import assert_close, randomize, some_tokens
 
 import tasks
 from data.batches import encode
@@ -12,8 +13,8 @@ from methods import METHODS
 from prefix import DeepPrefix, HybridPrefix
 
 SIZES = {
-    "GPT2": {"n_positions": 160, "n_layer": 2, "n_head": 4, "n_embd": 32},
-    "Llama": {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32},
+    "gpt2": {"n_positions": 160, "n_layer": 2, "n_head": 4, "n_embd": 32},
+    "llama": {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32},
 }
 
 
@@ -21,11 +22,9 @@ SIZES = {
 def networks(request, tmp_path):
     """The same random weights as transformers' network and as ours."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{request.param}Config")
-    config = config(vocab_size=1024, attn_implementation="eager", **SIZES[request.param])
-    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
-    for p in theirs.parameters():
-        torch.nn.init.normal_(p, std=0.3)
+    config = transformers.AutoConfig.for_model(request.param, vocab_size=1024, **SIZES[request.param])
+    config._attn_implementation = "eager"
+    theirs = randomize(transformers.AutoModelForCausalLM.from_config(config).eval())
     theirs.save_pretrained(tmp_path)
     return theirs, load_model(tmp_path).freeze()
 
@@ -42,13 +41,12 @@ def their_weights(theirs, tokens, past):
 @pytest.mark.parametrize("rows", [0, 5])
 def test_weights_equal_those_of_transformers(networks, rows):
     theirs, ours = networks
-    tokens = torch.randint(1024, (3, 7), generator=torch.Generator().manual_seed(1))
+    tokens = some_tokens(3, 7)
     past = HybridPrefix(ours, n_random=rows).past(ours) if rows else None
     got = list(attention_weights(ours, tokens, past))
-    assert len(got) == 2
+    assert len(got) == 2 and got[0].shape == (3, 4, 7, rows + 7)
     for weights, want in zip(got, their_weights(theirs, tokens, past)):
-        assert weights.shape == (3, 4, 7, rows + 7)
-        torch.testing.assert_close(weights, want, atol=1e-5, rtol=1e-4)
+        assert_close(weights, want)
     assert not any(module._forward_pre_hooks for module in ours.modules())
 
 
@@ -59,30 +57,27 @@ def test_the_mean_over_answers_equals_one_question_at_a_time(networks, tokenizer
     method.shots = torch.tensor([tokenizer.encode_task("1+1=2$")])
     examples = tasks.load("addition:plain").examples(6)
     got = attention_to_rows(method, ours, tokenizer, examples)
-    P, S, past = method.n_rows(), method.shots.size(1), method.past(ours)
+    P, past = method.n_rows(), method.past(ours)
     rows, n = torch.zeros(2, 4, P), 0
     for question, answer in encode(tokenizer, examples):
         for j in range(len(answer)):
             attentions = their_weights(theirs, torch.tensor([question + answer[:j]]), past)
             for layer, weights in enumerate(attentions):
-                last = weights[0, :, -1]  # (n_head, P + S + T)
-                assert last.size(1) == P + S + len(question) + j
-                rows[layer] += last[:, :P]
+                rows[layer] += weights[0, :, -1, :P]
             n += 1
-    torch.testing.assert_close(torch.tensor(got["rows"]), rows / n, atol=1e-4, rtol=0)
-    torch.testing.assert_close(torch.tensor(got["shares"]), rows.sum(2).mean(1) / n, atol=1e-4, rtol=0)
+    assert_close(torch.tensor(got["rows"]), rows / n)
+    assert_close(torch.tensor(got["shares"]), rows.sum(2).mean(1) / n)
 
 
 def test_layers_without_rows_give_them_nothing(tiny, tokenizer):
-    got = attention_to_rows(
-        DeepPrefix(tiny, n_random=3, layers=1), tiny, tokenizer, tasks.load("word_reversal").examples(5)
-    )
+    examples = tasks.load("word_reversal").examples(5)
+    got = attention_to_rows(DeepPrefix(tiny, n_random=3, layers=1), tiny, tokenizer, examples)
     lower, upper = torch.tensor(got["rows"])  # (n_head, P) each
     assert lower.count_nonzero() == 0 and (upper > 0).all()
     assert got["shares"][0] == 0 < got["shares"][1] < 1
 
 
-@pytest.mark.parametrize("name", ["zero-shot", "adapter", "lora", "adapter-prefix"])
+@pytest.mark.parametrize("name", ["lora", "adapter-prefix"])
 def test_what_has_no_rows_before_the_question_has_nothing_to_show(tiny, tokenizer, name):
     method = METHODS[name](tiny, n_random=3)
     method.shots = torch.tensor([tokenizer.encode_task("ab")])

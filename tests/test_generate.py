@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import some_tokens
 
 import prefix
 from generate import generate, stack_caches
@@ -27,7 +28,7 @@ def test_questions_of_any_length_equal_one_at_a_time(either, P):
 
 
 def test_every_kind_of_prompt_in_one_batch_equals_one_at_a_time(either):
-    """Rows at the input, keys and values in all layers and in the top one, and words."""
+    """Rows at the input, keys and values in all layers and in the top one, and words; each row with its stop token."""
     prompts = [
         prefix.HybridPrefix(either, n_random=7, trigger=[1, 2]),
         prefix.DeepPrefix(either, n_random=3, trigger=[5]),
@@ -48,8 +49,7 @@ def test_every_kind_of_prompt_in_one_batch_equals_one_at_a_time(either):
 @pytest.mark.parametrize("shared", [True, False])
 def test_rows_end_at_their_stop_token_and_change_nothing_for_the_rest(either, shared):
     """Half of the rows end after a few tokens and leave the batch; each has to equal its own decoding alone."""
-    questions = some_questions(8, seed=3)
-    before = torch.randint(1024, (8, 6), generator=torch.Generator().manual_seed(4))
+    questions, before = some_questions(8, seed=3), some_tokens(8, 6)
     past = either.prefill(before[:1] if shared else before)
     pasts = [[tuple(p if shared else p[i : i + 1] for p in pair) for pair in past] for i in range(8)]
     free = one_at_a_time(either, questions, 12, pasts)
@@ -87,14 +87,14 @@ def test_what_cannot_be_is_refused(tiny):
 
 
 def test_sampling_follows_the_softmax(tiny):
-    """Frequencies of 20,000 draws of one token against the distribution itself."""
-    question = torch.randint(1024, (5,), generator=torch.Generator().manual_seed(11)).tolist()
+    """Frequencies of 10,000 draws of one token against the distribution itself."""
+    question = some_tokens(5).tolist()
     top = tiny.logits(tiny(torch.tensor([question])))[0, -1].topk(4)
     want = (top.values / 3.0).softmax(-1)
-    drawn = torch.tensor(generate(tiny, [question] * 20_000, 1, temperature=3.0, top_k=4, seed=1))[:, 0]
+    drawn = torch.tensor(generate(tiny, [question] * 10_000, 1, temperature=3.0, top_k=4, seed=1))[:, 0]
     got = torch.stack([(drawn == t).float().mean() for t in top.indices])
     assert abs(got.sum() - 1) < 1e-6
-    torch.testing.assert_close(got, want, atol=0.015, rtol=0)
+    torch.testing.assert_close(got, want, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("top_k", [None, 50, 5000])

