@@ -6,6 +6,7 @@ from conftest import results_of
 
 import tasks
 from data.tokenizer import Tokenizer
+from files.peft import export_peft
 from files.prompts import load_prefix
 from files.safe import read_tensors
 from files.weights import load_model
@@ -19,20 +20,19 @@ def tune(run, tmp_path):
 
     def tune(name, *flags):
         few = "--task", "word_reversal", "--beside", "none", "--examples", 40, "--test-examples", 4
-        done = run(*few, *flags, "--out", tmp_path / name)
-        assert done.code == 0, done.err
+        run(*few, *flags, "--out", tmp_path / name).ok()
         return results_of(tmp_path / name), tmp_path / name / "prefix.safetensors"
 
     return tune
 
 
-def test_rows_are_random_or_begin_as_the_trigger(tune):
-    results, _ = tune("random", "--n-random", 5, "--trigger", "none")
-    assert results["prompt"] == {"rows": 5, "random": 5, "trigger": ""}
-    results, _ = tune("text", "--n-random", 2, "--trigger", "turn round")
-    prompt = results["prompt"]
-    assert (prompt["random"], prompt["trigger"]) == (2, "turn round\n")
-    assert results["trainable"]["hybrid"] == 32 * prompt["rows"] and 3 < prompt["rows"] <= 2 + 11
+@pytest.mark.parametrize("trigger, text", [("none", ""), ("turn round", "turn round\n")])
+def test_rows_are_random_or_begin_as_the_trigger(tiny, tokenizer, trigger, text):
+    args = parse_args(["--n-random", "2", "--trigger", trigger, "--device", "cpu"])
+    prompts, found = build_prompts(args, tiny, tokenizer, tasks.load("word_reversal"))
+    rows, words = prompts["hybrid"].rows, tokenizer.encode(text)
+    assert found.text == text and len(rows) == 2 + len(words)
+    assert torch.equal(rows[2:], tiny.wte.weight[words])
 
 
 def test_a_trigger_is_the_longest_example_tuned_on_or_as_many_as_are_named(tiny, tokenizer):
@@ -71,20 +71,15 @@ def test_a_prompt_begins_as_that_of_another_task(tune, base):
 
 
 def test_a_prompt_of_another_base_or_method_is_no_start(tune, run, tmp_path, little_base):
-    hybrid, other = tune("hybrid")[1], little_base(tmp_path / "other", 1, 32)
-    for flags, why in (
-        (("--init-from", hybrid, "--model", other), "was tuned on the base"),
-        (("--init-from", hybrid, "--method", "ptuning2"), "is of --method hybrid, not ptuning2"),
-    ):
-        done = run(*flags, "--out", tmp_path / "refused")
-        assert (done.code, done.err.count("\n")) == (2, 1) and why in done.err
-    assert not (tmp_path / "refused").exists()
+    (_, hybrid), other, out = tune("hybrid"), little_base(tmp_path / "other", 1, 32), tmp_path / "refused"
+    run("--init-from", hybrid, "--model", other, "--out", out).refused("was tuned on the base")
+    run("--init-from", hybrid, "--method", "ptuning2", "--out", out).refused("is of --method hybrid, not ptuning2")
+    assert not out.exists()
 
 
 def test_baselines_run_zero_shot_and_one_shot_beside_the_best_context(run, tmp_path):
     flags = "--task", "word_reversal", "--examples", 64, "--test-examples", 6, "--beside", "finetune", "adapter"
-    done = run(*flags, "--out", tmp_path / "run")
-    assert done.code == 0, done.err
+    run(*flags, "--out", tmp_path / "run").ok()
     results = results_of(tmp_path / "run")
     baselines = ["finetune", "finetune, 1 shot", "adapter", "adapter, 1 shot"]
     contenders = ["text", "one-shot", "few-shot", "hybrid", *baselines]
@@ -115,22 +110,27 @@ def test_what_has_no_rows_reads_an_explicit_trigger_as_text(tune, base):
     assert results["prompt"]["trigger"] == "" and "shots" not in read_tensors(file)[1]
 
 
-def test_every_text_begins_with_the_start_token_of_a_base_that_has_one(tiny_llama, tokenizer):
-    """A best context that a stopped run had found has it as well."""
-    tokenizer = Tokenizer(tokenizer.encoding, "bytes")
-    tokenizer.bos = [5]
-    args, task = (
-        parse_args(["--task", "word_reversal", "--device", "cpu", "--n-random", "2"]),
-        tasks.load("word_reversal"),
-    )
-    prompts, trigger = build_prompts(args, tiny_llama, tokenizer, task)
-    assert trigger.tokens[0] == 5 and prompts["hybrid"].shots is None  # its rows begin as that
+def test_every_text_begins_with_the_start_token_of_a_base_that_has_one(tiny_llama, tokenizer, tmp_path):
+    """Also a best context that a stopped run had found."""
+    tokenizer, task = Tokenizer(tokenizer.encoding, "bytes"), tasks.load("word_reversal")
+    tokenizer.bos = [tiny_llama.config.bos_token]
+
+    def prompts(flags):
+        args = parse_args([*flags.split(), "--n-random", "2", "--device", "cpu"])
+        return args, *build_prompts(args, tiny_llama, tokenizer, task)
+
+    args, found, trigger = prompts("")
+    assert trigger.tokens[:1] == tokenizer.bos and found["hybrid"].shots is None  # its rows begin as that
     examples = task.examples(20, split="train")
     found, context = contexts(args, tiny_llama, tokenizer, task, examples, trigger, 60)
     again, _ = contexts(args, tiny_llama, tokenizer, task, examples, trigger, 60, known=context)
-    assert found["few-shot"].trigger == again["few-shot"].trigger and again["few-shot"].trigger[0] == 5
-    assert found["text"].trigger[0] == found["one-shot"].trigger[0] == 5
+    assert found["few-shot"].trigger == again["few-shot"].trigger
+    for name in ("few-shot", "text", "one-shot"):
+        assert found[name].trigger[:1] == tokenizer.bos
     alone, _ = contexts(args, tiny_llama, tokenizer, task, examples, NO_TRIGGER, 60, known=context)
-    assert alone["zero-shot"].shots.tolist() == [[5]]
-    args.method, args.trigger = "lora", None
-    assert build_prompts(args, tiny_llama, tokenizer, task)[0]["lora"].shots.tolist() == [[5]]
+    assert alone["zero-shot"].shots.tolist() == [tokenizer.bos]
+    _, found, _ = prompts("--method prompt --shots 1")
+    assert found["prompt"].shots[0, :1].tolist() == tokenizer.bos and found["prompt"].shots.numel() > 1
+    _, found, _ = prompts("--trigger none")
+    assert found["hybrid"].shots.tolist() == [tokenizer.bos]
+    export_peft(found["hybrid"], tiny_llama, tmp_path)  # PEFT's tokenizer puts it behind rows by itself

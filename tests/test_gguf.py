@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import random
 import struct
 
 import gguf
@@ -12,11 +11,11 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from conftest import assert_close, greedy, randomize, read_results, some_tokens
 from tokenizers import pre_tokenizers, trainers
 
 from data.chat import chat_template, encode_chat
 from data.tokenizer import Tokenizer
-from files import gguf_reader
 from files import peft as peft_files
 from files.errors import UserError
 from files.weights import fingerprint, load_model
@@ -41,14 +40,9 @@ ARCHITECTURES = {
 def network(kind, width=32, layers=2, **changes):
     """A small model of transformers with large weights."""
     torch.manual_seed(0)
-    names = {"gpt2": ("GPT2LMHeadModel", "GPT2Config"), "llama": ("LlamaForCausalLM", "LlamaConfig")}
-    names |= {q: (f"{q.capitalize()}ForCausalLM", f"{q.capitalize()}Config") for q in ("qwen2", "qwen3")}
-    cls, config = (getattr(transformers, name) for name in names[kind])
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 4, "vocab_size": VOCAB}
-    theirs = cls(config(**sizes | ARCHITECTURES[kind] | changes)).eval()
-    for name, p in theirs.named_parameters():
-        torch.nn.init.normal_(p, mean=float("norm" in name or "ln_" in name), std=0.15)
-    return theirs
+    config = transformers.AutoConfig.for_model(kind, **sizes | ARCHITECTURES[kind] | changes)
+    return randomize(transformers.AutoModelForCausalLM.from_config(config), std=0.15).eval()
 
 
 def vocabulary(pre="smollm"):
@@ -71,7 +65,7 @@ def vocabulary(pre="smollm"):
     }
 
 
-SCALES = {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0]}
+SCALES = {"Q4_K": [0, 2], "Q6_K": [208]}  # of a block, where its scales lie
 
 
 def quantized(data, kind):
@@ -85,9 +79,9 @@ def quantized(data, kind):
     return blocks.reshape(*data.shape[:-1], -1)
 
 
-def write(path, theirs, kind="F32", metadata=(), tensors=(), **how):
+def write(path, theirs, kind="F32", metadata=(), tensors=()):
     """A model as a GGUF file, by the names of the gguf library and the order of llama.cpp's converter."""
-    c, w = theirs.config, gguf.GGUFWriter(path, theirs.config.model_type, **how)
+    c, w = theirs.config, gguf.GGUFWriter(path, theirs.config.model_type)
     w.add_block_count(c.num_hidden_layers)
     w.add_context_length(c.max_position_embeddings)
     w.add_embedding_length(c.hidden_size)
@@ -133,9 +127,9 @@ def reference(path):
 def check_logits(path, theirs=None):
     """Our logits are theirs, or those of transformers' loader."""
     ours, theirs = load_model(path), theirs or reference(path)
-    tokens = torch.randint(VOCAB, (2, 40), generator=torch.Generator().manual_seed(2))
+    tokens = some_tokens(2, 40, vocab_size=VOCAB)
     with torch.no_grad():
-        torch.testing.assert_close(ours.logits(ours(tokens)), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+        assert_close(ours.logits(ours(tokens)), theirs(tokens).logits)
     return ours
 
 
@@ -152,8 +146,8 @@ def test_every_architecture_gives_the_logits_of_the_model_it_was_made_of(tmp_pat
     assert fingerprint(load_model(tmp_path / "sha256-0123")) == fingerprint(ours)
 
 
-@pytest.mark.parametrize("kind", gguf_reader.TYPES)
-def test_every_quantization_gives_the_logits_of_transformers(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["BF16", "Q4_1", "Q8_0", "Q4_K", "Q6_K"])
+def test_a_quantization_gives_the_logits_of_transformers(tmp_path, kind):
     check_logits(write(tmp_path / "a.gguf", network("llama", width=256, layers=1, intermediate_size=256), kind))
 
 
@@ -177,11 +171,7 @@ def test_llama_3_1_s_rotary_scaling_is_read_from_its_tensor_and_another_is_refus
         ("qwen2", {"qwen2.rope.scaling.type": "yarn"}, "rope.scaling.type = 'yarn'"),
         ("llama", {"llama.expert_count": 8}, "expert_count = 8"),
         ("qwen3", {"qwen3.rope.dimension_count": 16}, "rope.dimension_count = 16"),
-        (
-            "llama",
-            {"llama.attention.head_count_kv": [2, 4]},
-            r"llama.attention.head_count_kv = \[2, 4\]: only a number",
-        ),
+        ("llama", {"llama.attention.head_count_kv": [2, 4]}, r"head_count_kv = \[2, 4\]: only a number"),
         ("llama", {"llama.attention.head_count_kv": 3}, "n_head 4 in n_embd 32, 3 heads of keys"),
         ("llama", {"tokenizer.ggml.tokens": ["a", "b"]}, "'token_embd.weight' is .400, 32. .* asks for .2, 32."),
         ("gpt2", {"gpt2.attention.layer_norm_epsilon": 1e-6}, "layer_norm_epsilon = 1e-06"),
@@ -232,8 +222,7 @@ def test_what_is_no_tokenizer_is_refused_by_name(tmp_path, metadata, message):
 
 def check_export(command, source, folder, line):
     """PEFT generates behind our exported prompt on the written folder what we generate on the file."""
-    done = command("files.gguf", source, folder / "base")
-    assert done.code == 0, done.err
+    command("files.gguf", source, folder / "base").ok()
     ours, theirs = load_model(source).freeze(), transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
     vocab_size = ours.config.vocab_size
     tokenizer, again = (Tokenizer.load(f, vocab_size, "bpe") for f in (ours.folder, folder / "base"))
@@ -248,12 +237,9 @@ def check_export(command, source, folder, line):
     peft_files.export_peft(prompt, ours, folder / "prompt")
     theirs = peft.PeftModel.from_pretrained(theirs, folder / "prompt").eval()
     asked = torch.tensor([tokenizer.encode(line)])
-    how = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": torch.ones_like(asked)}
     with torch.no_grad():
-        new = ours.generate(asked, 12, prompt.past(ours))[0].tolist()
-    assert theirs.generate(input_ids=asked, max_new_tokens=12, **how)[0, -12:].tolist() == new
-    done = command("files.gguf", source, folder / "base")
-    assert (done.code, done.err.count("\n")) == (2, 1) and "exists already: name another" in done.err
+        assert ours.generate(asked, 12, prompt.past(ours)).tolist() == greedy(theirs, asked, 12)
+    command("files.gguf", source, folder / "base").refused("exists already: name another")
     assert sorted(p.name for p in folder.glob("tmp-*")) == []
 
 
@@ -263,10 +249,8 @@ def test_the_folder_of_a_file_is_a_base_for_peft(tmp_path, command):
     asked = "--prompt", "1+1", "--max-new-tokens", 9, "--dtype", "float32"
     plain, chat = (command("sample.py", "--model", tmp_path / "a.gguf", *asked, *more) for more in ([], ["--chat"]))
     ours, tokenizer = load_model(tmp_path / "a.gguf").freeze(), Tokenizer.load(tmp_path / "a.gguf", VOCAB, "bpe")
-    for done, tokens in (
-        (plain, tokenizer.encode("1+1")),
-        (chat, [0, *tokenizer.encode("1+1"), 1, *tokenizer.encode("\n\n")]),
-    ):
+    text = tokenizer.encode("1+1")
+    for done, tokens in ((plain, text), (chat, [0, *text, 1, *tokenizer.encode("\n\n")])):
         new = ours.generate(torch.tensor([tokens]), 9)[0].tolist()
         assert done.out == tokenizer.decode(new[: new.index(1)] if 1 in new else new) + "\n", done.err
 
@@ -288,7 +272,6 @@ def patched(data, behind, skip, form, value):
 EMBEDDING = b"token_embd.weight"  # then its number of dimensions, two dimensions, type and offset
 HOSTILE = [
     ("no little-endian GGUF of version 2 or 3", lambda d: b"GGML" + d[4:]),
-    ("no little-endian GGUF of version 2 or 3", lambda d: d[:4] + d[7:3:-1] + d[8:]),
     ("no little-endian GGUF of version 2 or 3", lambda d: patched(d, b"GGUF", 0, "<I", 1)),
     ("claims 1,000,000 entries", lambda d: patched(d, b"GGUF", 4, "<Q", 10**6)),
     ("claims 1,152,921,504,606,846,976 entries", lambda d: patched(d, b"GGUF", 12, "<Q", 2**60)),
@@ -323,23 +306,11 @@ def test_hostile_files_end_in_one_line(tmp_path, whole, words, change):
         load_model(tmp_path / "a.gguf")
 
 
-def test_truncated_and_random_bytes_are_loaded_or_refused(tmp_path, whole):
-    rng, path = random.Random(0), tmp_path / "a.gguf"
-    for i in range(60):
-        path.write_bytes(whole[: rng.randrange(len(whole))] if i % 2 else flipped(whole, rng))
-        try:
-            Tokenizer.load(path, load_model(path).config.vocab_size)
-            assert i % 2 == 0, "a file that was cut off"
-        except UserError as error:
-            assert "\n" not in str(error)
-
-
-def flipped(data, rng, most=2**14):
-    """The bytes with some of the first ones changed."""
-    data = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        data[rng.randrange(min(most, len(data)))] = rng.choice([0, 1, 255, rng.randrange(256)])
-    return bytes(data)
+def test_files_that_are_cut_off_are_refused(tmp_path, whole):
+    for end in range(0, len(whole), len(whole) // 30):
+        (tmp_path / "a.gguf").write_bytes(whole[:end])
+        with pytest.raises(UserError):
+            Tokenizer.load(tmp_path / "a.gguf", load_model(tmp_path / "a.gguf").config.vocab_size)
 
 
 # ---------------------------------------------------------------- SmolLM2
@@ -372,10 +343,8 @@ def test_smollm2_is_tuned_on_own_data(tmp_path, command):
     (tmp_path / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     few = "--trigger none --n-random 2 --examples 4 --epochs 1 --batch-size 2 --validation 0 --test-examples 2"
     few += " --beside none --dtype float32"
-    done = command("train_task.py", "--task", tmp_path / "words.jsonl", *few.split(), "--out", tmp_path / "run")
-    assert done.code == 0, done.err
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    command("train_task.py", "--task", tmp_path / "words.jsonl", *few.split(), "--out", tmp_path / "run").ok()
+    results = read_results(tmp_path / "run")
     assert results["base"]["name"] == "smollm2" and all(loss < 15 for loss in results["loss"]["hybrid"]["loss"])
     asked = "--prefix", tmp_path / "run" / "prefix.safetensors", "--prompt", "yellow", "--max-new-tokens", 3
-    done = command("sample.py", *asked)
-    assert done.code == 0 and done.out.count("\n") == 1, done.err
+    assert command("sample.py", *asked).ok().out.count("\n") == 1

@@ -43,8 +43,7 @@ def test_the_same_command_gives_the_same_base(command, prose, tmp_path, monkeypa
     size = "--vocab-size", 300, "--block-size", 64, "--n-layer", 1, "--n-embd", 16, "--device", "cpu"
     for name in ("one", "two"):
         argv = "--text", prose, "--out", tmp_path / name, *size, "--batch-tokens", 256, "--tokens", 2560
-        done = command("research.pretrain", *argv)
-        assert done.code == 0, done.err
+        command("research.pretrain", *argv).ok()
     one, two = (load_model(tmp_path / name) for name in ("one", "two"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
     log = json.loads((tmp_path / "one" / "log.json").read_text())
@@ -53,15 +52,11 @@ def test_the_same_command_gives_the_same_base(command, prose, tmp_path, monkeypa
 
 
 def test_input_without_training(command, tmp_path):
-    done = command("research.pretrain", "--show-documents", 4)
-    assert done.code == 0 and done.out.count("---- ") >= 4
-    for args, message in (
-        ([], "name a folder of .txt files with --text"),
-        (["--text", tmp_path, "--out", tmp_path / "o"], "no .txt file in"),
-        (["--text", tmp_path, "--batch-tokens", 16], "--batch-tokens 16: give at least --block-size"),
-    ):
-        done = command("research.pretrain", *args)
-        assert (done.code, done.err.count("\n")) == (2, 1) and message in done.err
+    assert command("research.pretrain", "--show-documents", 4).ok().out.count("---- ") >= 4
+    text = "--text", tmp_path
+    command("research.pretrain").refused("name a folder of .txt files with --text")
+    command("research.pretrain", *text, "--out", tmp_path / "o").refused("no .txt file in")
+    command("research.pretrain", *text, "--batch-tokens", 16).refused("--batch-tokens 16: give at least --block-size")
 
 
 def test_the_tokenizer_is_a_byte_level_bpe(tmp_path):
@@ -125,12 +120,8 @@ def test_each_piece_of_the_documents_has_a_seed_of_its_own(monkeypatch, tokenize
 
 def test_a_document_that_shows_a_format_or_steps_is_held_out():
     steps = [("12 and 3 -> ", "2305;1001", " is 15\n"), ("1 and 1 -> ", "1102", " is 2\n")]
-    shown = (
-        steps,
-        [("last of dog,cat: ", "g;t", ".\n")],
-        [("reverse(dog)=", "god", "!\n")],
-        [("He wrote 1405;2", "", "")],
-    )
+    prose = [("He wrote 1405;2", "", "")]
+    shown = steps, prose, [("last of dog,cat: ", "g;t", ".\n")], [("reverse(dog)=", "god", "!\n")]
     assert all(documents.is_held_out(examples) for examples in shown)
     # a semicolon in a question is no step, nor is one in prose
     free = [("lamp:", "lamp", "#")], [("3;1;2=", "1 2 3", "\n")], [("In 1405; she left. x;y.", "", "")]

@@ -18,7 +18,6 @@ from eval.accuracy import generate_answers, score
 from eval.validation import Validation
 from files.errors import run_main
 from files.safe import read_tensors
-from files.weights import fingerprint, load_model
 from methods.weights import Scratch
 from prefix import HybridPrefix, Method
 from run import resume
@@ -27,18 +26,15 @@ from train_task import train, train_step
 ALONE = "--beside", "none"
 
 
-@pytest.mark.parametrize("task", tasks.names())
-def test_every_task_runs_to_the_end(run, little_base, tmp_path, task):
-    out, base = tmp_path / "run", little_base(tmp_path / "base", n_layer=1, n_embd=32)
-    done = run("--task", task, "--out", out, "--model", base, "--test-examples", 4)
-    assert done.code == 0, done.err
-    results = results_of(out)
-    ranges = list(tasks.load(task).ranges)
+@pytest.mark.parametrize("task", ["last_letter", "memory"])
+def test_a_task_runs_to_the_end(run, tmp_path, task):
+    done = run("--task", task, "--out", tmp_path, "--test-examples", 4).ok()
+    results, ranges = results_of(tmp_path), list(tasks.load(task).ranges)
     contenders = ["text", "one-shot", "few-shot", "hybrid", "scratch"]
     assert list(results["accuracy"]) == contenders and list(results["before"]) == contenders[3:]
     for by_range in (*results["accuracy"].values(), *results["before"].values()):
         assert list(by_range) == ranges and all(a["n"] == 4 for a in by_range.values())
-    assert {p.name for p in out.iterdir()} - {resume.LOCK} == {
+    assert {p.name for p in tmp_path.iterdir()} - {resume.LOCK} == {
         *("accuracy_by_length.png", "details.json", "loss.png", "prefix.safetensors", "report.html", "results.json")
     }
     assert "hybrid prefix" in done.out and results["nearest_tokens"]
@@ -51,8 +47,7 @@ def of_words(run, tmp_path):
 
 
 def test_without_baselines_the_table_has_before_and_after_and_no_best_context(of_words, tmp_path):
-    done = of_words("run", "--tokenize", "bpe")
-    assert done.code == 0, done.err
+    done = of_words("run", "--tokenize", "bpe").ok()
     for line in ("before tuning", "  tuned  ", "tuning adds to its start"):
         assert line in done.out
     assert "best context" not in done.out and not (tmp_path / "run" / "report.html").exists()
@@ -67,7 +62,7 @@ def test_the_same_seed_gives_the_same_results(of_words, tmp_path, monkeypatch):
     disabled."""
     for name, seed, disable in (("one", 5, False), ("again", 5, True), ("other", 6, False)):
         monkeypatch.setattr(train_task, "tqdm", partial(tqdm, disable=disable))
-        assert of_words(name, "--seed", seed).code == 0
+        of_words(name, "--seed", seed).ok()
     one, again, other = (results_of(tmp_path / name) for name in ("one", "again", "other"))
     assert one == again and one["loss"] != other["loss"]
     assert one["loss"]["hybrid"]["examples"][-1] == 52  # of 64 a fifth is held out
@@ -88,8 +83,7 @@ def test_an_answer_that_no_question_leaves_room_for_is_left_out_with_its_class(r
     rows = [{"prompt": "x", "answer": "what " * 230}, {"prompt": "why? " * 40, "answer": "red"}]
     with open(data, "a") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    done = run("--task", data, "--beside", "finetune", "--out", tmp_path / "run")
-    assert done.code == 0, done.err
+    done = run("--task", data, "--beside", "finetune", "--out", tmp_path / "run").ok()
     left_out = [line for line in done.err.splitlines() if "too long for the base" in line]
     assert left_out == ["1 rows to train on are too long for the base: left out, line 81"]
     results = results_of(tmp_path / "run")
@@ -101,13 +95,8 @@ def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
     with open(train, "a") as file:
         file.write("not JSON\n" + json.dumps({"prompt": "long " * 300, "answer": "red"}))
     beside = "--beside", "finetune", "scratch"
-    done = run("--task", train, test, *beside, "--out", tmp_path / "run", "--test-examples", 20)
-    assert done.code == 0, done.err
-    for note in (
-        "1 broken rows left out, line 91",
-        "20 prompts occur in",
-        "are too long for the base: left out, line 92",
-    ):
+    done = run("--task", train, test, *beside, "--out", tmp_path / "run", "--test-examples", 20).ok()
+    for note in ("1 broken rows left out, line 91", "20 prompts occur in", "too long for the base: left out, line 92"):
         assert note in done.err
     results = results_of(tmp_path / "run")
     assert results["accuracy"]["majority"]["in-distribution"]["correct"] in (6, 7)
@@ -142,14 +131,6 @@ def test_training_learns_what_it_is_shown(tokenizer):
     assert curve["examples"][-1] == 60 * 12
     texts = generate_answers(method.net, None, letters, task, encoded)
     assert score(task, examples, texts)["exact_match"] == 12
-
-
-def test_a_prompt_steers_nano_2_and_leaves_it_as_it_is(tokenizer):
-    """The loss of the frozen base on 32 examples falls by a third."""
-    nano = load_model("data/nano-2").freeze()
-    before, encoded = fingerprint(nano), encode(tokenizer, tasks.load("word_reversal").examples(32, split="train"))
-    loss = tune(HybridPrefix(nano, n_random=8), nano, encoded, 12, 16)["loss"]
-    assert sum(loss[-4:]) < 2 / 3 * sum(loss[:4]) and fingerprint(nano) == before
 
 
 class TwoGroups(Method):
@@ -217,7 +198,8 @@ def test_a_used_folder_is_refused_and_kept(of_words, tmp_path):
     done = of_words("")
     assert done.code == 2 and "already in use: give another --out, --resume to go on, or --overwrite" in done.err
     assert (tmp_path / "results.json").read_text() == "precious"
-    assert of_words("", "--overwrite").code == 0 and results_of(tmp_path)["task"] == "word_reversal"
+    of_words("", "--overwrite").ok()
+    assert results_of(tmp_path)["task"] == "word_reversal"
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_and_loses_nothing(of_words, tmp_path):

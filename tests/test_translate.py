@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from conftest import assert_close, randomize, read_results
 from torch.nn import functional as F
 
 from data.tokenizer import Tokenizer
@@ -22,12 +23,7 @@ TEXTS = [[7, 8, 9, 10, 11, 12, 13], [20, 21, 22, 23]]
 
 
 def trained(model, **sizes):
-    """A translator as if it had been trained: nothing in it is zero."""
-    network = TranslatorNetwork(model, **sizes)
-    rng = torch.Generator().manual_seed(3)
-    for p in network.parameters():
-        p.data = torch.randn(p.shape, generator=rng) * 0.3
-    return network
+    return randomize(TranslatorNetwork(model, **sizes))
 
 
 def test_at_first_the_prompt_is_the_last_tokens_as_text(tiny):
@@ -55,8 +51,8 @@ def test_a_prompt_equals_a_loop_written_out(tiny):
             x = x + torch.stack(read)
             y, (k, v) = block(x[None], torch.full((P, P), -torch.inf).triu(1))
             x = y[0]
-            torch.testing.assert_close(got[i][0][d], k[0], atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(got[i][1][d], v[0], atol=1e-4, rtol=1e-4)
+            assert_close(got[i][0][d], k[0])
+            assert_close(got[i][1][d], v[0])
 
 
 def test_gradients_reach_the_translator_and_nothing_else(tiny):
@@ -107,9 +103,8 @@ def test_a_file_of_a_prompt_needs_no_translator(base, tmp_path):
 
 def test_it_answers_on_the_command_line(base, tmp_path, command):
     argv = ["--model", base, "--task", "word_reversal", "--examples", 32, "--test-examples", 3, "--beside", "none"]
-    done = command("train_task.py", *argv, "--method", "translator", "--out", tmp_path / "a")
-    assert done.code == 0, done.err
-    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    command("train_task.py", *argv, "--method", "translator", "--out", tmp_path / "a").ok()
+    results = read_results(tmp_path / "a")
     assert results["labels"]["translator"] == "translator"  # the examples do not stand behind it as text once more
     assert results["loss"] == results["before"] == {} and results["prompt"]["rows"] == 4
     lengths = [len(line) for line in results["prompt"]["trigger"].split()]
@@ -137,16 +132,15 @@ def test_the_program_trains_measures_and_writes(tmp_path, tokenizer, command, mo
     monkeypatch.setattr(translate, "SHOTS", (8,))
     monkeypatch.setattr(documents, "SKILLS", {name: documents.SKILLS[name] for name in ("facts", "copy")})
     argv = "--model", folder, "--test-documents", 1, "--documents", 2
-    done = command("research.translate", *argv, "--steps", 2, "--out", out)
-    assert done.code == 0, done.err
+    done = command("research.translate", *argv, "--steps", 2, "--out", out).ok()
     assert "\n| 8 | " in done.out and "| examples | translator | examples as text |" in done.out
     assert len(json.loads(out.with_suffix(".json").read_text())["loss"]) == 2
     again = tmp_path / "again.safetensors"
-    assert command("research.translate", *argv, "--steps", 2, "--out", again).code == 0
+    command("research.translate", *argv, "--steps", 2, "--out", again).ok()
     assert again.read_bytes() == out.read_bytes()  # the same seed
     more = "--steps", 1, "--seed", 1, "--init-from", out, "--out", tmp_path / "more"
-    assert command("research.translate", *argv, *more).code == 0
+    command("research.translate", *argv, *more).ok()
     refused = command("research.translate", *argv, "--out", out)
     assert refused.code == 2 and refused.err.endswith(f"{out} is already in use: give another --out\n")
-    measured = command("research.translate", *argv, "--init-from", out, "--steps", 0)
-    assert measured.code == 0 and measured.out == done.out[done.out.index("| examples |") :]
+    measured = command("research.translate", *argv, "--init-from", out, "--steps", 0).ok()
+    assert measured.out == done.out[done.out.index("| examples |") :]

@@ -81,22 +81,19 @@ def test_a_start_that_tuning_ruins_is_what_it_ends_as(tokenizer):
     assert measured == answers_right(prompt, nano, validation.encoded)  # in float32, as a run measures, not autocast
 
 
-@pytest.mark.parametrize("flags", [["--shots", "2"], ["--trigger", "examples:3"]], ids=" ".join)
-def test_nothing_held_out_is_tuned_on_tested_or_shown(base, tokenizer, monkeypatch, tmp_path, flags):
+def test_nothing_held_out_is_tuned_on_tested_or_shown(base, tokenizer, monkeypatch, tmp_path):
     original, seen = train_task.train, []
 
     def train(method, model, encoded, *args):
-        shots = "" if method.shots is None else tokenizer.decode(method.shots[0].tolist())
-        seen.extend([encoded, args[-1].encoded, shots])
+        seen.extend([encoded, args[-1].encoded, tokenizer.decode(method.shots[0].tolist())])
         return original(method, model, encoded, *args)
 
     monkeypatch.setattr(train_task, "train", train)
-    few = f"--task addition --model {base} --examples 64 --test-examples 20 --beside none".split()
-    train_task.main([*few, *flags, "--out", str(tmp_path / "run")])
+    few = f"--task word_reversal --model {base} --examples 64 --test-examples 20 --beside none".split()
+    train_task.main([*few, "--shots", "2", "--trigger", "examples:3", "--out", str(tmp_path / "run")])
     tuned_on, held_out = ({tokenizer.decode(question) for question, _ in some} for some in seen[:2])
-    task = tasks.load("addition")
+    task = tasks.load("word_reversal")
     tested = {e.question for r in task.ranges for e in task.examples(20, r)}
     lines = (results_of(tmp_path / "run")["prompt"]["trigger"] + seen[2]).splitlines()
     shown = {line.partition("=")[0] + "=" for line in lines}
-    assert len(held_out) == 12 and not held_out & (tuned_on | tested | shown)
-    assert len(lines) == 3
+    assert len(held_out) == 12 and len(lines) == 5 and not held_out & (tuned_on | tested | shown)
