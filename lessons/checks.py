@@ -94,6 +94,11 @@ ERRORS = [  # what Python and PyTorch say, and what that means
     (r"'(\S+)' not supported between instances of '(\w+)' and '(\w+)'", "{} does not take a {} and a {}."),
     (r"'(\w+)' object cannot be interpreted as an integer", "a {} stands where a whole number is needed."),
     (r"at least 1D|same dtype|expected scalar type", "a product needs tensors of the same kind of numbers."),
+    (r"at least (\d) dimensions", "it needs a tensor of {} dimensions."),
+    (r"must be Tensor, not (\w+)", "a {} stands where a tensor is needed."),
+    (r"must be tuple of ints", "something else stands in the place of a size: pass generator=rng by its name."),
+    (r"iterable of Tensors", "an optimizer takes a list of tensors, [rows]."),
+    (r"each tensor to be equal size", "torch.stack needs tensors of the same shape."),
     (r"upper bound and (?:lower|larger) bound", "torch.arange(a, b) needs b of at least a."),
     (r"only supports boolean masks", "a mask holds True and False, and this one numbers."),
     (r"Expected target size", "a batch is still there in what the loss gets."),
@@ -130,14 +135,35 @@ def compare(got, right, mistakes=(), what="The result"):
         expect(got.shape == right.shape, shapes)
         expect(not got.isnan().any(), f"{what} contains NaN: a softmax over nothing but minus infinity gives that, and "
                "so does the logarithm of a negative number.")  # fmt: skip
-        raise Wrong(f"{what} has the right shape, but other numbers than it should.")
+        raise Wrong(f"{what} {how_it_differs(got.double(), right.double())}.")
     kinds = [(torch.bool, "True and False"), (torch.long, "whole numbers")]
     for kind, name in kinds:
         fits = right.dtype != kind or got.dtype == kind or kind == torch.long and got.dtype in WHOLE
         expect(fits, f"{what} should hold {name}, and its dtype is {got.dtype}.")
 
 
+def how_it_differs(got, right):
+    """What can be said of numbers that no known mistake explains."""
+    if not got.any():
+        return "is 0 everywhere"
+    if got.dim() and got.isfinite().all() and right.isfinite().all():
+        factor = ((got * right).sum() / right.square().sum()).item()
+        if close(got, factor * right):
+            return f"is {factor:.3g} times what it should be"
+    if close(got.flatten().sort().values, right.flatten().sort().values):
+        return "holds the right numbers, in another order"
+    wrong = (~torch.isclose(got, right, atol=1e-5)).nonzero()
+    at = tuple(wrong[0].tolist())
+    where = f" in {len(wrong)} of {got.numel()} places, the first at {list(at)}:" if at else ":"
+    return f"has the right shape, but other numbers{where} {got[at]:.4g} instead of {right[at]:.4g}"
+
+
 WHOLE = torch.int8, torch.int16, torch.int32, torch.int64
+
+
+def is_whole(x):
+    """Whether x is a whole number, of Python, NumPy or PyTorch."""
+    return hasattr(x, "__index__") and not (isinstance(x, torch.Tensor) and x.is_floating_point())
 
 
 def close(a, b):
@@ -174,6 +200,7 @@ def check_scores(scores):
         (right.T, "Rows and columns are exchanged: row i is for query i, so q stands first."),
         (right.T * math.sqrt(D), "Rows and columns are exchanged: row i is for query i, so q stands first."),
         (right.softmax(-1), "These are the weights: leave the softmax out, it comes later."),
+        ((right * math.sqrt(D)).softmax(-1), "These are the weights: leave the softmax out, it comes later."),
     ]  # fmt: skip
     compare(scores(q.clone(), k.clone()), right, mistakes, "The table of scores")
 
@@ -184,13 +211,17 @@ def check_causal(causal):
     got, ones = causal(scores.clone()), torch.ones(5, 5, dtype=torch.bool)
     expect(not (isinstance(got, torch.Tensor) and got.dtype == torch.bool), "This says where the future is: return the "
            "scores, with -inf in these places.")  # fmt: skip
+    if isinstance(got, torch.Tensor) and got.shape == scores.shape:
+        got = got.masked_fill(got < -1e4, -torch.inf)  # which has a weight of 0 as well
+        later, kept = got[ones.triu(1)], close(got[ones.tril()], scores[ones.tril()])
+        filled = kept and len(later.unique()) == 1 and later[0].isfinite()
+        expect(not filled, f"Masked scores are {later[0]:g}, and the softmax gives those weight: fill in -inf.")
 
     def masked(where, value=-torch.inf):
         return scores.masked_fill(where, value)
 
     mistakes = [
         (scores, "Nothing is masked: masked_fill returns a new tensor, return that."),
-        (masked(ones.triu(1), 0), "Masked scores are 0, and the softmax gives those weight: fill in -inf."),
         (masked(ones.triu(1), torch.inf), "Later keys get +inf, and with that all of the weight: fill in -inf."),
         (masked(ones.tril(-1)), "The past is hidden, not the future: query i is row i, and later keys stand to the "
          "right of the diagonal."),
@@ -222,7 +253,9 @@ def check_attention(attention):
          "row, have to add up to 1."),
         (masked.softmax(-1) @ k, "The weights mix the keys: they should mix the values."),
         ((masked * math.sqrt(3)).softmax(-1) @ v, "The scores are not divided by sqrt(D)."),
-        (masked.T.softmax(-1).nan_to_num() @ v, "q and k are exchanged: each position looks at what comes after it."),
+        (s.T.masked_fill(hidden, -torch.inf).softmax(-1) @ v, "q and k are exchanged: a row of the scores belongs to a "
+         "query, scores(q, k)."),
+        (masked.exp() @ v, "The weights of a row do not add up to 1: a softmax divides by their sum."),
         (v[masked.argmax(-1)], "Each position reads only its best key: take the mean of all values by the weights."),
     ]  # fmt: skip
     got = attention(q.clone(), k.clone(), v.clone())
@@ -288,6 +321,11 @@ def check_next_token_logits(next_token_logits):
         (every[:, -1], "The batch is still there, (1, vocab_size): take its only row with [0]."),
         (every[0, 0], "These are the logits of the first position, which has seen nothing but itself."),
         (every[0, -2], "These are the logits of the last position but one: it has not seen the last token."),
+        (every[0, 1], "These are the logits of position 1: len(tokens) is the batch, the last position is -1."),
+        (
+            model.logits(model(tokens[:, -1:]).detach())[0, -1],
+            "The model reads the last token alone: give it all tokens, and take the last position of what it returns.",
+        ),
         (hidden[0, -1], "These are hidden states, C numbers: model.logits makes vocab_size numbers of them."),
         (hidden, "These are hidden states of every position: take the last one, and model.logits of it."),
         (hidden[0], "These are hidden states of every position: take the last one, and model.logits of it."),
@@ -347,6 +385,8 @@ def check_head(head):
         (mixed(behind * D, masked(own * D)), "The scores are multiplied by sqrt(D): divide by it."),
         (mixed(behind * root / T**0.5, masked(own * root / T**0.5)), "The scores are divided by sqrt(T), the number of "
          "queries: it is sqrt(D), their width."),
+        (mixed(behind * root / P**0.5, masked(own * root / P**0.5)), "The scores are divided by sqrt(P), the number of "
+         "rows of the cache: it is sqrt(D), their width."),
         (mixed(behind * root, masked(own)), "The scores of the cache are not divided by sqrt(D)."),
         (mixed(behind, masked(own * root)), "The scores of the question are not divided by sqrt(D)."),
         (mixed(behind, own), "No mask: a position reads those that come after it."),
@@ -427,8 +467,12 @@ def check_gradient_of_rows(gradient_of_rows):
          "tokens that come next."),
         (gradient(lambda hidden: mean(hidden[:, -1:], targets[:, -1:])), "The loss looks at the last position only: "
          "the mean is over all of them."),
+        (gradient(lambda hidden: mean(hidden[:, :-1], targets[:, 1:])), SHIFTED),
     ]  # fmt: skip
     compare(got, right, mistakes, "The gradient")
+
+
+SHIFTED = "The targets are shifted once more: they are the next tokens already."
 
 
 # ---------------------------------------------------------------- lesson 2: sixty-five rows learn addition
@@ -474,7 +518,14 @@ def check_prompt_loss(prompt_loss):
     expect(
         not isinstance(got, float), "The loss is a plain number: keep the tensor, without .item(), for its gradient."
     )
-    hidden, alone = model(tokens, model.prefill(rows[None])), model(tokens)  # (B, T, C) each
+    hidden = model(tokens, model.prefill(rows[None]))  # (B, T, C)
+    mistakes = loss_mistakes(model, hidden, model(tokens), tokens, targets, answer)
+    compare(got, model.loss(hidden[answer], targets[answer]), mistakes, "The loss")
+    expect(got.requires_grad, "The loss has lost its gradient: no .detach(), .data or torch.no_grad() here.")
+
+
+def loss_mistakes(model, hidden, alone, tokens, targets, answer):
+    """Losses that are not the answers' mean. hidden and alone (B, T, C): behind the prompt and without it."""
 
     def mean(hidden, targets):
         return model.loss(hidden.flatten(0, -2), targets.flatten())
@@ -483,26 +534,27 @@ def check_prompt_loss(prompt_loss):
     each = torch.stack([mean(h[a], t[a]) for h, t, a in zip(hidden, targets, answer)])
     multiplied = ("Multiplying by the mask makes zeros, and these are still positions with a loss: take "
                   "hidden[answer] and targets[answer].")  # fmt: skip
-    mistakes = [
+    later = answer[:, 1:]
+    return [
         (mean(hidden, targets), "The mean is over all positions, the question's too: take hidden[answer] and "
          "targets[answer]."),
         (mean(zeros, targets), multiplied),
         (mean(zeros, targets * answer), multiplied),
         (mean(hidden, targets * answer), multiplied),
+        (right * answer.float().mean(), multiplied),
         (mean(hidden[~answer], targets[~answer]), "The mean is over the question's positions."),
         (mean(alone[answer], targets[answer]), "The prompt is left out: the model takes its cache as past."),
         (mean(hidden[answer], tokens[answer]), "The loss compares with tokens, the inputs: targets are the tokens that "
          "come next."),
+        (mean(hidden[:, :-1][later], targets[:, 1:][later]), SHIFTED),
         (mean(hidden[:, -1], targets[:, -1]), "The loss looks at the last position only: the answer has more."),
-        (right * answer.sum(), "This is the sum over the answer's positions: model.loss is their mean."),
+        (right * answer.sum(), "This is the sum over the answers' positions: model.loss is their mean."),
         (-right, "The sign is wrong: model.loss is what training makes smaller."),
         (right.exp(), "This is exp(loss), the perplexity: return the loss."),
         (each, "These are losses of each text: return one mean over all answer positions."),
         (each.mean(), "This is the mean of each text's mean, so that short answers weigh more: take one mean over "
          "all answer positions."),
     ]  # fmt: skip
-    compare(got, right, mistakes, "The loss")
-    expect(got.requires_grad, "The loss has lost its gradient: no .detach(), .data or torch.no_grad() here.")
 
 
 @exercise("loss_of(rows, batch) is called once for each batch, and returns a loss, ().")
@@ -590,8 +642,8 @@ def check_without_row(without_row):
                     (x[:, :, i], f"{where}: this is row {i} alone, all others should be there."),
                     (x[:, :, :i], f"{where}: everything behind row {i} is missing as well."),
                     (x[:, :, i + 1 :], f"{where}: everything in front of row {i} is missing as well."),
-                    (x[:, :, [p for p in range(P) if p != i - 1]], f"{where}: row {i - 1} is missing, not {i}."),
-                    (x[:, :, [p for p in range(P) if p != i + 1]], f"{where}: row {i + 1} is missing, not {i}."),
+                    *[(x[:, :, [p for p in range(P) if p != j]], f"{where}: row {j} is missing, not {i}.")
+                      for j in range(P) if j != i],
                     (x[:, :, [p for p in range(P) if p not in (i, i + 1)]], f"{where}: row {i + 1} is missing too."),
                     (torch.cat([x[:, :, :i], 0 * x[:, :, [i]], x[:, :, i + 1 :]], 2), f"{where}: the row is set to "
                      "0. A key of 0 still gets a share of the softmax: take the row out."),
@@ -602,6 +654,21 @@ def check_without_row(without_row):
 
 
 # ---------------------------------------------------------------- lesson 3: where a prompt begins
+
+
+def drawn_otherwise(hybrid_rows, table, trigger):
+    """Random rows need not come from one call of randn, but from rng and with the table's standard deviation."""
+
+    def draw(seed):
+        return hybrid_rows(table, 8000, list(trigger), torch.Generator().manual_seed(seed))[:8000]
+
+    one, again, other = draw(1), draw(1), draw(2)
+    std, drawn = table.std().item(), f"a standard deviation of {one.std().item():.3f} around {one.mean().item():.3f}"
+    expect(close(one, again) and not close(one, other), "The random rows do not come from rng: pass generator=rng.")
+    expect(not close(one[0], one[1]), "All random rows are the same.")
+    fits = (one.std(0) / std - 1).abs().max() < 0.04 and one.mean(0).abs().max() < 0.05 * std
+    expect(fits, f"The random rows have {drawn}: each column should have {std:.3f} around 0, as "
+           "torch.randn(n_random, C, generator=rng) * table.std() has.")  # fmt: skip
 
 
 @exercise("table is (vocab_size, C), torch.randn(n_random, C, generator=rng) is (n_random, C), and table[trigger] is "
@@ -639,11 +706,12 @@ def check_hybrid_rows(hybrid_rows):
             (words, "The random rows are missing."),
         ]  # fmt: skip
         right = torch.cat([scaled, words])
-        if isinstance(got, torch.Tensor) and got.shape == right.shape and close(got[n:], words) and n:
-            known = any(got.shape == m.shape and close(got, m) for m, _ in [(right, ""), *mistakes])
-            expect(known, "The trigger's rows are right, the random ones are not: draw them with one call of "
-                   "torch.randn(n_random, C, generator=rng), times table.std().")  # fmt: skip
-        compare(got, right, mistakes, "The result")
+        known = isinstance(got, torch.Tensor) and any(got.shape == m.shape and close(got, m) for m, _ in mistakes)
+        if isinstance(got, torch.Tensor) and got.shape == right.shape and n and not known:
+            expect(close(got[n:], words), "The trigger's rows are not table[trigger], in this order.")
+            drawn_otherwise(hybrid_rows, table, trigger)
+        else:
+            compare(got, right, mistakes, "The result")
 
 
 @exercise("a and b are lists of True and False, with a place for each question.")
@@ -656,8 +724,10 @@ def check_sign_test(sign_test):
         expect(isinstance(got, tuple | list) and len(got) == 3, "Return three numbers: how many only the first had "
                "right, how many only the second, and p.")  # fmt: skip
         case = f"Where only the first is right in {only_a} questions and only the second in {only_b}"
-        expect(all(isinstance(x, int) for x in got[:2]), f"{case} your counts are {got[0]!r} and {got[1]!r}: they are "
-               "whole numbers.")  # fmt: skip
+        expect(
+            all(map(is_whole, got[:2])), f"{case} your counts are {got[0]!r} and {got[1]!r}: they are whole numbers."
+        )
+        expect(not isinstance(got[2], str), f"{case} p is a text: return a number.")
         as_well = both and (got[0] == only_a + both or got[1] == only_b + both)
         expect(not as_well, f"{case} you count those that both have right as well: they tell nothing apart.")
         expect(only_a == only_b or tuple(got[:2]) != (only_b, only_a), f"{case} your counts are exchanged.")
@@ -722,10 +792,11 @@ def check_first_error(first_error):
 def check_count_numbers(count_numbers):
     for P, C, n_layer, r in (20, 256, 6, 8), (1, 12, 2, 3):
         got = count_numbers(P, C, n_layer, r)
+        got = tuple(got) if isinstance(got, torch.Tensor) else got
         expect(isinstance(got, tuple | list) and len(got) == 3, "Return three numbers: of prompt tuning, of P-tuning "
                "v2 and of LoRA.")  # fmt: skip
         case = f"With P = {P}, C = {C}, n_layer = {n_layer} and r = {r}"
-        expect(all(isinstance(x, int) for x in got), f"{case} you return {tuple(got)}: counts are whole numbers, so "
+        expect(all(map(is_whole, got)), f"{case} you return {tuple(got)}: counts are whole numbers, so "
                "divide with // if at all.")  # fmt: skip
         prompt, deep, lora = got
         expect(prompt == P * C, f"{case} prompt tuning has P rows of C numbers, {P * C}, and you say {prompt}.")
@@ -760,6 +831,7 @@ def check_weight_on_prefix(weight_on_prefix):
         (w[..., :P], "These are the weights of each row, (n_head, T, P): add them up."),
         (w[..., :P].sum(), "This is one number: add up over the columns only."),
         (w[..., :P].sum(-1, keepdim=True), "The last dimension is still there, (n_head, T, 1): leave keepdim out."),
+        (w[..., -P:].sum(-1), "These are the last P columns: the prefix is the first P."),
         (w[..., P], "This is one column, of the question's first token: take the P columns before it."),
         (w[..., P - 1], "This is the column of the last row: take all P columns."),
         (w[..., :P].sum(-1).mean(0), "The heads are averaged: keep them apart."),
@@ -788,11 +860,14 @@ def check_with_prefix(with_prefix):
         ((1 - a) * y + a * past_v.mean(0), "The prefix's values are averaged: each has a weight of its own."),
         ((1 - a) * y + past_v.sum(0), "The prefix's values are added without their weights a_i."),
         ((1 - a) * y - behind @ past_v, "The prefix's part is added, not taken away."),
+        ((1 - a) * (y + behind @ past_v), "The prefix's part is multiplied by 1 - a as well: only y is."),
+        ((1 - a) * y + behind @ past_v / a, "The prefix's part is divided by a: its weights a_i are what they are."),
         ((1 - a) * y, "The prefix's own values are missing."),
         (behind @ past_v, "The question's part, (1 - a) y, is missing."),
         (y, "This is y without the prefix."),
         ((1 - behind.mean(-1, keepdim=True)) * y + behind @ past_v, "a is the sum of the prefix's weights, not "
          "their mean."),
+        ((1 - a.sum()) * y + behind @ past_v, "a is added up over the positions: each position has its own."),
         ((1 - a).mean() * y + behind @ past_v, "a is averaged over the positions: each position has its own."),
         (y / (1 - a) + behind @ past_v, "y is divided by 1 - a: it is multiplied."),
     ]  # fmt: skip
@@ -810,6 +885,7 @@ def check_lora_linear(lora_linear):
         (plain + update / r, "The update is divided by r, and not multiplied by alpha."),
         (plain + r / alpha * update, "The scale is upside down: it is alpha / r."),
         (plain + alpha / r**0.5 * update, "The scale is alpha / sqrt(r), that of rsLoRA: here it is alpha / r."),
+        (plain + alpha // r * update, "alpha // r rounds down: divide with /."),
         (plain + alpha / n * update, "The scale is alpha / n_in: r is the rank, the number of rows of A."),
         (plain - alpha / r * update, "The update is taken away: it is added."),
         (alpha / r * update, "W x is missing: LoRA adds to it."),
@@ -856,6 +932,8 @@ def check_divergence(divergence):
         ((log_p - log_q).sum(-1).mean(), "p in front of the brackets is missing."),
         ((log_p - log_q).mean(), "p in front of the brackets is missing."),
         (((teacher - student) ** 2).mean(), "This is a squared error of logits."),
+        (((p - q) ** 2).sum(-1).mean(), "This is a squared error of probabilities."),
+        ((p * (log_p - q)).sum(-1).mean(), "kl_div takes logarithms of the student's probabilities: log_softmax."),
     ]  # fmt: skip
     compare(divergence(teacher, student), each.mean(), mistakes, "The divergence")
 
@@ -970,6 +1048,9 @@ def check_label_score(label_score):
         (log_p[rows, label], "These are the logarithms of each token: add them up."),
         (log_p[rows, label].exp().prod(), "This is the probability: return its logarithm."),
         (log_p[rows, label].exp().sum(), "You add up probabilities: add their logarithms."),
+        (log_p[rows, label].exp().sum().log(), "You add up probabilities: add their logarithms."),
+        (log_p[rows, label].prod(), "You multiply logarithms: they are added."),
+        (log_p[0, label].sum(), "All tokens are looked up in row 0: token i has the row i, [torch.arange(A), label]."),
         (logits[rows, label].sum(), "The softmax is missing: logits are no probabilities yet."),
         (logits.log_softmax(0)[rows, label].sum(), "The softmax runs over the tokens of the label: it should run over "
          "the vocabulary, the last dimension."),
@@ -1003,21 +1084,10 @@ def check_three_lines(three_lines):
     answer = torch.arange(7) >= torch.tensor([[2], [4], [5]])  # (B, T)
     for rows in torch.nn.Parameter(torch.randn(5, 16, generator=rng)), None:
         method = Stub(rows)
-        hidden, alone, loss = model(tokens, method.past(model)), model(tokens), model.loss  # (B, T, C)
-        right, all_zero = loss(hidden[answer], targets[answer]), hidden * answer[..., None]
-        mistakes = [
-            (loss(hidden.flatten(0, 1), targets.flatten()), "The loss counts all positions: pick the answer's with "
-             "hidden[answer] and targets[answer]."),
-            (loss(all_zero.flatten(0, 1), (targets * answer).flatten()), "hidden * answer sets the other positions to "
-             "0, and they count all the same: pick with hidden[answer]."),
-            (loss(hidden[~answer], targets[~answer]), "The loss counts the question: pick the answer's positions."),
-            (loss(hidden[answer], tokens[answer]), "The loss compares with the tokens themselves: targets are those "
-             "that come next."),
-            (right * answer.sum(), "This is the sum over the answers' tokens: the mean was asked for."),
-        ]  # fmt: skip
-        if rows is not None:
-            mistakes.append((loss(alone[answer], targets[answer]), "The prompt is left out: network(tokens, past) "
-                             "reads behind it."))  # fmt: skip
+        hidden = model(tokens, method.past(model))  # (B, T, C)
+        mistakes = loss_mistakes(model, hidden, model(tokens), tokens, targets, answer)
         got = three_lines(method, model, tokens.clone(), targets.clone(), answer.clone())
-        compare(got, right, mistakes, "The loss")
+        plain = isinstance(got, float)
+        expect(not plain, "The loss is a plain number: keep the tensor, without .item(), for its gradient.")
+        compare(got, model.loss(hidden[answer], targets[answer]), mistakes, "The loss")
         expect(rows is None or got.requires_grad, "The loss has lost its gradient: no detach, item or no_grad.")

@@ -18,7 +18,7 @@ from lessons import checks
 from lessons.figures import figures
 from lessons.run import FOLDER, LESSONS, PLACEHOLDER, asked_by_pages, cells, fill, run_cells, solution, solved
 from tasks import Task
-from tests.wrong_answers import WRONG
+from tests.wrong_answers import RIGHT, WRONG
 
 matplotlib.use("Agg")
 names = [path.stem for path in LESSONS]
@@ -110,11 +110,11 @@ def test_a_lesson_without_its_base_is_skipped_with_one_line(monkeypatch, capsys)
 # ---------------------------------------------------------------- checks
 
 
-def answers(check):
-    """[(function, message)] of what people write."""
+def answers(check, written):
+    """[(function, message)] of what people write: [(old, new, message)] of wrong_answers.py."""
     name, found = check.removeprefix("check_"), []
     (code,) = {solution(s) for path in LESSONS for _, s in cells(path) if f"def {name}(" in s and "<details>" in s}
-    for old, new, message in WRONG[check]:
+    for old, new, message in written:
         assert old in code, (check, old)
         signature = code[code.index("def ") :].splitlines()[0]
         wrong = code.replace(old, new) if old else "\n    ".join([signature, *new.splitlines()])
@@ -128,7 +128,7 @@ def answers(check):
 
 @pytest.mark.parametrize("check", WRONG)
 def test_a_check_names_what_is_wrong_and_hands_back_a_solution(check, capsys):
-    for answer, message in answers(check):
+    for answer, message in answers(check, WRONG[check]):
         with warnings.catch_warnings(action="ignore"):
             used = getattr(checks, check)(answer)
         said, then = capsys.readouterr().out.splitlines()
@@ -137,19 +137,22 @@ def test_a_check_names_what_is_wrong_and_hands_back_a_solution(check, capsys):
         assert used is checks.solutions()[check.removeprefix("check_")] is not answer and "solution" in then
 
 
-def test_a_right_answer_is_used_and_a_solution_is_not_taken_for_one(capsys):
-    def vote(finals):
-        return max(finals, key=finals.count)
-
-    assert checks.check_vote(vote) is vote
+@pytest.mark.parametrize("check, body", RIGHT)
+def test_what_is_right_in_another_way_is_used(check, body, capsys):
+    ((answer, _),) = answers(check, [("", body, "")])
+    assert getattr(checks, check)(answer) is answer
     assert capsys.readouterr().out == "Right.\n"
+
+
+def test_a_solution_is_not_taken_for_an_answer(capsys):
     checks.check_vote(checks.solutions()["vote"])
     assert "run the cell of your function first" in capsys.readouterr().out
 
 
 def test_every_check_belongs_to_an_exercise_and_is_tried_with_wrong_answers():
     used = {name for path in LESSONS for _, check in exercises(path) for name in WRONG if name in check}
-    assert used == {name for name in dir(checks) if name.startswith("check_")} == set(WRONG)
+    assert used == {name for name in dir(checks) if name.startswith("check_")}
+    assert used == set(WRONG) == {check for check, _ in RIGHT}
 
 
 # ---------------------------------------------------------------- notebooks

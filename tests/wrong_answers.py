@@ -1,4 +1,5 @@
-"""What people write in the exercises of the lessons, and what the check has to say about it.
+"""What people write in the exercises of the lessons: what is wrong, and what the check has to say about it; and what is
+right in another way than the solution.
 
 An answer is the solution with one thing in place of another; where there is nothing to replace, another body.
 """
@@ -18,6 +19,9 @@ WRONG = {
         ("q @ k.T / q.size(1) ** 0.5", "(q @ k.T / q.size(1) ** 0.5).softmax(-1)", "leave the softmax out"),
         ("return ", "", "returns nothing"),
         ("q.size(1)", "width", "nothing called `width`"),
+        ("", "return (q @ k.T).softmax(-1)", "leave the softmax out"),
+        ("q.size(1) ** 0.5", "torch.sqrt(q.size(1))", "a int stands where a tensor"),
+        ("q.size(1) ** 0.5", "10", "0.173 times what it should be"),
     ],
     "check_causal": [
         ("triu(1)", "triu(0)", "may look at itself"),
@@ -32,6 +36,7 @@ WRONG = {
         ("return scores.masked_fill(future, -torch.inf)", "return future", "where the future is"),
         ("return scores.masked_fill(future, -torch.inf)", "return scores + future", "added as 0 and 1"),
         ("dtype=torch.bool", "dtype=torch.float", "a mask holds True and False"),
+        ("-torch.inf", "-1", "Masked scores are -1"),
     ],
     "check_attention": [
         ("causal(scores(q, k))", "scores(q, k)", "No mask"),
@@ -46,6 +51,8 @@ WRONG = {
         ("weights @ v", "v @ weights", "weights @ v is (T, D)"),
         ("scores(q, k)", "q @ k.T", "not divided by sqrt(D)"),
         ("weights @ v", "v[weights.argmax(-1)]", "only its best key"),
+        ("softmax(-1)", "exp()", "a softmax divides by their sum"),
+        ("scores(q, k)", "scores(k, q)", "q and k are exchanged"),
     ],
     "check_step": [
         ("torch.cat([keys, k]), torch.cat([values, v])", "keys, values", "does not see itself"),
@@ -82,6 +89,8 @@ WRONG = {
         ("model(tokens)", "model(tokens[0])", "tokens are (1, T)"),
         ("return ", "", "returns nothing"),
         ("", "return model.generate(tokens, 1)[0]", "number of a token"),
+        ("model(tokens)", "model(tokens[:, -1:])", "reads the last token alone"),
+        ("hidden[0, -1]", "hidden[0, len(tokens)]", "len(tokens) is the batch"),
     ],
     "check_positions_behind": [
         ("P, P + T", "T", "begin at 0 again"),
@@ -134,6 +143,7 @@ WRONG = {
          "return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ torch.cat([past_v, v])", "P columns later"),
         ("", "own = (q @ k.T).masked_fill(torch.ones(len(q), len(q)).triu(1) > 0, -torch.inf) / q.size(1) ** 0.5\n"
          "return (q @ past_k.T / q.size(1) ** 0.5).softmax(-1) @ past_v + own.softmax(-1) @ v", "a softmax each"),
+        (" / D**0.5", " / len(past_k) ** 0.5", "sqrt(P)"),
     ],
     "check_gradient_of_rows": [
         ("rows.requires_grad_(True)\n", "pass\n", "Nothing requires a gradient"),
@@ -155,6 +165,7 @@ WRONG = {
         ("return rows.grad", "return loss", "This is the loss"),
         ("past = model", "model.requires_grad_(); past = model", "weights have gradients"),
         ("rows.requires_grad_(True)\n", "mine = torch.nn.Parameter(rows); rows = mine.detach()\n", "requires a gradient"),
+        ("hidden.flatten(0, 1), targets", "hidden[:, :-1].flatten(0, 1), targets[:, 1:]", "shifted once more"),
     ],
     "check_answer_positions": [
         (">= Q - 1", ">= Q", "one position late"),
@@ -173,6 +184,7 @@ WRONG = {
         ("torch.arange(Q + A - 1) >= Q - 1", "torch.cat([torch.zeros(Q - 1), torch.ones(A)])", "True and False"),
         ("torch.arange(Q + A - 1) >= Q - 1", "[False] * (Q - 1) + [True] * A", "of type list"),
         ("torch.arange(Q + A - 1) >= Q - 1", "range(Q + A - 1) >= Q - 1", ">= does not take a range and a int"),
+        ("torch.arange(Q + A - 1) >= Q - 1", "torch.tensor([True] * A + [False] * (Q - 1))", "in another order"),
     ],
     "check_prompt_loss": [
         ("hidden[answer], targets[answer]", "hidden.flatten(0, 1), targets.flatten()", "over all positions"),
@@ -190,11 +202,13 @@ WRONG = {
         ("targets[answer])", "targets[answer]).item()", "without .item()"),
         ("targets[answer])", "targets[answer]).detach()", "lost its gradient"),
         ("rows[None])", "rows[None].detach())", "lost its gradient"),
-        ("targets[answer])", "targets[answer]) * answer.sum()", "sum over the answer's positions"),
+        ("targets[answer])", "targets[answer]) * answer.sum()", "sum over the answers' positions"),
         ("return model", "return -model", "sign is wrong"),
         ("return model", "model", "returns nothing"),
         ("return model.loss(hidden[answer], targets[answer])",
          "return sum(model.loss(h[a], t[a]) for h, t, a in zip(hidden, targets, answer)) / len(answer)", "each text's mean"),
+        ("hidden[answer], targets[answer]", "hidden[:, :-1][answer[:, 1:]], targets[:, 1:][answer[:, 1:]]", "shifted once more"),
+        ("targets[answer])", "targets[answer]) * answer.float().mean()", "Multiplying"),
     ],
     "check_tune": [
         ("rows = torch.nn.Parameter(rows)\n", "pass\n", "torch.nn.Parameter(rows)"),
@@ -218,6 +232,7 @@ WRONG = {
         ("return rows.detach()", "return loss_of(rows, batch)", "This is a loss"),
         ("return rows.detach()", "rows.detach()", "returns nothing"),
         ("rows.detach()", "rows.detach().numpy()", "of type ndarray"),
+        ("[rows], lr", "rows, lr", "a list of tensors, [rows]"),
     ],
     "check_without_row": [
         (":, i + 1 :", ":, i:", "nothing is missing"),
@@ -237,6 +252,7 @@ WRONG = {
         ("", "return torch.stack([torch.stack(pair) for pair in cache])", "is a Tensor"),
         ("", "return [torch.cat([x[:, :, :i], x[:, :, i + 1 :]], dim=2) for x, _ in cache]", "should be a pair"),
         ("", "return (pair for pair in cache)", "is a generator"),
+        ("x[:, :, :i], x[:, :, i + 1 :]", "x[:, :, 1:]", "row 0 is missing, not 1"),
     ],
     "check_hybrid_rows": [
         ("[random_rows, table[trigger]]", "[table[trigger], random_rows]", "trigger stands first"),
@@ -256,6 +272,10 @@ WRONG = {
         ("table.size(1)", "C", "nothing called `C`"),
         ("table[trigger]", "torch.tensor(trigger)", "same number of dimensions"),
         ("torch.cat([random_rows, table[trigger]])", "[random_rows, table[trigger]]", "of type list"),
+        ("table[trigger]]", "table[: len(trigger)]]", "not table[trigger]"),
+        ("randn(n_random, table.size(1), generator=rng)", "randn(1, table.size(1), generator=rng).expand(n_random, -1)", "All random rows are the same"),
+        ("table.std()", "0.5 * table.std()", "a standard deviation of 0.1"),
+        ("table.size(1), generator=rng", "table.size(1), rng", "by its name"),
     ],
     "check_sign_test": [
         ("sum(x and not y for", "sum(x for", "have right as well"),
@@ -276,6 +296,7 @@ WRONG = {
         ("return only_a", "only_a", "Return three numbers"),
         ("x and not y", "x != y", "one way or the other"),
         ("range(k + 1)", "range(b)", "a list stands where a whole number"),
+        ("return only_a, only_b, p", "return only_a, only_b, str(p)", "p is a text"),
     ],
     "check_first_error": [
         ('return ""', 'return "copy"', "For a right answer"),
@@ -323,6 +344,7 @@ WRONG = {
         (".sum(-1)", ".softmax(-1).sum(-1)", "These are all 1"),
         (".sum(-1)", ".sum(-1).mean(0)", "heads are averaged"),
         ("[:, :, :P]", "[:, :, :, :P]", "more indices than"),
+        (":P]", "-P:]", "last P columns"),
     ],
     "check_with_prefix": [
         ("(1 - a) * y", "y", "not turned down"),
@@ -341,6 +363,9 @@ WRONG = {
         ("behind @ past_v", "behind * past_v", "(T, P) @ (P, D)"),
         ("behind @ past_v", "weights @ past_v", "as many columns"),
         ("return ", "", "returns nothing"),
+        ("(1 - a) * y + behind @ past_v", "(1 - a) * (y + behind @ past_v)", "multiplied by 1 - a as well"),
+        ("behind @ past_v", "behind @ past_v / a", "divided by a"),
+        ("-1, keepdim=True", "", "added up over the positions"),
     ],
     "check_lora_linear": [
         ("alpha / len(A) * ", "", "not scaled"),
@@ -358,6 +383,7 @@ WRONG = {
         ("(x @ A.T)", "(x @ W.T @ A.T)", "made of W x"),
         ("+ alpha", "- alpha", "taken away"),
         ("len(A)", "r", "nothing called `r`"),
+        ("alpha / len(A)", "alpha // len(A)", "rounds down"),
     ],
     "check_divergence": [
         (".mean()", "", "at each position"),
@@ -378,6 +404,7 @@ WRONG = {
         ("", "return torch.nn.functional.kl_div(student.log_softmax(-1), teacher.softmax(-1))", "over the vocabulary too"),
         ("", "return torch.nn.functional.kl_div(teacher.log_softmax(-1), student.softmax(-1), reduction='batchmean')",
          "exchanged"),
+        ("", "return torch.nn.functional.kl_div(student.softmax(-1), teacher.softmax(-1), reduction='batchmean')", "takes logarithms"),
     ],
     "check_stack": [
         ("(0, 0, longest - x.size(2), 0)", "(0, 0, 0, longest - x.size(2))", "stand at the end"),
@@ -396,6 +423,7 @@ WRONG = {
         ("pad(x, (0, 0, longest - x.size(2), 0))", "x", "torch.cat along dimension 0"),
         ("torch.cat([pad(x, (0, 0, longest - x.size(2), 0)) for x in keys])", "torch.cat(keys, 2)", "in one row"),
         ("in keys]), empty", "in keys[::-1]]), empty", "reversed"),
+        ("", "return torch.stack(keys), torch.zeros(3)", "tensors of the same shape"),
     ],
     "check_vote": [
         ("max(finals, key=finals.count)", "max(finals)", "should be '12'"),
@@ -434,18 +462,67 @@ WRONG = {
         ("return ", "return -", "sign is wrong"),
         ("return logits.log_softmax(-1)[torch.arange(len(label)), label].sum()", "return torch.nn.functional.cross_entropy(logits, label)", "This is a loss"),
         ("return ", "", "returns nothing"),
+        (".sum()", ".exp().sum().log()", "You add up probabilities"),
+        (".sum()", ".prod()", "You multiply logarithms"),
+        ("[torch.arange(len(label)), label]", "[0, label]", "looked up in row 0"),
     ],
     "check_three_lines": [
         ("network(tokens, past)", "network(tokens)", "left out"),
         ("hidden[answer], targets[answer]", "hidden.flatten(0, 1), targets.flatten()", "all positions"),
-        ("hidden[answer], targets[answer]", "(hidden * answer[..., None]).flatten(0, 1), (targets * answer).flatten()", "count all the same"),
-        ("hidden[answer], targets[answer]", "hidden[~answer], targets[~answer]", "counts the question"),
-        ("targets[answer]", "tokens[answer]", "those that come next"),
+        ("hidden[answer], targets[answer]", "(hidden * answer[..., None]).flatten(0, 1), (targets * answer).flatten()", "Multiplying"),
+        ("hidden[answer], targets[answer]", "hidden[~answer], targets[~answer]", "question's positions"),
+        ("targets[answer]", "tokens[answer]", "tokens that come next"),
         ("return network.loss(hidden[answer], targets[answer])", "return method.loss(network, tokens, targets, answer)", "yourself"),
         ("targets[answer])", "targets[answer]).detach()", "lost its gradient"),
-        ("targets[answer])", "targets[answer]) * answer.sum()", "sum over the answers' tokens"),
+        ("targets[answer])", "targets[answer]) * answer.sum()", "sum over the answers' positions"),
         ("hidden[answer], targets[answer]", "hidden, targets", "a batch is still there"),
         ("method.past(network)", "method.past", "network(tokens"),
         ("return ", "", "returns nothing"),
+        ("targets[answer])", "targets[answer]).item()", "without .item()"),
+        ("return network", "return -network", "sign is wrong"),
     ],
 }
+
+RIGHT = [
+    ("check_scores", "return torch.einsum('td,sd->ts', q, k) / q.shape[-1] ** 0.5"),
+    ("check_scores", "return (q[:, None] * k[None]).sum(-1) * q.size(1) ** -0.5"),
+    ("check_scores", "return torch.tensor([[float(a @ b) / len(a) ** 0.5 for b in k] for a in q])"),
+    ("check_scores", "q /= q.size(1) ** 0.5\nreturn q.double() @ k.double().T"),
+    ("check_causal", "for i in range(len(scores)): scores[i, i + 1 :] = -torch.inf\nreturn scores"),
+    ("check_causal", "return scores + torch.full_like(scores, -torch.inf).triu(1)"),
+    ("check_causal", "return scores.masked_fill(torch.ones_like(scores).triu(1) > 0, -1e9)"),
+    ("check_attention", "return torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]"),
+    ("check_attention", "return torch.stack([scores(q[[t]], k[: t + 1]).softmax(-1)[0] @ v[: t + 1] for t in range(len(q))])"),
+    ("check_step", "keys, values = torch.vstack([cache[0], k]), torch.vstack([cache[1], v])\nreturn (scores(q, keys).softmax(1).T * values).sum(0, keepdim=True), [keys, values]"),
+    ("check_next_token_logits", "return model.logits(model(tokens))[0, -1]"),
+    ("check_next_token_logits", "return (model(tokens)[0] @ model.wte.weight.T)[-1].double()"),
+    ("check_positions_behind", "return torch.arange(T) + P"),
+    ("check_positions_behind", "return torch.tensor(range(P, P + T), dtype=torch.int32)"),
+    ("check_head", "keys, values, P = torch.cat([past_k, k]), torch.cat([past_v, v]), len(past_k)\nreturn torch.stack([(q[t] @ keys[: P + t + 1].T / q.size(1) ** 0.5).softmax(-1) @ values[: P + t + 1] for t in range(len(q))])"),
+    ("check_head", "s = torch.einsum('td,sd->ts', q, torch.cat([past_k, k])) / q.size(1) ** 0.5\ns = s.double() + torch.full(s.shape, -1e30, dtype=torch.double).triu(len(past_k) + 1)\nreturn s.softmax(-1) @ torch.cat([past_v, v]).double()"),
+    ("check_gradient_of_rows", "loss = lambda r: model.loss(model(tokens, model.prefill(r[None])).flatten(0, 1), targets.flatten())\nreturn torch.func.grad(loss)(rows)"),
+    ("check_gradient_of_rows", "rows = torch.nn.Parameter(rows)\nlogits = model.logits(model(tokens, model.prefill(rows[None])))\nreturn torch.autograd.grad(torch.nn.functional.cross_entropy(logits.mT, targets), rows)[0]"),
+    ("check_answer_positions", "return torch.tensor([False] * (Q - 1) + [True] * A)"),
+    ("check_answer_positions", "where = torch.zeros(Q + A - 1).bool()\nwhere[-A:] = 1\nreturn where"),
+    ("check_prompt_loss", "logits = model.logits(model(tokens, model.prefill(rows[None])))\nlosses = torch.nn.functional.cross_entropy(logits.mT, targets, reduction='none')\nreturn (losses * answer).sum() / answer.sum()"),
+    ("check_tune", "rows = rows.clone().requires_grad_()\nadam = torch.optim.Adam([rows], lr=lr)\nfor b in batches:\n    rows.grad = torch.autograd.grad(loss_of(rows, b), rows)[0]\n    adam.step()\nreturn rows"),
+    ("check_without_row", "keep = [p for p in range(cache[0][0].size(2)) if p != i]\nreturn tuple([k[:, :, keep], v[:, :, keep]] for k, v in cache)"),
+    ("check_hybrid_rows", "rows = [torch.randn(table.size(1), generator=rng) * table.std() for _ in range(n_random)]\nreturn torch.stack([*rows, *table[trigger]])"),
+    ("check_hybrid_rows", "rows = torch.empty(n_random, table.size(1)).normal_(0, table.std(correction=0).item(), generator=rng)\nreturn torch.cat([rows, table[trigger]])"),
+    ("check_sign_test", "a, b = torch.tensor(a), torch.tensor(b)\nx, y = (a & ~b).sum(), (b & ~a).sum()\nn = int(x + y)\nreturn [x, y, min(1.0, 2 * sum(math.comb(n, j) * 0.5**n for j in range(int(min(x, y)) + 1)))]"),
+    ("check_first_error", "if written == true: return ''\nfor i in range(len(true) + 1):\n    if written[i : i + 1] != true[i : i + 1]:\n        return 'copy' if i > true.rindex('=') else {0: 'digit', 1: 'digit', 2: 'carry'}.get(i % 5, 'sum')"),
+    ("check_count_numbers", "return torch.tensor([P * C, 2 * P * C * n_layer, 16 * C * r * n_layer])"),
+    ("check_weight_on_prefix", "return 1 - weights.double()[..., P:].sum(-1)"),
+    ("check_weight_on_prefix", "return torch.einsum('htp->ht', weights[..., :P])"),
+    ("check_with_prefix", "P = len(past_v)\ny *= weights[:, P:].sum(1, keepdim=True)\ny += torch.einsum('tp,pd->td', weights[:, :P], past_v)\nreturn y"),
+    ("check_lora_linear", "return torch.stack([W @ t + alpha / len(A) * B @ (A @ t) for t in x])"),
+    ("check_lora_linear", "return x @ (W + alpha / len(A) * B @ A).T"),
+    ("check_divergence", "p = torch.distributions.Categorical(logits=teacher)\nreturn torch.distributions.kl_divergence(p, torch.distributions.Categorical(logits=student)).mean()"),
+    ("check_divergence", "return torch.nn.functional.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction='batchmean')"),
+    ("check_stack", "longest = max(x.size(2) for x in keys)\nout = torch.zeros(len(keys), keys[0].size(1), longest, keys[0].size(3))\nfor b, x in enumerate(keys): out[b, :, longest - x.size(2) :] = x[0]\nreturn [out, torch.tensor([longest - x.size(2) for x in keys], dtype=torch.int32)]"),
+    ("check_vote", "return sorted(finals, key=lambda f: (-finals.count(f), finals.index(f)))[0]"),
+    ("check_guess", "return max(counts, key=lambda kind: math.prod((counts[kind][w] + 1) / (counts[kind].total() + n_words) for w in words))"),
+    ("check_label_score", "return -torch.nn.functional.cross_entropy(logits, label, reduction='sum')"),
+    ("check_label_score", "return logits.softmax(-1).gather(1, label[:, None]).log().sum().double()"),
+    ("check_three_lines", "logits = network.logits(network(tokens, method.past(network)))\nreturn torch.nn.functional.cross_entropy(logits[answer], targets[answer])"),
+]
