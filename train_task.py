@@ -28,7 +28,7 @@ import tasks
 from data.batches import encode, training_batches
 from data.tokenizer import Tokenizer
 from eval import report
-from eval.accuracy import classification, generate_answers, rank_choices, score
+from eval.accuracy import generate_answers, rank_choices, score
 from eval.attention import attention_to_rows
 from eval.contexts import tfidf
 from eval.neighbors import init_words, nearest_tokens
@@ -260,15 +260,13 @@ def measure(run, when, name, method):
     after = "after" if name in results.before else "measuring"
     desc = f"{method.label}, {'before' if when == 'before' else after}"
     with run.checkpoint.part(desc):
-        score, answers, classes = evaluate(method, run.model, run.tokenizer, run.task, run.tests, desc)
+        score, answers = evaluate(method, run.model, run.tokenizer, run.task, run.tests, desc)
         getattr(results, when)[name], results.written[when][name] = score, answers
-        if classes:
-            (results.classes_before if when == "before" else results.classes)[name] = classes
 
 
 @torch.no_grad()
 def evaluate(method, model, tokenizer, task, tests, desc):
-    """({range: score} of a method's answers, {range: the answers}, for classes their `classification`, else None).
+    """({range: score} of a method's answers, {range: the answers}).
 
     Where there are classes the answers are the likeliest ones, elsewhere what was written.
     """
@@ -290,8 +288,7 @@ def evaluate(method, model, tokenizer, task, tests, desc):
                 texts = generate_answers(network, past, tokenizer, task, mine, longest, bar.update)
             answers[name] = texts if together else processes.gather(texts, len(encoded))
             accuracy[name] = score(task, examples, answers[name])
-            classes = classification(task, examples, answers[name]) if task.classes else None
-    return accuracy, answers, classes
+    return accuracy, answers
 
 
 def measure_texts(run, examples):
@@ -305,7 +302,6 @@ def measure_texts(run, examples):
             results.labels[name] = label
             results.accuracy[name] = {IN_DISTRIBUTION: score(task, questions, texts)}
             results.written["accuracy"][name] = {IN_DISTRIBUTION: texts}
-            results.classes[name] = classification(task, questions, texts)
 
 
 def where_answers_look(run, prompt):
@@ -328,12 +324,7 @@ def finish(run, prompt, look_before):
     content = results.for_json()
     write_json(out / "results.json", content)
     print("\n" + report.table(content))
-    if results.loss:
-        plots.plot_loss(content, out / "loss.png")
-    if task.classes:
-        plots.plot_confusion(content, results.method, out / "confusion.png")
-    elif not args.own_data:
-        plots.plot_lengths(content, out / "accuracy_by_length.png")
+    plots.draw_run(content, out)
     if args.beside != ["none"] and not processes.is_sharded(run.model):
         words = init_words(prompt, run.tokenizer) if prompt else []
         look_after = where_answers_look(run, prompt)

@@ -23,12 +23,6 @@ def wilson(correct, n, z=1.959964):
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
-def counts(right):
-    """The number of right ones among booleans, and the interval of their share."""
-    low, high = wilson(sum(right), len(right))
-    return {"correct": sum(right), "n": len(right), "low": low, "high": high}
-
-
 def generate_answers(network, past, tokenizer, task, encoded, longest=None, progress=lambda n: None):
     """The texts that greedy decoding writes after each question, up to the task's stop.
 
@@ -101,18 +95,29 @@ def count_exact(network, past, encoded):
 
 
 def score(task, examples, texts):
-    """Counts of right final answers, over all and by length, of exact matches (every step right), and of each kind of
-    error, which include wrong steps before a right final answer."""
-    right = [task.final_answer(text) == task.final_answer(e.answer) for e, text in zip(examples, texts)]
+    """Counts of right final answers, over all with their 95% interval and by length, of exact matches (every step
+    right), and of each kind of error, which include wrong steps before a right final answer. Of classes also
+    confusion[true][chosen]."""
+    pairs = [(task.final_answer(e.answer), task.final_answer(text)) for e, text in zip(examples, texts)]
+    right = [true == chosen for true, chosen in pairs]
     errors = Counter(task.kind_of_error(e.answer, text) for e, text in zip(examples, texts) if text != e.answer)
     by_length = {}
     for e, ok in sorted(zip(examples, right), key=lambda pair: pair[0].length):
         by_length.setdefault(str(e.length), []).append(ok)
-    return counts(right) | {
+    low, high = wilson(sum(right), len(right))
+    found = {
+        "correct": sum(right),
+        "n": len(right),
+        "low": low,
+        "high": high,
         "exact_match": sum(text == e.answer for e, text in zip(examples, texts)),
         "errors": dict(errors.most_common()),
         "by_length": {length: {"correct": sum(ok), "n": len(ok)} for length, ok in by_length.items()},
     }
+    if task.classes:
+        times = Counter(pairs)
+        found["confusion"] = [[times[true, chosen] for chosen in task.classes] for true in task.classes]
+    return found
 
 
 @torch.no_grad()
@@ -145,13 +150,3 @@ def rank_choices(network, past, tokenizer, task, encoded, progress=lambda n: Non
             chosen[i] = k
         progress(len(batch))
     return chosen
-
-
-def classification(task, examples, texts):
-    """Accuracy with its interval, and confusion[true][chosen] of answers that are classes."""
-    k = len(task.classes)
-    index = {answer: i for i, answer in enumerate(task.classes)}.get  # None for an answer that no row to tune on has
-    pairs = [(task.final_answer(e.answer), task.final_answer(text)) for e, text in zip(examples, texts)]
-    pairs = Counter((index(true), index(chosen)) for true, chosen in pairs)
-    confusion = [[pairs[i, j] for j in range(k)] for i in range(k)]
-    return counts([i == j for i, j in pairs.elements()]) | {"confusion": confusion}

@@ -15,8 +15,8 @@ def as_text(examples):
 
 
 def best_context(model, tokenizer, task, examples, max_tokens, seed=0, draws=2, n_questions=100, quiet=False):
-    """Search the best few-shot context of at most max_tokens. Returns its tokens, a dict that describes it, and the
-    list of all candidates; [] and None if no candidate fits.
+    """Search the best few-shot context of at most max_tokens. Returns its tokens and a dict that describes it; [] and
+    None if no candidate fits.
 
     Candidates hold k = 1, 2, 4 or 8 training examples of the longest length or of mixed lengths, in several random
     draws; the example that a prompt starts from is one of them. Each is scored on up to n_questions other training
@@ -29,7 +29,7 @@ def best_context(model, tokenizer, task, examples, max_tokens, seed=0, draws=2, 
     for k in (1, 2, 4, 8):
         for lengths, pool in (("longest", longest), ("mixed", examples)):
             drawn += [(k, lengths, rng.sample(pool, k)) for _ in range(draws) if k <= len(pool)]
-    candidates, best, best_score, best_tokens = [], None, (), []
+    best_tokens, best, best_score = [], None, ()
     asked = task.worth_showing(examples, len(examples))
     for k, lengths, shots in tqdm(drawn, "best context", unit=" candidates", disable=quiet):
         text = as_text(shots)
@@ -39,10 +39,11 @@ def best_context(model, tokenizer, task, examples, max_tokens, seed=0, draws=2, 
             continue
         past = model.prefill(torch.tensor([tokens], device=model.wte.weight.device))
         exact, loss = count_exact(model, past, encode(tokenizer, questions))
-        candidates.append({"shots": k, "lengths": lengths, "exact_match": exact, "n": len(questions), "loss": loss})
-        if (exact / len(questions), -loss) > best_score:
-            best, best_score, best_tokens = candidates[-1] | {"text": text}, (exact / len(questions), -loss), tokens
-    return best_tokens, best, candidates
+        n = len(questions)
+        if (exact / n, -loss) > best_score:
+            best_tokens, best_score = tokens, (exact / n, -loss)
+            best = {"text": text, "shots": k, "lengths": lengths, "exact_match": exact, "n": n, "loss": loss}
+    return best_tokens, best
 
 
 def tfidf(task, examples, questions):

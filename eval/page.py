@@ -15,18 +15,6 @@ from files import schemas
 from files.errors import Parser, UserError, run_main
 from files.safe import write_text
 
-HELP = {  # what words in labels and ranges mean
-    "as text": "Plain words in front of the question. Nothing is trained.",
-    "hybrid prefix": "Trained vectors in front of the question; some began at random, the others as a text.",
-    "best context": "The worked examples that serve best as plain text on training questions. No training.",
-    "from scratch": "A small transformer that begins with random weights and is trained on this task alone.",
-    "LoRA": "Small trained changes to the weights of every layer.",
-    "fine-tuned": "All weights of the base are trained.",
-    "zero-shot": "The question alone.",
-    "TF-IDF": "A classifier that counts words, without the base.",
-    "in-distribution": "New questions of the lengths tuned on. The other ranges are longer or have new words.",
-}
-
 
 def details(task, tests, written, words, before, tuned):
     """The content of details.json.
@@ -58,23 +46,12 @@ def details(task, tests, written, words, before, tuned):
 
 
 def write_page(path, results, details):
-    """Write report.html."""
     strict = {"autoescape": True, "undefined": jinja2.StrictUndefined}  # data may hold any text
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **strict)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # ranges and contenders in their own order
-    (after, before), figures = report.scores(results), {}
-    if results["answers"]:
-        method = results["method"] if results["method"] in after else "few-shot"
-        figures["What was taken for what"] = plots.plot_confusion(results, method)
-    elif not results["args"]["own_data"]:
-        figures["Accuracy by length"] = plots.plot_lengths(results)
-    if results["loss"]:
-        figures["Loss while tuning"] = plots.plot_loss(results)
-    template = environment.get_template("report.html.jinja")
-    figures = {title: address for title, address in figures.items() if address}  # those that could be drawn
-    shown = {"after": after, "before": before, "figures": figures, "red": plots.RED, "report": report, "help": HELP}
-    write_text(path, template.render(r=results, details=details, **shown))
+    template, figures = environment.get_template("report.html.jinja"), plots.draw_run(results)
+    write_text(path, template.render(r=results, details=details, figures=figures, red=plots.RED, report=report))
 
 
 def main(argv=None):

@@ -1,7 +1,4 @@
-"""The figures of a run, from results.json, and of a study, from its rows.
-
-Each is written as a PNG file to `path`; without one it is returned as the address of an SVG image, for report.html.
-"""
+"""The figures of a run, from results.json, and of a study, from its rows."""
 
 import base64
 import io
@@ -9,7 +6,6 @@ import math
 import os
 import sys
 import warnings
-from functools import wraps
 from pathlib import Path
 
 os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # whatever a user has for figures of their own
@@ -48,30 +44,34 @@ plt.rc("legend", frameon=False)
 plt.rc("errorbar", capsize=2)
 
 
-def picture(plot):
-    """A function that plots, so that a picture that fails costs the picture: it then says why and returns None."""
-
-    @wraps(plot)
-    def plotted(*args):
+def draw_run(results, folder=None):
+    """Write the figures of a run to a folder as PNG files; without one return {title: address of an SVG image}, for
+    report.html. A picture that fails costs the picture."""
+    found = {}
+    for name, title, plot, is_drawn in (
+        ("confusion", "What was taken for what", plot_confusion, results["answers"]),
+        ("accuracy_by_length", "Accuracy by length", plot_lengths, not results["args"]["own_data"]),
+        ("loss", "Loss while tuning", plot_loss, results["loss"]),
+    ):
         try:
-            return plot(*args)
+            if is_drawn:
+                found[title] = write(plot(results), folder and folder / f"{name}.png")
         except UserError:  # it cannot be written
             raise
         except Exception as error:
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
             print(f"{plot.__name__} gives no picture: {why}", file=sys.stderr)
             plt.close("all")
+    return found
 
-    return plotted
 
-
-def finish(fig, axis, path):
-    """Write a figure with a legend below."""
+def add_legend(fig, axis):
     fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", fontsize=9, ncols=2)
-    return write(fig, path)
+    return fig
 
 
 def write(fig, path):
+    """Write a figure as a PNG file; without a path return it as the address of an SVG image."""
     with warnings.catch_warnings(record=True) as missing:
         if path:
             with replacing(path) as temporary:
@@ -84,8 +84,7 @@ def write(fig, path):
     return path or "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()
 
 
-@picture
-def plot_loss(results, path=None):
+def plot_loss(results):
     """Loss in nats per answer token over examples seen: the mean of the last 20 steps; dots for held-out examples."""
     fig, axis = plt.subplots(figsize=(5.6, 4.6))
     for name, curve in results["loss"].items():
@@ -98,11 +97,10 @@ def plot_loss(results, path=None):
     axis.set(xlabel="examples seen", ylabel="loss (nats per answer token)", yscale="log", title=results["task"])
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
-    return finish(fig, axis, path)
+    return add_legend(fig, axis)
 
 
-@picture
-def plot_lengths(results, path=None):
+def plot_lengths(results):
     """Accuracy over length with 95% intervals, dashed before tuning. The lengths that were tuned on are shaded."""
     fig, axis = plt.subplots(figsize=(5.6, 4.6))
     low, high = results["in_distribution_lengths"]
@@ -117,7 +115,7 @@ def plot_lengths(results, path=None):
             axis.errorbar(x, y, errors, label=text, color=color_of(results, name), marker="o", ms=4, **style)
         axis.set_xticks(x)
     axis.set(xlabel=results["unit"], ylabel="final-answer accuracy (%)", ylim=(-4, 104), title=results["task"])
-    return finish(fig, axis, path)
+    return add_legend(fig, axis)
 
 
 def by_length(by_range, new_words):
@@ -141,10 +139,10 @@ def color_of(results, name):
     return plt.cm.tab10(4 + list(results["accuracy"]).index(name) % 6)
 
 
-@picture
-def plot_confusion(results, method, path=None):
+def plot_confusion(results):
     """What was chosen for each true answer, in % of the true answer's questions: the more, the darker."""
-    names, confusion = [name[:24] for name in results["answers"]], results["classes"][method]["confusion"]
+    names, (score,) = [name[:24] for name in results["answers"]], results["accuracy"][results["method"]].values()
+    confusion, label = score["confusion"], results["labels"][results["method"]]
     shares = [[100 * n / max(1, sum(row)) for n in row] for row in confusion]
     fig, axis = plt.subplots(figsize=(0.7 * len(names) + 3, 0.6 * len(names) + 1.8))
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
@@ -155,8 +153,8 @@ def plot_confusion(results, method, path=None):
     axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
     axis.set_yticks(range(len(names)), [f"{name} ({sum(row)})" for name, row in zip(names, confusion)])
     axis.grid(False)
-    axis.set(xlabel="chosen", ylabel="true (questions)", title=f"{results['task']}\n{results['labels'][method]} (%)")
-    return write(fig, path)
+    axis.set(xlabel="chosen", ylabel="true (questions)", title=f"{results['task']}\n{label} (%)")
+    return fig
 
 
 # ---------------------------------------------------------------- studies
@@ -164,7 +162,6 @@ def plot_confusion(results, method, path=None):
 CONTEXTS = "the example as text", "best context"  # in every figure of a study
 
 
-@picture
 def plot_study(rows, folder, along=""):
     """Write figure_TASK.png for each task of a study, a panel for each range; `along` names the axis of x."""
     for task in dict.fromkeys(r["task"] for r in rows):
@@ -187,10 +184,10 @@ def plot_study(rows, folder, along=""):
             panel.remove()
         path = Path(folder) / f"figure_{task.replace(':', '-')}.png"
         if along:
-            finish(fig, panels[0, 0], path)
+            add_legend(fig, panels[0, 0])
         else:
             fig.supxlabel("hollow before tuning, red after; dashed line: best context", fontsize=14)
-            write(fig, path)
+        write(fig, path)
 
 
 def draw_curves(panel, series, name, along):
@@ -207,7 +204,7 @@ def draw_curves(panel, series, name, along):
         panel.plot(x, [r["before"].get(name, [math.nan])[0] for r in rows], color=color, ls="--", lw=1)
     panel.set(xscale="log", ylim=(-4, 104), xlabel=along)
     at = sorted({r["x"] for rows in series.values() for r in rows if r["x"]})
-    panel.set_xticks(at, [f"{x:,}" if x < 1e6 else f"{x / 1e6:.1f}M" for x in at])
+    panel.set_xticks(at, [f"{x:,}" for x in at])
     panel.minorticks_off()
 
 

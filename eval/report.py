@@ -29,21 +29,12 @@ def difference(after, before):
     return f"{percent(after) - percent(before):+.1f}"
 
 
-def scores(results):
-    """{contender: {column: score}} after tuning, and the same before it: a column for each range, or for a task of
-    classes one for the class with the highest likelihood."""
-    if not results["answers"]:
-        return results["accuracy"], results["before"]
-    columns = results["classes"], results["classes_before"]
-    return [{name: {"likeliest answer": score} for name, score in of.items()} for of in columns]
-
-
 def table(results):
     """Final-answer accuracy before and after tuning, what tuning adds, and exact match of each contender.
 
     Without the best context (--beside none) the comparison with it is left out.
     """
-    (after, before), labels = scores(results), results["labels"]
+    after, before, labels = results["accuracy"], results["before"], results["labels"]
     context, ranges = after.get("few-shot"), list(next(iter(after.values())))
     rows = [["final-answer accuracy, % [95%]", *ranges]]
     for name, tuned in after.items():
@@ -70,7 +61,7 @@ def table(results):
 def story(results):
     """What happened, in three sentences without their full stops: what tuning did, what text does without it, and where
     all of them are least accurate. Fewer where a run has no such contenders."""
-    (after, before), labels, method = scores(results), results["labels"], results["method"]
+    after, before, labels, method = (results[key] for key in ("accuracy", "before", "labels", "method"))
     first, *others = next(iter(after.values()))
     scope = "of the questions" if results["answers"] else "in distribution"
     sentences = []
@@ -91,19 +82,10 @@ def shares(after, names, r, labels):
 
 
 def remarks(results):
-    """A sentence for each contender that is less accurate on some range after tuning, and for a best context
-    that other text beats; one if no contender on the base beats a classifier of word frequencies or the most frequent
-    answer; and one for each that learned: from what, and which checkpoint it kept."""
-    (after, before), labels, sentences = scores(results), results["labels"], []
-    pairs = [(name, starts, "before tuning") for name, starts in before.items()]
-    if "few-shot" in after:  # it is chosen on training questions
-        pairs += [("few-shot", after[name], labels[name]) for name in TEXTS[:-1] if name in after]
-    for name, others, what in pairs:
-        lost = {r: percent(other) - percent(after[name][r]) for r, other in others.items()}
-        points = ", ".join(f"{p:.1f} points ({r})" for r, p in lost.items() if p > 0)
-        if points:
-            sentences.append(f"{labels[name]} is less accurate than {what}: {points}")
-    right = {name: score["correct"] for name, score in results["classes"].items()}
+    """A sentence if no contender on the base beats word frequencies or the most frequent answer, and one for each that
+    learned: from what, and which checkpoint it kept."""
+    after, labels, sentences = results["accuracy"], results["labels"], []
+    right = {name: next(iter(by_range.values()))["correct"] for name, by_range in after.items()}
     without = [name for name in ("tfidf", "majority") if name in right]
     best = max((n for name, n in right.items() if name not in (*without, "scratch")), default=0)
     for name in [name for name in without if best <= right[name]][:1]:

@@ -58,7 +58,6 @@ class Validation:
         r["loss"].append(loss)
 
     def put_back(self, method):
-        """Load the best checkpoint into the method."""
         method.load_state_dict(self.best, strict=False)
 
 

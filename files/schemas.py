@@ -149,7 +149,6 @@ class Context(TypedDict):
     exact_match: Count
     n: Count
     loss: float
-    candidates: list
 
 
 def read_bytes(path, limit=JSON_LIMIT):

@@ -86,7 +86,7 @@ def measure(name, method):
 
 
 one = tokenizer.encode_task(as_text(task.worth_showing(examples, 1)))
-several, best, _ = best_context(model, tokenizer, task, examples[:400], 320, draws=1, n_questions=30)
+several, best = best_context(model, tokenizer, task, examples[:400], 320, draws=1, n_questions=30)
 print(f"{'final-answer accuracy, %':<34}" + "".join(f"{name:>16}" for name in tests))
 measure("zero-shot", ZeroShot(model))
 measure("one example", TextPrompt(model, trigger=one))

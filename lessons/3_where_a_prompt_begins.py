@@ -116,7 +116,7 @@ def measure(name, method, into):
     into[name] = [100 * a["correct"] / a["n"] for a in accuracy.values()]
 
 
-several, best, _ = best_context(model, tokenizer, task, examples[:400], 320, draws=1, n_questions=20)
+several, best = best_context(model, tokenizer, task, examples[:400], 320, draws=1, n_questions=20)
 measure("best context", FewShot(model, trigger=several), after)
 prompts = {
     "random": HybridPrefix(model, n_random=65),

@@ -192,7 +192,7 @@ def measure(name, method):
     show(name, [text == e.answer for e, text in zip(tests, answers["tests"])])
 
 
-several, best, _ = best_context(model, tokenizer, task, examples, max_tokens=200, draws=1, n_questions=24, quiet=True)
+several, best = best_context(model, tokenizer, task, examples, max_tokens=200, draws=1, n_questions=24, quiet=True)
 measure("question alone", ZeroShot(model))
 measure("best context", FewShot(model, trigger=several))
 

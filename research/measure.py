@@ -18,7 +18,7 @@ from files.prompts import load_prefix
 from files.safe import read_tensors, write_json
 from prefix import METHODS
 from run import resume
-from run.contenders import Trigger, contexts, draw_examples, drop_rows
+from run.contenders import Trigger, build
 from run.flags import Parser
 
 
@@ -42,13 +42,8 @@ def main(argv=None):
     out = resume.output_folder(args, f"{task.name}-measured", model)
     method, header = load_prefix(file, model, tokenizer)
     tokenizer.tokenize = header["tokenize"]
-    if args.own_data:
-        task.write_with(tokenizer)
-    trigger = Trigger("trigger", header["trigger"], method.trigger)
-    drop_rows(args, task, model, tokenizer, method.n_positions())
-    examples, tests, free = draw_examples(args, task, model, tokenizer, method.n_positions())
-    contenders, context = contexts(args, model, tokenizer, task, examples, trigger, free)
-    contenders |= {method.name: method}
+    loaded = {method.name: method}, Trigger("trigger", header["trigger"], method.trigger)
+    contenders, examples, tests, trigger, context = build(args, model, tokenizer, task, loaded=loaded)
     data = [*examples, *sum(tests.values(), [])]
     results = train_task.describe(args, task, model, contenders, trigger, context, data)
     print(report.heading(results.for_json(), examples[0]))

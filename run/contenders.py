@@ -1,7 +1,4 @@
-"""What a run compares: the prompt, its baselines, and what text alone can do.
-
-All are made from one set of examples. Each learns from its share of them, and all answer the same questions.
-"""
+"""What a run compares: the prompt, its baselines, and what text alone can do."""
 
 import re
 import sys
@@ -10,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-import tasks
 from data.batches import encode
 from eval.contexts import as_text, best_context
 from files.errors import UserError
@@ -32,19 +28,22 @@ class Trigger(NamedTuple):
 NO_TRIGGER = Trigger("", "", [])
 
 
-def build(args, model, tokenizer, task, known=None):
+def build(args, model, tokenizer, task, known=None, loaded=None):
     """What a run compares: ({name: Method}, training examples, {range: test examples}, Trigger, the best context as
-    results.json has it). `known` is the best context of a run that was stopped."""
+    results.json has it). `known` is the best context of a run that was stopped. `loaded`, ({name: Method}, Trigger),
+    stands in place of --method and --beside."""
     if args.own_data:
         task.write_with(tokenizer)
     dropped = True
     while dropped:  # anew, of the rows of your own data that are left
-        prompts, trigger = build_prompts(args, model, tokenizer, task)
+        prompts, trigger = loaded or build_prompts(args, model, tokenizer, task)
         n_positions = max((method.n_positions() for method in prompts.values()), default=0)
-        dropped = drop_rows(args, task, model, tokenizer, n_positions)
+        dropped = args.own_data and drop_rows(task, model, tokenizer, n_positions)
     examples, tests, free = draw_examples(args, task, model, tokenizer, n_positions)
     found, context = contexts(args, model, tokenizer, task, examples, trigger, free, known)
-    found |= prompts | baselines(args, model, tokenizer, task, examples, tests, free)
+    found |= prompts
+    if not loaded:
+        found |= baselines(args, model, tokenizer, task, examples, tests, free)
     return found, examples, tests, trigger, context
 
 
@@ -60,7 +59,6 @@ def n_epochs(args, method, n):
 
 
 def trigger_of(args, task, tokenizer, examples):
-    """The Trigger that --trigger asks for."""
     kind = args.trigger or ("instruction" if task.trigger else "example")
     if kind == "none":
         return NO_TRIGGER
@@ -86,7 +84,7 @@ def build_method(args, name, model, tokenizer, task, examples, trigger=NO_TRIGGE
     given = {"n_random": args.n_random if cls.takes_n_random else 0, "trigger": trigger.tokens, "seed": args.seed}
     if name == args.method:
         given |= args.options
-    if cls.needs_trigger and not trigger.tokens or given.get("init") == "trigger" and not trigger.tokens:
+    if not trigger.tokens and (cls.needs_trigger or given.get("init") == "trigger"):
         raise UserError(f"--method {name} begins as a trigger: leave out --trigger none")
     if cls.takes_n_random and not given["n_random"] and not trigger.tokens:
         raise UserError("a prompt of no rows: raise --n-random or give a --trigger")
@@ -121,9 +119,16 @@ def add_text(args, method, tokenizer, task, examples, trigger, shots):
         method.label += f", {shots} shot{'s' * (shots > 1)}"
 
 
-def begin_from(args, model, tokenizer):
-    """(method, header) of the file --init-from: Vu et al. (2022), "SPoT: Better Frozen Model Adaptation through Soft
-    Prompt Transfer"."""
+def build_prompts(args, model, tokenizer, task):
+    """({name: Method} of --method, its Trigger). --init-from begins as the prompt of a file: Vu et al. (2022), "SPoT:
+    Better Frozen Model Adaptation through Soft Prompt Transfer"."""
+    examples = draw(task, n_examples(args, METHODS[args.method]), split="train", seed=args.seed)
+    trigger = trigger_of(args, task, tokenizer, examples)
+    if args.method in NO_PROMPTS:  # contexts() and baselines() make these
+        return {}, trigger
+    if not args.init_from:
+        method = build_method(args, args.method, model, tokenizer, task, examples, trigger, args.shots)
+        return {args.method: method}, trigger
     method, header = load_prefix(args.init_from, model, tokenizer)
     method = method.tunable(model)
     if method.name != args.method:
@@ -132,38 +137,22 @@ def begin_from(args, model, tokenizer):
         method.start.copy_(method.embeddings().detach())
     method.shots = None
     method.label += f" from that of {header.get('task') or 'a text'}"
-    return method, header
-
-
-def build_prompts(args, model, tokenizer, task):
-    """({name: Method} of --method, its Trigger)."""
-    n = n_examples(args, METHODS[args.method])
-    examples = draw(task, n, split="train", seed=args.seed)
-    trigger = trigger_of(args, task, tokenizer, examples)
-    if args.method in NO_PROMPTS:  # contexts() and baselines() make these
-        return {}, trigger
-    if args.init_from:
-        method, header = begin_from(args, model, tokenizer)
-        add_text(args, method, tokenizer, task, examples, trigger, args.shots)
-        return {args.method: method}, Trigger("trigger", header["trigger"], method.trigger)
-    method = build_method(args, args.method, model, tokenizer, task, examples, trigger, args.shots)
-    return {args.method: method}, trigger
+    add_text(args, method, tokenizer, task, examples, trigger, args.shots)
+    return {args.method: method}, Trigger("trigger", header["trigger"], method.trigger)
 
 
 def draw(task, n, range_name=IN_DISTRIBUTION, **how):
-    """task.examples(n, range_name, **how). Raises UserError where something else is among them, or nothing."""
-    examples = [e for e in task.examples(n, range_name, **how) if tasks.check(task, e)]
+    """task.examples(n, range_name, **how). Raises UserError where there are none."""
+    examples = task.examples(n, range_name, **how)
     if not examples:
         raise UserError(f"task {task.name} made no example, {range_name}, {how}")
     return examples
 
 
-def drop_rows(args, task, model, tokenizer, n_positions):
+def drop_rows(task, model, tokenizer, n_positions):
     """Leave out the rows of your own data that are too long for the base behind so many positions, or behind the
     shortest row as a worked example. Any question has to leave room for any answer, as they are compared. Returns
     whether there were any."""
-    if not args.own_data:
-        return False
     sizes = {e: tuple(map(len, encode(tokenizer, [e])[0])) for rows in task.rows.values() for _, e in rows}
     limit = model.config.block_size - max(n_positions, min(map(sum, sizes.values())))
     counts = Counter(sizes.values())  # {(tokens of the question, of the answer): how many}
@@ -215,16 +204,16 @@ def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=
     if alone and args.method != "few-shot":
         return found, None
     if known:
-        tokens, best, candidates = tokenizer.bos + tokenizer.encode_task(known["text"]), known, known["candidates"]
+        tokens, best = tokenizer.bos + tokenizer.encode_task(known["text"]), known
     else:
         some = examples[: n_examples(args, METHODS[args.method])]
         read = len(some) * n_epochs(args, METHODS[args.method], len(some))
         share = {"n_questions": min(100, max(4, read // 100)), "quiet": not processes.is_main()}
-        tokens, best, candidates = best_context(model, tokenizer, task, some, max_tokens, args.seed, **share)
+        tokens, best = best_context(model, tokenizer, task, some, max_tokens, args.seed, **share)
     if not tokens:
         raise UserError(f"no worked example fits into the {max_tokens} tokens that {model.name} leaves: shorten it")
     add("few-shot", tokens, f"best context ({best['shots']} {best['lengths']})")
-    return found, best | {"candidates": candidates}
+    return found, best
 
 
 def baselines(args, model, tokenizer, task, examples, tests, max_tokens):

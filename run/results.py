@@ -15,15 +15,13 @@ class Results:
     method: str  # the contender that the run is about
     prompt: dict  # rows, random, trigger
     args: dict
-    context: dict | None  # the best context and all candidates
+    context: dict | None  # the best context
     labels: dict  # {contender: what tables call it}
     trainable: dict  # {contender: number of parameters}
     record: dict  # run/record.py
     examples: dict = field(default_factory=dict)  # {contender: (examples, epochs) that it learned from}
     before: dict = field(default_factory=dict)  # {contender: {range: score}} before tuning
     accuracy: dict = field(default_factory=dict)  # the same after tuning
-    classes_before: dict = field(default_factory=dict)  # {contender: classification} by the likeliest answer
-    classes: dict = field(default_factory=dict)
     nearest_tokens: list = field(default_factory=list)
     loss: dict = field(default_factory=dict)  # {contender: {"examples": [...], "loss": [...]}}
     validation: dict = field(default_factory=dict)  # {contender: the record of eval/validation.py}
@@ -36,7 +34,6 @@ class Results:
         return cls(**{f.name: state[f.name] for f in fields(cls) if f.name in state})
 
     def for_json(self):
-        """The content of results.json."""
         content = asdict(self)
         del content["written"]
         return content

@@ -17,7 +17,7 @@ def main(argv=None):
     if not args.list:
         task = tasks.load(args.task)
         for e in task.examples(args.n):
-            print(*tasks.check(task, e)[:2], task.final_answer(e.answer), sep="\t")
+            print(e.question, e.answer, task.final_answer(e.answer), sep="\t")
         return
     for name in tasks.names():
         task = tasks.load(name)

@@ -101,10 +101,10 @@ def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
     results = results_of(tmp_path / "run")
     assert results["accuracy"]["majority"]["in-distribution"]["correct"] in (6, 7)
     methods = {"text", "one-shot", "few-shot", "hybrid", "finetune", "finetune, 1 shot", "scratch"}
-    assert results["classes"].keys() - {"majority", "tfidf"} == methods
-    assert results["classes_before"].keys() == methods - {"text", "one-shot", "few-shot"}
+    assert results["accuracy"].keys() - {"majority", "tfidf"} == methods
+    assert results["before"].keys() == methods - {"text", "one-shot", "few-shot"}
     for method in methods:
-        c = results["classes"][method]
+        c = results["accuracy"][method]["in-distribution"]
         assert c["n"] == 20 == sum(map(sum, c["confusion"]))
         assert c["correct"] == sum(c["confusion"][i][i] for i in range(3))
         assert results["labels"][method] in done.out
