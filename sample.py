@@ -1,11 +1,9 @@
 """Talk to a frozen GPT-2 or Llama, behind tuned prompts or alone.
 
-    python sample.py --prefix out/addition-nano-2/prefix.safetensors --prompt 321+654=
-    python sample.py --prefix A.safetensors B.safetensors --compare     asks at a prompt, until an empty line
-    python sample.py --model smollm2 --chat                             a chat model in its own template
-    echo 321+654= | python sample.py --prefix ...                       every line of stdin is a question
-
-Every question is answered behind every prompt, all of them rows of one batch.
+python sample.py --prefix out/addition-nano-2/prefix.safetensors --prompt 321+654=
+python sample.py --prefix A.safetensors B.safetensors --compare     asks at a prompt, until an empty line
+python sample.py --model smollm2 --chat                             a chat model in its own template
+echo 321+654= | python sample.py --prefix ...                       every line of stdin is a question
 """
 
 import os
@@ -115,22 +113,19 @@ def answer(bases, question, args):
 
 
 def questions(args):
-    """The questions: --prompt, or what a person types until an empty line, or the lines of stdin."""
+    """Yields the questions: --prompt, or what a person types until an empty line, or the lines of stdin."""
     if args.prompt is not None:
-        return [args.prompt]
-    if sys.stdin.isatty():
-        return ask()
-    sys.stdin.reconfigure(newline=None, errors="replace")  # the line ends of any system, and U+FFFD for what is no text
-    return (line.strip("\n\ufeff") for line in sys.stdin)  # without a byte order mark
-
-
-def ask():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python hears of one just before it reads when the line has ended
-    try:
-        while question := input("> "):
-            yield question
-    except EOFError:
-        print()
+        yield args.prompt
+    elif sys.stdin.isatty():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python hears of one just before it reads when the line has ended
+        try:
+            while question := input("> "):
+                yield question
+        except EOFError:
+            print()
+    else:  # the line ends of any system, U+FFFD for what is no text, no byte order mark
+        sys.stdin.reconfigure(newline=None, errors="replace")
+        yield from (line.strip("\n\ufeff") for line in sys.stdin)
 
 
 def main(argv=None):
@@ -138,13 +133,11 @@ def main(argv=None):
     base = args.model or (base_of(Path(args.prefix[0])) if args.prefix else DEFAULT_BASE)
     model = load_model(base, args.device, args.dtype).freeze()
     bases = load_bases(args, model)
-    blank = unanswered = 0
+    unanswered = 0
     for n, question in enumerate(questions(args), 1):
         if args.prompt is None and not question.strip():
-            blank += 1  # printed before the next answer, if there is one
+            print()
             continue
-        print("\n" * blank, end="")
-        blank = 0
         try:
             texts = answer(bases, question, args)
         except UserError as error:  # the other questions get their answers

@@ -42,11 +42,11 @@ def as_tensor(cache):
     return torch.stack([torch.stack(pair) for pair in cache])
 
 
-def export_model(model, path, half):
+def export_model(model, path):
     """Write the graph, compressed: rows, tokens, past_key_values -> logits, present_key_values, attention_0, ...
 
     attention_i (1, n_head, R + T, P + R + T) are the weights of layer i: a caller asks for the outputs that it wants.
-    The graph computes in float32. With `half` it stores its weights in float16, which holds nano-2's exactly to 3e-8.
+    The graph computes in float32 and stores its weights in float16, which holds nano-2's exactly to 3e-8.
     """
     rows, tokens = torch.zeros(1, 3, model.config.n_embd), torch.zeros(1, 4, dtype=torch.long)
     past, auto, step = as_tensor(empty_cache(model, 1, 5)), torch.export.Dim.AUTO, Step()
@@ -58,7 +58,7 @@ def export_model(model, path, half):
     for i, weights in enumerate([node.output[0] for node in graph.node if node.op_type == "Softmax"]):
         graph.node.append(onnx.helper.make_node("Identity", [weights], [f"attention_{i}"]))
         graph.output.append(onnx.helper.make_tensor_value_info(f"attention_{i}", onnx.TensorProto.FLOAT, [None] * 4))
-    for w in [w for w in graph.initializer if half and w.data_type == onnx.TensorProto.FLOAT and len(w.dims)]:
+    for w in [w for w in graph.initializer if w.data_type == onnx.TensorProto.FLOAT and len(w.dims)]:
         graph.node.insert(0, onnx.helper.make_node("Cast", [f"{w.name}_half"], [w.name], to=onnx.TensorProto.FLOAT))
         values = onnx.numpy_helper.to_array(w).astype("float16")
         w.CopyFrom(onnx.numpy_helper.from_array(values, f"{w.name}_half"))
@@ -126,16 +126,15 @@ def main(argv=None):
     p = Parser(__doc__, prog="python -m playground.export")
     p.add_argument("--run", type=Path, nargs="+", required=True, metavar="RUN", help="folders of runs with a prompt")
     p.add_argument("--out", type=Path, default=Path("out/playground"), help="the page's folder (default %(default)s)")
-    p.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="of the weights' file (float16)")
     args = p.parse_args(argv)
     model = load_model(base_of(args.run[0])).freeze()
     base, path = Tokenizer.load(model.folder, model.config.vocab_size), args.out / "index.json"
-    about = vars(model.config) | {"fingerprint": fingerprint(model), "dtype": args.dtype, "bos": base.bos}
+    about = vars(model.config) | {"fingerprint": fingerprint(model), "bos": base.bos}
     about |= {"parameters": sum(p.numel() for p in model.parameters()), "cache": [*as_tensor(empty_cache(model)).shape]}
     args.out.mkdir(parents=True, exist_ok=True)
     index = schemas.read_json(path, dict, "remove it") if path.exists() else {}
     if index.get("base") != about:
-        export_model(model, args.out / "model.onnx.gz", args.dtype == "float16")
+        export_model(model, args.out / "model.onnx.gz")
         texts = [text * (t not in base.ends) for t, text in enumerate(base.texts)]
         index = {"base": about, "bytes": base.bytes, "texts": texts, "prompts": []}
     for run in args.run:

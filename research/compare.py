@@ -4,9 +4,8 @@
     python -m research.compare length init steps   more of them
     python -m research.compare methods --slurm "--partition=gpu --gpus=1 --time=60"     each run a job of SLURM
 
-A study is a grid of command lines of train_task.py. A few run at once, each in its own folder. The same command goes on
-where it was stopped, and several machines may share a folder: each run is done once while its arguments, its base and
-the source stay the same. Every table shows the best context of a few worked examples and each prompt's own start.
+A study is a grid of command lines of train_task.py, each run once while its arguments, its base and the source stay the
+same. The same command goes on where it was stopped, also on several machines that share a folder.
 """
 
 import hashlib

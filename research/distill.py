@@ -25,18 +25,6 @@ from train_task import train
 PIECE, CONTINUATION = 8, 64  # tokens
 
 
-def parse_args(argv=None):
-    p = Parser(__doc__)
-    p.add_argument("text", metavar="FILE", help="a file of UTF-8 text, which the base's context has to hold")
-    p.add_base(OWN_DATA_BASE)
-    p.add_argument("--n-random", type=at_least(1), default=24, metavar="N", help="keys and values a layer (default 24)")
-    p.add_argument("--examples", type=at_least(1), default=4000, metavar="N", help="pieces of the text (default 4000)")
-    p.add_argument("--lr", type=learning_rate, default=Cartridge.lr, help="peak learning rate (default %(default)s)")
-    p.add_argument("--seed", type=seed_number, default=0, help="(default 0)")
-    p.add_argument("--out", help="(default out/NAME-MODEL)")
-    return p.parse_args(argv)
-
-
 def pieces(text, n, seed, stop):
     """n pieces of a text (a list of tokens), which the base is asked to continue. Pairs of a piece and a stand-in for
     its answer of the greatest length, as `train` takes them."""
@@ -45,7 +33,15 @@ def pieces(text, n, seed, stop):
 
 
 def main(argv=None):
-    args = parse_args(argv)
+    p = Parser(__doc__)
+    p.add_argument("text", metavar="FILE", help="a file of UTF-8 text, which the base's context has to hold")
+    p.add_base(OWN_DATA_BASE)
+    p.add_argument("--n-random", type=at_least(1), default=24, metavar="N", help="keys and values a layer (default 24)")
+    p.add_argument("--examples", type=at_least(1), default=4000, metavar="N", help="pieces of the text (default 4000)")
+    p.add_argument("--lr", type=learning_rate, default=Cartridge.lr, help="peak learning rate (default %(default)s)")
+    p.add_argument("--seed", type=seed_number, default=0, help="(default 0)")
+    p.add_argument("--out", help="(default out/NAME-MODEL)")
+    args = p.parse_args(argv)
     text = schemas.read_text(args.text)
     model = load_model(args.model, args.device, args.dtype).freeze()
     out = Path(args.out or f"out/{Path(args.text).stem}-{model.name.rpartition('/')[2]}")

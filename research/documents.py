@@ -135,7 +135,6 @@ def multiplication(rng):
 
 @skill(3, "Simple sums.", "Do the sum.", "What is the answer?")
 def facts(rng):
-    """One step of arithmetic, unexplained."""
     sign, f = rng.choice([("+", lambda a, b: a + b), ("-", lambda a, b: a - b), ("*", lambda a, b: a * b)])
     op = sign if rng.random() < 0.7 else f" {rng.choice([sign, rng.choice(MARKS)])} "
     highest = rng.choice([10, 10, 20, 100]) if sign != "*" else 10

@@ -61,9 +61,6 @@ def parse_args(argv=None):
     return args
 
 
-# ---------------------------------------------------------------- data
-
-
 def train_tokenizer(books, vocab_size, rng):
     """Byte-level BPE on a sample of every book, as encoding.json holds it; vocab_size counts the end-of-text token."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers  # which nothing but pretraining needs
@@ -144,9 +141,6 @@ def first_tokens(stream, n):
     return np.concatenate(parts, axis=1)[:, :n]
 
 
-# ---------------------------------------------------------------- batches
-
-
 def windows(data, B, T, rng):
     """B random windows -> tokens, targets and whether the target is asked, (B, T) each."""
     starts = rng.integers(data.shape[1] - T, size=B)
@@ -174,9 +168,6 @@ def draw_batch(args, data, step):
     return [t.to(args.device, non_blocking=True) for t in tensors]
 
 
-# ---------------------------------------------------------------- measuring
-
-
 @torch.no_grad()
 def validation_loss(model, data, T):
     """Mean nats per token over up to 256 windows of T side by side: of all tokens, and of those not asked."""
@@ -189,9 +180,6 @@ def validation_loss(model, data, T):
         losses.append(F.cross_entropy(logits, targets.flatten().to(device), reduction="none"))
     losses = torch.cat(losses).cpu()
     return losses.mean().item(), losses[torch.from_numpy(data[1, 1 : n * T + 1] == 0)].mean().item()
-
-
-# ---------------------------------------------------------------- training
 
 
 def initial_model(args):
@@ -212,7 +200,6 @@ def token_losses(model, x, y, position):
 
 
 def train(args, out, model, data):
-    """Train to the last step."""
     optimizers, steps = muon.optimizers(model, args.lr, args.lr / 10, args.dtype), int(args.tokens // args.batch_tokens)
     losses_of = torch.compile(token_losses, dynamic=False) if args.compile else token_losses
     upcoming, log = draw_batch(args, data, 0), []

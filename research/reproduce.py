@@ -15,15 +15,11 @@ from run import record
 from run.flags import Parser
 
 
-def parse_args(argv=None):
+def main(argv=None):
     p = Parser(__doc__)
     p.add_argument("run", help="the folder of a run of train_task.py")
     p.add_argument("--out", help="folder of the new run (default RUN-again)")
-    return p.parse_args(argv)
-
-
-def main(argv=None):
-    args = parse_args(argv)
+    args = p.parse_args(argv)
     path, out = Path(args.run) / "results.json", Path(args.out or f"{args.run.rstrip('/')}-again")
     before = schemas.read_json(path, dict, "name the folder of a run")
     try:

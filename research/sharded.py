@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node=2 -m research.sharded --task addition --model Qwen/Qwen2.5-1.5B --beside none
 
-A block is whole only while it computes (FSDP): Zhao et al. (2023), "PyTorch FSDP: Experiences on Scaling Fully Sharded
-Data Parallel", section 3.2. The embedding table and the head are not split.
+Zhao et al. (2023), "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", section 3.2. The embedding table
+and the head are not split.
 """
 
 import warnings
@@ -14,7 +14,6 @@ from files.weights import fingerprint, load_model
 from run import processes
 
 METHODS = "hybrid", "prompt", "lopt", "cpt", "prefix", "ptuning2"
-parse_args = train_task.parse_args
 
 
 def load_base(args):

@@ -3,9 +3,8 @@
     python -m research.translate                train one for the default base, and measure it: an hour on a core
     python -m research.translate --steps 0      measure the one beside the base, or that of --init-from
 
-Each step draws synthetic documents (documents.py, in which the tasks' formats never occur). The first examples of each
-are translated into the keys and values of a prompt, behind which the frozen base answers the next ones: cross-entropy
-trains the translator alone. `train_task.py --method translator` uses it. methods/translator.py has the network.
+Each step draws synthetic documents (documents.py). The first examples of each become the keys and values of a prompt,
+behind which the frozen base answers the next ones: cross-entropy trains the translator alone.
 """
 
 import random
@@ -112,9 +111,6 @@ def train(translator, model, tokenizer, args):
         losses.append(on_answers.item())
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
     return losses
-
-
-# ---------------------------------------------------------------- measuring
 
 
 def new_documents(tokenizer, skill, k, n, n_rows, block_size):

@@ -1,8 +1,6 @@
 """The command line: what all programs share, and the flags of train_task.py."""
 
 import argparse
-import math
-import re
 import shlex
 import sys
 from functools import partial
@@ -37,19 +35,14 @@ class Parser(errors.Parser):
     def __init__(self, doc):
         super().__init__(doc, usage="%(prog)s [flags]")
         self.formatter_class = partial(self.formatter_class, max_help_position=28, width=110)
-        self.add_argument(
-            "--device", choices=["cpu", "cuda", "mps"], metavar="NAME", help="cpu, cuda or mps (default cuda, else cpu)"
-        )
+        devices = ["cpu", "cuda", "mps"]
+        self.add_argument("--device", choices=devices, metavar="NAME", help="cpu, cuda or mps (default cuda, else cpu)")
 
     def add_base(self, default=DEFAULT_BASE):
         """--model and --dtype. `default` is the default base, or says in words which one: --model is then None."""
-        self.add_argument(
-            "--model",
-            metavar="BASE",
-            type=base_name,
-            default=default if default in BUNDLED else None,
-            help=f"{', '.join([*BUNDLED, *HUB])}, the hub's OWNER/NAME, a folder or a file (default {default})",
-        )
+        bases = f"{', '.join([*BUNDLED, *HUB])}, the hub's OWNER/NAME, a folder or a file (default {default})"
+        known = default if default in BUNDLED else None
+        self.add_argument("--model", metavar="BASE", type=base_name, default=known, help=bases)
         dtypes = ["float32", "bfloat16"]
         self.add_argument("--dtype", choices=dtypes, metavar="TYPE", help="float32 or bfloat16 (default: the faster)")
 
@@ -73,44 +66,34 @@ def best_dtype(device):
     return torch.bfloat16 if capable.get("amx_bf16") or capable.get("avx512_bf16") else torch.float32
 
 
-# ---------------------------------------------------------------- argparse types
-
-
 def base_name(text):
     """An argparse type: a base, and of a folder or file its whole path, which other folders find too."""
     return text if text in (*BUNDLED, *HUB) or not Path(text).exists() else str(Path(text).resolve())
 
 
-def at_least(least, most=1_000_000):
-    """An argparse type: a whole number from `least` to `most`."""
-
-    def whole_number(text):
-        if not re.fullmatch(r"-?\d{1,19}", text):
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number")
-        if not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text}: give a number from {least} to {most}")
-        return int(text)
-
-    return whole_number
-
-
-def number(low, high=1e30, above=False):
-    """An argparse type: a finite number from `low`, or above it, to `high`."""
+def number(low, high, kind=float):
+    """An argparse type: a number from `low` to `high`."""
 
     def finite_number(text):
         try:
-            value = float(text)
+            value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number") from None
-        if not (low < value if above else low <= value) or not value <= high or math.isinf(value):
-            raise argparse.ArgumentTypeError(f"{text}: give a number {'above' if above else 'from'} {low} to {high:g}")
+            what = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a {what}") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text}: give a number from {low} to {high}")
         return value
 
     return finite_number
 
 
+def at_least(least, most=1_000_000):
+    """An argparse type: a whole number from `least` to `most`."""
+    return number(least, most, int)
+
+
 seed_number = at_least(0, 2**63 - 1)  # what torch's generators take
-learning_rate = number(0, above=True)
+learning_rate = number(1e-30, 1e30)
 
 
 def some_text(text):
@@ -120,21 +103,13 @@ def some_text(text):
     return text
 
 
-# ---------------------------------------------------------------- train_task.py
-
-
 def train_parser(doc, cls, shown):
     """The parser of train_task.py, with the options of a method's class, which --help shows or not."""
     p = Parser(doc)
     names = f"methods: {', '.join(METHODS)} (--method NAME --help shows its options)"
     p.epilog = fill(names, 110, break_on_hyphens=False)
-    p.add_argument(
-        "--task",
-        nargs="+",
-        default=["addition"],
-        metavar="NAME",
-        help="a task (python -m tasks --list), or a .jsonl, .csv or .tsv file, and one to test on",
-    )
+    what = "a task (python -m tasks --list), or a .jsonl, .csv or .tsv file, and one to test on"
+    p.add_argument("--task", nargs="+", default=["addition"], metavar="NAME", help=what)
     p.add_argument("--columns", nargs=2, metavar=("PROMPT", "ANSWER"), help="columns of your own data")
     p.add_argument("--answer-after", type=some_text, metavar="TEXT", help="ends the steps in answers of your own data")
     p.add_base(f"{DEFAULT_BASE}; your own data: {OWN_DATA_BASE}")
@@ -147,13 +122,9 @@ def train_parser(doc, cls, shown):
     g = p.add_argument_group("the prompt")
     g.add_argument("--method", metavar="NAME", default="hybrid", help="see below (default hybrid)")
     g.add_argument("--n-random", type=at_least(0), metavar="N", help="rows that begin as random numbers (default 24)")
-    g.add_argument(
-        "--trigger",
-        type=some_text,
-        metavar="TEXT",
-        help="what the other rows begin as: instruction, example, examples:N, none, or any TEXT (default: instruction; "
-        "where a task has none, a worked example); methods without rows read it as text",
-    )
+    words = "what the other rows begin as: instruction, example, examples:N, none, or any TEXT (default: instruction; "
+    words += "where a task has none, a worked example); methods without rows read it as text"
+    g.add_argument("--trigger", type=some_text, metavar="TEXT", help=words)
     shots = "worked examples behind the prompt (default 0)"
     g.add_argument("--shots", type=at_least(0, 1000), metavar="N", default=0, help=shots)
     g.add_argument("--init-from", metavar="FILE", help="begin as the prompt of another run")
@@ -165,22 +136,12 @@ def train_parser(doc, cls, shown):
     g.add_argument("--epochs", type=at_least(1), metavar="N", help="passes over them (default 1; own data: up to 5)")
     g.add_argument("--batch-size", type=at_least(1, 65536), metavar="N", help="(default 8; scratch: 16)")
     g.add_argument("--lr", type=learning_rate, metavar="RATE", help="peak learning rate (default: the method's)")
-    g.add_argument(
-        "--validation",
-        type=at_least(0),
-        default=128,
-        metavar="N",
-        help="held-out examples that choose the best checkpoint (default 128; 0: keep the last)",
-    )
+    best = "held-out examples that choose the best checkpoint (default 128; 0: keep the last)"
+    g.add_argument("--validation", type=at_least(0), default=128, metavar="N", help=best)
     g.add_argument("--checkpoint-activations", action="store_true", help="use less memory and more time")
     g.add_argument("--test-examples", type=at_least(1, 100_000), metavar="N", help="questions per range (default 500)")
-    g.add_argument(
-        "--beside",
-        nargs="+",
-        choices=[*BASELINES, "none"],
-        metavar="NAME",
-        help=f"baselines: {', '.join(BASELINES)}, or none and no context (default scratch; your own data: contexts)",
-    )
+    names = f"baselines: {', '.join(BASELINES)}, or none and no context (default scratch; your own data: contexts)"
+    g.add_argument("--beside", nargs="+", choices=[*BASELINES, "none"], metavar="NAME", help=names)
     g = p.add_argument_group(f"options of --method {cls.name}")
     for name, spec in cls.options.items():
         hidden = {} if shown else {"help": argparse.SUPPRESS}

@@ -1,9 +1,6 @@
 """Several processes that tune one prompt: torchrun starts them, and without torchrun nothing here does anything.
 
-    torchrun --nproc_per_node=2 train_task.py --task addition
-
-Every process holds the base, draws the same batches and answers its share of each. The processes exchange only the
-gradients of what is tuned, a few KB for a prompt. Process 0 alone prints and writes.
+Every process holds the base, draws the same batches and answers its share of each. Process 0 alone prints and writes.
 """
 
 import os
@@ -21,15 +18,13 @@ def start(device):
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         return
     stated = [f"{n}={os.environ.get(n, '')}" for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")]
-    if bad := [one for one in stated if not one.partition("=")[2].isdecimal()]:
-        raise UserError(f"TORCHELASTIC_RUN_ID is set, but {bad[0]}: start it by torchrun, or unset that")
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # which "cuda" means from now on
-    waits = f"waiting for all of torchrun's processes ({', '.join(stated)})"
-    try:  # a process that waits for longer than that waits for one that has ended
-        with saying(waits):
+    try:
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # which "cuda" means from now on
+        with saying(f"waiting for all of torchrun's processes ({', '.join(stated)})"):
+            # a process that waits for longer than that waits for one that has ended
             dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=10))
-    except (ValueError, dist.DistError) as error:
+    except (KeyError, ValueError, dist.DistError) as error:
         raise UserError(f"no other process to join ({error}): start them by torchrun, or unset its variables") from None
     if not is_main():
         sys.stdout = open(os.devnull, "w")
@@ -49,17 +44,14 @@ def n_processes():
 
 
 def rank():
-    """The number of this process, from 0."""
     return dist.get_rank() if n_processes() > 1 else 0
 
 
 def is_main():
-    """True in the process that prints and writes."""
     return rank() == 0
 
 
 def wait():
-    """Barrier."""
     if n_processes() > 1:
         dist.barrier()
 

@@ -1,12 +1,10 @@
 """Nothing is lost: a run saves its state, and --resume goes on from there to the same numbers, bit for bit.
 
 checkpoint.safetensors in the run's folder holds the results so far, and of what is being tuned the weights, those of
-its best checkpoint so far, the optimizers' state and the random generators. A new one takes the place of the old only
-when it is whole and on the disk. A finished run has none.
+its best checkpoint so far, the optimizers' state and the random generators. A finished run has none.
 
-A run saves every ten minutes and after each measurement. Ctrl-C, SIGTERM, SIGHUP (a closed terminal) and SIGUSR2 (a
-cluster's warning that a job's time is up) end it after the step or measurement that it is in, with exit code 128 + the
-signal's number; a second one ends it at once.
+A run saves every ten minutes and after each measurement. A signal of STOP ends it after the step or measurement that it
+is in, with exit code 128 + the signal's number; a second one ends it at once.
 """
 
 import json
@@ -31,7 +29,7 @@ from run import processes
 
 NEWEST, LOCK, LOG = "checkpoint.safetensors", ".lock", "log.jsonl"
 SAVE_SECONDS = 600
-# Windows has only the first two
+# Ctrl-C, the end of a job, a closed terminal, and a cluster's warning: Windows has only the first two
 STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2") if hasattr(signal, name)]
 
 
@@ -74,7 +72,8 @@ class Checkpoint:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(self.folder / LOCK)  # of the operating system: it ends with its process
             self.lock.acquire(timeout=1)  # is_busy may look at it
-            remove_leftovers(self.folder)
+            for path in filter(is_half_file, self.folder.iterdir()):
+                path.unlink()
             if self.is_new:
                 (self.folder / LOG).unlink(missing_ok=True)
                 self.save()  # from now on the folder holds an unfinished run, whatever else is in it
@@ -133,7 +132,9 @@ class Checkpoint:
         tensors = {f"best/{key}": t for key, t in self.best.items()}
         for name, module in self.modules.items():
             tensors |= {f"weights/{name}/{key}": t for key, t in trained(module).items()}
-            tensors |= {f"generator/{name}/{key}": random_state(g) for key, g in generators(module)}
+            for key, g in generators(module):
+                state = torch.tensor(g.getstate()[1]) if isinstance(g, random.Random) else g.get_state()
+                tensors[f"generator/{name}/{key}"] = state
         for key, state, _ in optimizer_states(optimizers):
             tensors |= {f"optimizer/{key}/{part}": t for part, t in state.items()}
         write_tensors(self.folder / NEWEST, tensors, {"state": json.dumps(self.state())})
@@ -146,12 +147,14 @@ class Checkpoint:
         weights, states = self.take(f"weights/{name}/"), self.take(f"generator/{name}/")
         if weights:
             module.load_state_dict(weights, strict=False)
-            for key, generator in generators(module):
-                set_random_state(generator, states[key])
+            for key, g in generators(module):
+                if isinstance(g, random.Random):
+                    g.setstate((random.Random.VERSION, tuple(states[key].tolist()), None))
+                else:
+                    g.set_state(states[key])
             self.modules[name] = module
 
     def restore_optimizers(self, optimizers):
-        """Put back the state of the optimizers of what was being tuned."""
         for key, state, p in optimizer_states(optimizers):
             for part, t in self.take(f"optimizer/{key}/").items():
                 state[part] = t.to(p.device) if t.dim() else t  # AdamW's count of steps stays on the CPU
@@ -169,20 +172,6 @@ class Checkpoint:
 def generators(module):
     """[(name, generator)] of all that a module draws from while it is tuned: its attributes, torch's and Python's."""
     return [(name, g) for name, g in vars(module).items() if isinstance(g, (torch.Generator, random.Random))]
-
-
-def random_state(generator):
-    """The state of a torch.Generator or a random.Random as a tensor, (bytes) or (625)."""
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    return torch.tensor(generator.getstate()[1])
-
-
-def set_random_state(generator, state):
-    if isinstance(generator, torch.Generator):
-        generator.set_state(state)
-    else:
-        generator.setstate((random.Random.VERSION, tuple(state.tolist()), None))
 
 
 def optimizer_states(optimizers):
@@ -213,7 +202,8 @@ def output_folder(args, name, model):
     """The run's folder. Raises UserError where something else is in it."""
     out = Path(args.out or f"out/{name.replace(':', '-')}-{model.name.rpartition('/')[2]}")
     known = args.overwrite or args.resume and (is_stopped(out) or (out / "results.json").exists())
-    if out.exists() and not (out.is_dir() and (known or all(is_leftover(p) for p in out.iterdir()))):
+    # a run that never started leaves these
+    if out.exists() and not (out.is_dir() and (known or all(p.name == LOCK or is_half_file(p) for p in out.iterdir()))):
         raise UserError(f"{out} is already in use: give another --out, --resume to go on, or --overwrite it")
     return out
 
@@ -228,7 +218,6 @@ def is_finished(folder):
 
 
 def is_busy(folder):
-    """Whether a run is at work in the folder."""
     if not Path(folder).exists():
         return False
     try:
@@ -241,14 +230,3 @@ def is_busy(folder):
 def is_half_file(path):
     """True where a process was killed while it wrote this file: safe.py names it tmp-..., safetensors .tmpXXXXXX."""
     return path.name.startswith("tmp-") or re.fullmatch(r"\.tmp\w{6}", path.name) is not None
-
-
-def is_leftover(path):
-    """True for the files of a run that never started."""
-    return path.name == LOCK or is_half_file(path)
-
-
-def remove_leftovers(folder):
-    for path in Path(folder).iterdir():
-        if is_half_file(path):
-            path.unlink()

@@ -22,7 +22,7 @@ BAD = [
     ("--init-from README.md", "README.md cannot be read"),
     ("--trigers add", "unrecognized arguments: --trigers"),
     ("--examples many", "'many' is not a whole number"),
-    ("--lr 0", "--lr: 0: give a number above 0"),
+    ("--lr 0", "--lr: 0: give a number from 1e-30"),
     ("--lr nan", "--lr: nan: give"),
     ("--batch-size 0", "--batch-size: 0: give a number from 1"),
     ("--beside none lora", "none stands alone"),
