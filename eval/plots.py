@@ -157,8 +157,6 @@ def plot_confusion(results):
     return fig
 
 
-# ---------------------------------------------------------------- studies
-
 CONTEXTS = "the example as text", "best context"  # in every figure of a study
 
 

@@ -183,9 +183,6 @@ def optimizer_states(optimizers):
     ]
 
 
-# ---------------------------------------------------------------- what a folder holds
-
-
 def load(folder):
     """What is Saved of the run in a folder: its checkpoint, or its results where it is finished, or None."""
     folder = Path(folder)
