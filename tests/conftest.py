@@ -50,6 +50,13 @@ def greedy(theirs, tokens, n):
     return theirs.generate(input_ids=tokens, max_new_tokens=n, **how)[:, -n:].tolist()
 
 
+@torch.no_grad()
+def assert_same_logits(ours, theirs):
+    """Of a network of ours and a model of transformers."""
+    tokens = some_tokens(3, 40, vocab_size=ours.config.vocab_size)
+    assert_close(ours.logits(ours(tokens)), theirs(tokens).logits)
+
+
 def their_gpt2(folder, **sizes):
     """A GPT-2 of transformers, saved."""
     import transformers  # imported here, since it takes seconds and not every file needs it
@@ -63,12 +70,12 @@ def their_gpt2(folder, **sizes):
 
 
 def in_transformers(model, folder, config=None):
-    """A GPT-2 of ours in transformers, frozen behind an untrained prompt of peft if its config is given."""
+    """A network of ours in transformers, frozen behind an untrained prompt of peft if its config is given."""
     import peft
     import transformers
 
     save_model(model, folder)
-    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return (peft.get_peft_model(theirs, config) if config else theirs).eval()

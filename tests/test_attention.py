@@ -3,30 +3,13 @@
 import pytest
 import torch
 import transformers
-from conftest import assert_close, randomize, some_tokens
+from conftest import assert_close, in_transformers, some_tokens
 
 import tasks
 from data.batches import encode
 from eval.attention import attention_to_rows, attention_weights
-from files.weights import load_model
 from methods import METHODS
 from prefix import DeepPrefix, HybridPrefix
-
-SIZES = {
-    "gpt2": {"n_positions": 160, "n_layer": 2, "n_head": 4, "n_embd": 32},
-    "llama": {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32},
-}
-
-
-@pytest.fixture(params=SIZES)
-def networks(request, tmp_path):
-    """The same random weights as transformers' network and as ours."""
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(request.param, vocab_size=1024, **SIZES[request.param])
-    config._attn_implementation = "eager"
-    theirs = randomize(transformers.AutoModelForCausalLM.from_config(config).eval())
-    theirs.save_pretrained(tmp_path)
-    return theirs, load_model(tmp_path).freeze()
 
 
 def their_weights(theirs, tokens, past):
@@ -34,31 +17,31 @@ def their_weights(theirs, tokens, past):
     cache = transformers.DynamicCache()
     for layer, pair in enumerate(past or []):
         cache.update(*(x.expand(len(tokens), -1, -1, -1).clone() for x in pair), layer)
+    theirs.set_attn_implementation("eager")
     with torch.no_grad():
         return theirs(tokens, past_key_values=cache, output_attentions=True).attentions
 
 
 @pytest.mark.parametrize("rows", [0, 5])
-def test_weights_equal_those_of_transformers(networks, rows):
-    theirs, ours = networks
-    tokens = some_tokens(3, 7)
-    past = HybridPrefix(ours, n_random=rows).past(ours) if rows else None
-    got = list(attention_weights(ours, tokens, past))
-    assert len(got) == 2 and got[0].shape == (3, 4, 7, rows + 7)
+def test_weights_equal_those_of_transformers(either, tmp_path, rows):
+    theirs, tokens = in_transformers(either, tmp_path), some_tokens(3, 7)
+    past = HybridPrefix(either, n_random=rows).past(either) if rows else None
+    got = list(attention_weights(either, tokens, past))
+    assert len(got) == 2 and got[0].shape == (3, either.config.n_head, 7, rows + 7)
     for weights, want in zip(got, their_weights(theirs, tokens, past)):
         assert_close(weights, want)
-    assert not any(module._forward_pre_hooks for module in ours.modules())
+    assert not any(module._forward_pre_hooks for module in either.modules())
 
 
-def test_the_mean_over_answers_equals_one_question_at_a_time(networks, tokenizer):
+def test_the_mean_over_answers_equals_one_question_at_a_time(either, tmp_path, tokenizer):
     """With transformers' weights: for each token of each answer, what the position before it attends to."""
-    theirs, ours = networks
-    method = HybridPrefix(ours, n_random=4, trigger=tokenizer.encode("Add them:"))
+    theirs = in_transformers(either, tmp_path)
+    method = HybridPrefix(either, n_random=4, trigger=tokenizer.encode("Add them:"))
     method.shots = torch.tensor([tokenizer.encode_task("1+1=2$")])
     examples = tasks.load("addition:plain").examples(6)
-    got = attention_to_rows(method, ours, tokenizer, examples)
-    P, past = method.n_rows(), method.past(ours)
-    rows, n = torch.zeros(2, 4, P), 0
+    got = attention_to_rows(method, either, tokenizer, examples)
+    P, past = method.n_rows(), method.past(either)
+    rows, n = torch.zeros(2, either.config.n_head, P), 0
     for question, answer in encode(tokenizer, examples):
         for j in range(len(answer)):
             attentions = their_weights(theirs, torch.tensor([question + answer[:j]]), past)

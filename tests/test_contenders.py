@@ -101,9 +101,11 @@ def test_what_has_no_rows_reads_an_explicit_trigger_as_text(tune, base):
     assert behind["before"]["lora"] == text["accuracy"]["text"]  # LoRA's update begins at zero
     assert behind["labels"]["lora"].endswith("behind the instruction")
     header, tensors = read_tensors(file)
-    _, with_shot = read_tensors(tune("and a shot", *instruction, "--shots", 1)[1])
-    (before,), (shots,) = tensors["shots"].tolist(), with_shot["shots"].tolist()
-    assert before == Tokenizer.load(base, 1024).encode(trigger)
+    model, tokenizer = load_model(base), Tokenizer.load(base, 1024)
+    args = parse_args([*instruction, "--shots", "1", "--device", "cpu"])
+    with_shot, _ = build_prompts(args, model, tokenizer, tasks.load("word_reversal"))
+    (before,), (shots,) = tensors["shots"].tolist(), with_shot["lora"].shots.tolist()
+    assert before == tokenizer.encode(trigger)
     assert shots[: len(before)] == before and len(shots) > len(before)
     assert behind["prompt"]["trigger"] == header["trigger"] == trigger
     results, file = tune("default", "--method", "lora")

@@ -155,12 +155,18 @@ HELD_OUT = {
 }
 
 
-def test_no_document_contains_a_format_of_the_tasks():
+@pytest.fixture(scope="module")
+def drawn():
+    """[(kind, heading, examples)] of documents."""
+    rng = random.Random("a test")
+    return [documents.document(rng) for _ in range(4000)]
+
+
+def test_no_document_contains_a_format_of_the_tasks(drawn):
     assert set(HELD_OUT) <= set(tasks.names())
     for name, pattern in HELD_OUT.items():  # the patterns do find what they are for
         questions = tasks.load(name).examples(50)
         assert sum(bool(re.search(pattern, e.question + e.answer)) for e in questions) >= 45
-    rng = random.Random("a test")
 
     def own_steps(kind, question, answer):
         """Each task's steps, made from the numbers or words of a question, in the task's order and separators."""
@@ -179,8 +185,7 @@ def test_no_document_contains_a_format_of_the_tasks():
         if kind == "list letters" and len(words) > 1:
             yield ";".join(w[-1] for w in words)
 
-    for _ in range(4000):
-        kind, heading, examples = documents.document(rng)
+    for kind, heading, examples in drawn:
         text = heading + documents.text(examples)
         for name, pattern in HELD_OUT.items():
             assert not re.search(pattern, text), (name, kind, text)
@@ -190,32 +195,26 @@ def test_no_document_contains_a_format_of_the_tasks():
                 assert ";" not in steps or steps not in answer, (kind, question, answer)
 
 
-def test_documents_never_use_the_new_words():
+def test_documents_never_use_the_new_words(drawn):
     # a few of them stand around questions, as in "last letter[whereof]"; letters without sense are short
     around = "letter letters values number column mirror repeat reverse capitals product compare bigger initials"
     new = {w for group in tasks.words(True).values() for w in group if len(w) >= 6} - {*around.split(), "backwards"}
-    rng = random.Random("new words")
-    for _ in range(2000):
-        kind, _, examples = documents.document(rng)
+    for kind, _, examples in drawn:
         assert not new & set(re.findall(r"[a-z]+", " ".join(question for question, _, _ in examples))), kind
 
 
-def test_a_document_has_one_format_and_every_skill_and_mark_occurs():
-    rng, seen, text = random.Random(3), set(), ""
-    for _ in range(500):
-        kind, _, examples = documents.document(rng)
-        seen.add(kind)
-        text += documents.text(examples)
-        assert len({end for _, _, end in examples}) == 1 and len(documents.text(examples)) <= 600
-    assert seen == set(documents.SKILLS) and set(documents.MARKS) <= set(text)
+def test_a_document_has_one_format_and_every_skill_and_mark_occurs(drawn):
+    assert all(len({end for *_, end in examples}) == 1 for *_, examples in drawn)
+    texts = [documents.text(examples) for *_, examples in drawn]
+    assert max(map(len, texts)) <= 600 and set(documents.MARKS) <= set("".join(texts))
+    assert {kind for kind, *_ in drawn} == set(documents.SKILLS)
 
 
-def test_sums_in_documents_are_right():
-    rng, checked = random.Random(3), 0
-    for _ in range(200):
-        for question, answer, _ in documents.document(rng, "addition")[2]:
-            numbers = [int(n) for n in re.findall(r"\d+", question)]
-            if len(numbers) == 2:
-                assert re.findall(r"\d+", answer)[-1].endswith(str(sum(numbers))), (question, answer)
-                checked += 1
+def test_sums_in_documents_are_right(drawn):
+    checked = 0
+    for question, answer, _ in [e for kind, _, examples in drawn if kind == "addition" for e in examples]:
+        numbers = [int(n) for n in re.findall(r"\d+", question)]
+        if len(numbers) == 2:
+            assert re.findall(r"\d+", answer)[-1].endswith(str(sum(numbers))), (question, answer)
+            checked += 1
     assert checked > 500

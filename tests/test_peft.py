@@ -17,6 +17,7 @@ from files.weights import load_model, save_model
 from model import GPT
 
 SIX = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 6}
+LORA = {"task_type": "CAUSAL_LM", "fan_in_fan_out": True}
 PEFT = {
     "PROMPT_TUNING": peft.PromptTuningConfig(**SIX),
     "P_TUNING": peft.PromptEncoderConfig(**SIX, encoder_hidden_size=12, encoder_reparameterization_type="LSTM"),
@@ -24,12 +25,14 @@ PEFT = {
     "PREFIX_TUNING with its MLP": peft.PrefixTuningConfig(**SIX, prefix_projection=True, encoder_hidden_size=12),
     "CPT": peft.CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[40, 41, 42, 43, 44, 45]),
     "CARTRIDGE": peft.CartridgeConfig(**SIX, num_frozen_tokens=2),
+    "LORA": peft.LoraConfig(**LORA, r=3, lora_alpha=7),  # of attention's c_attn alone
+    "LORA in one block": peft.LoraConfig(**LORA, target_modules=["c_fc"], use_rslora=True, layers_to_transform=[1]),
 }
 
 
-def assert_same(network, past, theirs):
+def assert_same(method, model, theirs):
     """Logits and greedy text are those of PEFT's model."""
-    tokens = some_tokens(3, 20)
+    tokens, network, past = some_tokens(3, 20), method.network(model), method.past(model)
     with torch.no_grad():
         want = theirs(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[:, -20:]
         assert_close(network.logits(network(tokens, past)), want)
@@ -46,38 +49,7 @@ def test_an_adapter_that_peft_trained_gives_its_logits_here(tiny, tmp_path, kind
         optimizer.step()
         optimizer.zero_grad()
     theirs.save_pretrained(tmp_path / "adapter")
-    assert_same(tiny, peft_io.import_peft(tmp_path / "adapter", tiny).past(tiny), theirs)
-
-
-LORA = {
-    "peft's default": {"r": 3, "lora_alpha": 7},  # attention's c_attn alone
-    "rslora in one block": {"target_modules": ["c_fc"], "use_rslora": True, "layers_to_transform": [1]},
-}
-
-
-def lora_in_peft(tiny, folder, **options):
-    config = peft.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **options)
-    theirs = in_transformers(tiny, folder, config)
-    for name, p in theirs.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(p, std=0.3)
-    return theirs
-
-
-@pytest.mark.parametrize("kind", LORA)
-def test_lora_that_peft_trained_gives_its_logits_here(tiny, tmp_path, kind):
-    theirs = lora_in_peft(tiny, tmp_path / "base", **LORA[kind])
-    theirs.save_pretrained(tmp_path / "adapter")
-    assert_same(peft_io.import_peft(tmp_path / "adapter", tiny).network(tiny), None, theirs)
-
-
-def test_lora_exported_gives_our_logits_in_peft(tiny, tmp_path):
-    lora = randomize(prefix.METHODS["lora"](tiny, rank=3, alpha=5.0, rslora=True))
-    peft_io.export_peft(lora, tiny, tmp_path / "adapter")
-    theirs = peft.PeftModel.from_pretrained(in_transformers(tiny, tmp_path / "base"), tmp_path / "adapter").eval()
-    assert_same(lora.network(tiny), None, theirs)
-    again = peft_io.import_peft(tmp_path / "adapter", tiny)
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), lora.state_dict().values()))
+    assert_same(peft_io.import_peft(tmp_path / "adapter", tiny), tiny, theirs)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +61,8 @@ def test_lora_exported_gives_our_logits_in_peft(tiny, tmp_path):
     ],
 )
 def test_lora_that_is_more_than_lora_is_not_imported(tiny, tmp_path, options, why):
-    lora_in_peft(tiny, tmp_path / "base", **options).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    theirs = in_transformers(tiny, tmp_path / "base", peft.LoraConfig(**LORA, **options))
+    theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     with pytest.raises(UserError, match=why):
         peft_io.import_peft(tmp_path / "adapter", tiny)
 
@@ -115,14 +88,18 @@ def test_an_adapter_that_says_or_holds_what_nobody_knows_is_not_imported(tiny, t
 
 
 EXPORTED = {"hybrid": {"mlp": True}, "lopt": {"rank": 3}, "ptuning": {}, "prefix": {}, "cartridge": {}, "cpt": {}}
+EXPORTED |= {"lora": {"rank": 3, "alpha": 5.0, "rslora": True}}
+FOR_LLAMA = "hybrid", "prefix", "lora"  # whose heads share keys and values
 
 
-@pytest.mark.parametrize("name", EXPORTED)
-def test_our_export_gives_our_logits_in_peft(tiny, tmp_path, name):
-    prompt = randomize(prefix.METHODS[name](tiny, n_random=4, trigger=[7, 8], **EXPORTED[name]))
-    peft_io.export_peft(prompt, tiny, tmp_path / "adapter")
-    theirs = peft.PeftModel.from_pretrained(in_transformers(tiny, tmp_path / "base"), tmp_path / "adapter").eval()
-    assert_same(tiny, prompt.past(tiny), theirs)
+@pytest.mark.parametrize("family, name", [("tiny", n) for n in EXPORTED] + [("tiny_llama", n) for n in FOR_LLAMA])
+def test_our_export_gives_our_logits_in_peft_and_comes_back(request, tmp_path, family, name):
+    model = request.getfixturevalue(family)
+    method = randomize(prefix.METHODS[name](model, n_random=4, trigger=[7, 8], **EXPORTED[name]))
+    peft_io.export_peft(method, model, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(in_transformers(model, tmp_path / "base"), tmp_path / "adapter").eval()
+    for ours in (method, peft_io.import_peft(tmp_path / "adapter", model)):
+        assert_same(ours, model, theirs)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +156,7 @@ def test_export_and_import_from_the_command_line(base, tokenizer, tmp_path, comm
     done = command("files.peft", "export", tmp_path / "run", tmp_path / "adapter")  # results.json names the base
     assert (done.code, done.out) == (0, f"wrote 5 rows to {tmp_path / 'adapter'}\n")
     theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()  # it finds the base
-    assert_same(base, prompt.past(base), theirs)
+    assert_same(prompt, base, theirs)
     new = tmp_path / "again.safetensors"
     assert command("files.peft", "import", tmp_path / "adapter", new, "--model", tmp_path / "base").code == 0
     again, header = load_prefix(new, base, tokenizer)

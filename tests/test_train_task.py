@@ -77,26 +77,20 @@ def some_questions(path, n, answers=("red", "green", "blue")):
     return path
 
 
-def test_an_answer_that_no_question_leaves_room_for_is_left_out_with_its_class(run, tmp_path):
-    """Also where the row by itself would fit: each question is asked with each answer."""
-    data = some_questions(tmp_path / "data.jsonl", 80, ("red", "green"))
-    rows = [{"prompt": "x", "answer": "what " * 230}, {"prompt": "why? " * 40, "answer": "red"}]
-    with open(data, "a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    done = run("--task", data, "--beside", "finetune", "--out", tmp_path / "run").ok()
-    left_out = [line for line in done.err.splitlines() if "too long for the base" in line]
-    assert left_out == ["1 rows to train on are too long for the base: left out, line 81"]
-    results = results_of(tmp_path / "run")
-    assert results["answers"] == ["green", "red"] and "what" not in results["prompt"]["trigger"]
-
-
 def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
     train, test = (some_questions(tmp_path / f"{name}.jsonl", n) for name, n in (("train", 90), ("test", 20)))
+    # the second would fit by itself, but not the last question behind its answer, and each is asked with each
+    odd = {"long " * 300: "red", "x": "what " * 230, "why? " * 40: "red"}
     with open(train, "a") as file:
-        file.write("not JSON\n" + json.dumps({"prompt": "long " * 300, "answer": "red"}))
+        file.write("not JSON\n")
+        file.writelines(json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in odd.items())
     beside = "--beside", "finetune", "scratch"
     done = run("--task", train, test, *beside, "--out", tmp_path / "run", "--test-examples", 20).ok()
-    for note in ("1 broken rows left out, line 91", "20 prompts occur in", "too long for the base: left out, line 92"):
+    for note in (
+        "1 broken rows left out, line 91",
+        "20 prompts occur in",
+        "too long for the base: left out, lines 92, 93\n",
+    ):
         assert note in done.err
     results = results_of(tmp_path / "run")
     assert results["accuracy"]["majority"]["in-distribution"]["correct"] in (6, 7)

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 import torch
-import transformers
-from conftest import assert_close, some_tokens, their_gpt2
+from conftest import assert_same_logits, in_transformers, their_gpt2
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save_model as save_shared
@@ -20,12 +19,9 @@ from files.weights import HUB, fingerprint, load_model, save_model
 from model import GPT, GPTConfig
 
 
-def test_we_and_transformers_read_what_we_save(tmp_path, tiny):
-    save_model(tiny, tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(tiny.parameters(), load_model(tmp_path).parameters()))
-    theirs, tokens = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval(), some_tokens(2, 20)
-    with torch.no_grad():
-        assert_close(tiny.logits(tiny(tokens)), theirs(tokens).logits)
+def test_we_and_transformers_read_what_we_save(tmp_path, either):
+    assert_same_logits(either, in_transformers(either, tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(either.parameters(), load_model(tmp_path).parameters()))
 
 
 def test_old_dialect_of_the_hub_loads(tmp_path):
@@ -37,10 +33,7 @@ def test_old_dialect_of_the_hub_loads(tmp_path):
         tensors[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
     tensors["lm_head.weight"] = tensors["wte.weight"].clone()
     save_file(tensors, tmp_path / "model.safetensors")
-    tokens = torch.arange(20)[None]
-    with torch.no_grad():
-        ours = load_model(tmp_path)
-        assert_close(ours.logits(ours(tokens)), theirs(tokens).logits)
+    assert_same_logits(load_model(tmp_path), theirs)
     tensors["lm_head.weight"][50, 3] += 1  # another head than the table, be it in one number
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="a head that is not its embedding table"):
@@ -49,21 +42,15 @@ def test_old_dialect_of_the_hub_loads(tmp_path):
 
 def test_tensors_that_are_stored_under_one_of_their_names_load(tmp_path):
     """The head alone, by hand and as safetensors' save_model chooses; and two layers that share their weights."""
-    theirs, tokens = their_gpt2(tmp_path), torch.arange(20)[None]
-    good = load_file(tmp_path / "model.safetensors")
-    alone = {n: t for n, t in good.items() if "wte" not in n} | {"lm_head.weight": good["transformer.wte.weight"]}
-
-    def logits():
-        ours = load_model(tmp_path)
-        return ours.logits(ours(tokens))
-
-    with torch.no_grad():
-        save_file(alone, tmp_path / "model.safetensors")
-        assert_close(logits(), theirs(tokens).logits)
-        theirs.transformer.h[1].mlp.c_fc = theirs.transformer.h[0].mlp.c_fc
-        save_shared(theirs, tmp_path / "model.safetensors")
-        assert len(load_file(tmp_path / "model.safetensors")) == len(good) - 2
-        assert_close(logits(), theirs(tokens).logits)
+    theirs, path = their_gpt2(tmp_path), tmp_path / "model.safetensors"
+    good = load_file(path)
+    alone = {n: t for n, t in good.items() if "wte" not in n}
+    save_file(alone | {"lm_head.weight": good["transformer.wte.weight"]}, path)
+    assert_same_logits(load_model(tmp_path), theirs)
+    theirs.transformer.h[1].mlp.c_fc = theirs.transformer.h[0].mlp.c_fc
+    save_shared(theirs, path)
+    assert len(load_file(path)) == len(good) - 2
+    assert_same_logits(load_model(tmp_path), theirs)
 
 
 def test_the_fingerprint_is_that_of_the_weights_in_any_dtype(tmp_path, tiny):
