@@ -4,33 +4,24 @@ import pytest
 
 pytest.importorskip("peft")
 from files.weights import save_model
-from llama import Llama, LlamaConfig
-from model import GPT, GPTConfig
 from research import bench
 
 SMALL = ["--rows", "4", "--batch-size", "2", "--repeat", "1", "--device", "cpu"]
 
 
-SHAPES = {
-    "gpt2": GPT(GPTConfig(300, 128, 1, 1, 64)),
-    "llama": Llama(LlamaConfig(300, 128, n_layer=1, n_head=3, n_kv_head=1, n_embd=192, head_dim=64, n_inner=512)),
-}
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_both_sides_do_the_same_work(tmp_path, shape):
+def test_both_sides_do_the_same_work(tmp_path, either):
     """Here in one process; each turn works on what the one before has left."""
-    args, model = bench.parse_args(SMALL), SHAPES[shape].freeze()
-    save_model(model, tmp_path)
+    args = bench.parse_args(SMALL)
+    save_model(either, tmp_path)
     for job in bench.JOBS:
-        w = bench.work_of(args, model, tmp_path, job, "float32")
+        w = bench.work_of(args, either, tmp_path, job, "float32")
         ours, peft = bench.ours(w), bench.theirs(w)
         for _ in range(2):
             bench.check_agreement(job, ours(), peft())
 
 
-def test_the_command_times_each_side_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):
-    save_model(SHAPES["gpt2"], tmp_path / "small")
+def test_the_command_times_each_side_in_a_process_of_its_own(tmp_path, tiny, monkeypatch, capsys):
+    save_model(tiny, tmp_path / "small")
     measured, measure = [], bench.measure
     monkeypatch.setattr(bench, "measure", lambda w: measured.append(measure(w)) or measured[-1])
     bench.main([*SMALL, "--jobs", "prompt", "--model", str(tmp_path / "small")])

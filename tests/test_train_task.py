@@ -86,11 +86,7 @@ def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
         file.writelines(json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in odd.items())
     beside = "--beside", "finetune", "scratch"
     done = run("--task", train, test, *beside, "--out", tmp_path / "run", "--test-examples", 20).ok()
-    for note in (
-        "1 broken rows left out, line 91",
-        "20 prompts occur in",
-        "too long for the base: left out, lines 92, 93\n",
-    ):
+    for note in ("1 broken rows left out, line 91", "20 prompts occur in", "the base: left out, lines 92, 93\n"):
         assert note in done.err
     results = results_of(tmp_path / "run")
     assert results["accuracy"]["majority"]["in-distribution"]["correct"] in (6, 7)
