@@ -133,11 +133,13 @@ def main(argv=None):
     base = args.model or (base_of(Path(args.prefix[0])) if args.prefix else DEFAULT_BASE)
     model = load_model(base, args.device, args.dtype).freeze()
     bases = load_bases(args, model)
-    unanswered = 0
+    blank = unanswered = 0
     for n, question in enumerate(questions(args), 1):
         if args.prompt is None and not question.strip():
-            print()
+            blank += 1  # printed before the next answer, if there is one
             continue
+        print("\n" * blank, end="")
+        blank = 0
         try:
             texts = answer(bases, question, args)
         except UserError as error:  # the other questions get their answers

@@ -64,7 +64,6 @@ class TranslatorNetwork(nn.Module):
     def __init__(self, model, n_rows=16, rank=16, width=64, seed=0):
         super().__init__()
         L, C, rng = model.config.n_layer, model.config.n_embd, torch.Generator().manual_seed(seed)
-        self.sizes = {"n_rows": n_rows, "rank": rank, "width": width}
         self.rows = nn.Parameter(torch.zeros(n_rows, C))  # added to the tokens
         self.slots = nn.Parameter(torch.randn(n_rows, width, generator=rng))  # so that no two positions ask the same
         self.W_q, self.W_k, self.W_v = (
@@ -106,7 +105,6 @@ class TranslatorNetwork(nn.Module):
 def save_translator(translator, path, model):
     """Write a TranslatorNetwork, in bfloat16."""
     header = {"format": "nanoprompt translator", "base": model.name, "base_fingerprint": fingerprint(model)}
-    header |= {name: str(size) for name, size in translator.sizes.items()}
     write_tensors(path, {n: t.to(torch.bfloat16) for n, t in translator.state_dict().items()}, header)
 
 

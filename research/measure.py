@@ -13,13 +13,12 @@ import train_task
 from data.tokenizer import Tokenizer
 from eval import report
 from eval.neighbors import nearest_tokens
-from files.errors import run_main
+from files.errors import Parser, run_main
 from files.prompts import load_prefix
 from files.safe import read_tensors, write_json
 from prefix import METHODS
 from run import resume
 from run.contenders import Trigger, build
-from run.flags import Parser
 
 
 def parse_args(argv=None):
@@ -27,7 +26,7 @@ def parse_args(argv=None):
     p = Parser(__doc__)
     p.add_argument("file", metavar="FILE", help="the prefix.safetensors of a run")
     args, flags = p.parse_known_args(argv)
-    return args.file, flags + ["--device", args.device] * bool(args.device)
+    return args.file, flags
 
 
 def main(argv=None):

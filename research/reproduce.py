@@ -10,9 +10,8 @@ from pathlib import Path
 
 import train_task
 from files import schemas
-from files.errors import UserError, run_main
+from files.errors import Parser, UserError, run_main
 from run import record
-from run.flags import Parser
 
 
 def main(argv=None):

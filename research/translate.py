@@ -98,8 +98,8 @@ def train(translator, model, tokenizer, args):
     """[loss on answers of each step], in nats. The rate warms up over 30 steps, stays, and falls to zero over the
     second half of the steps."""
     optimizer = torch.optim.AdamW(translator.parameters(), LR, betas=(0.9, 0.99), weight_decay=0)
-    n_rows = translator.sizes["n_rows"]
-    batches = draw_batches(tokenizer, n_rows, args.documents, random.Random(f"translator {args.seed}"))
+    rng = random.Random(f"translator {args.seed}")
+    batches = draw_batches(tokenizer, len(translator.rows), args.documents, rng)
     losses, bar = [], tqdm(islice(batches, args.steps), "translator", args.steps, unit=" steps")
     for step, batch in enumerate(bar):
         optimizer.param_groups[0]["lr"] = LR * min(1, (step + 1) / 30, 2 * (1 - step / args.steps))
@@ -132,7 +132,7 @@ def new_documents(tokenizer, skill, k, n, n_rows, block_size):
 def measure(translator, model, tokenizer, n):
     """{contender: {k: {skill: accuracy}}} of n documents each: the translator, and the same k examples as text. Skills
     of which not one document holds k examples are left out."""
-    n_rows, device = translator.sizes["n_rows"], model.wte.weight.device
+    n_rows, device = len(translator.rows), model.wte.weight.device
     contenders = {
         "translator": lambda shown: translator(model, [shown]),
         "examples as text": lambda shown: model.prefill(torch.tensor([shown], device=device)),

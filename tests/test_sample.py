@@ -66,7 +66,7 @@ def test_every_line_of_stdin_is_a_question(run):
     for stdin, want in (
         (b"one\r\ntwo\r\n", one + two),
         (b"\xef\xbb\xbfone\rtwo", one + two),
-        (b"one\n\n  \ntwo\n\n", f"{one}\n\n{two}\n"),
+        (b"one\n\n  \ntwo\n\n", f"{one}\n\n{two}"),
     ):
         assert run("--max-new-tokens", 5, stdin=stdin).ok().out == want
     done = run("--max-new-tokens", 5, stdin=b"one\n" + b"%@" * 300 + b"\ntwo\n")
