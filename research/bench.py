@@ -3,6 +3,7 @@
     python -m research.bench                    GPT-2's shape, random weights
     python -m research.bench --model smollm2    a base, here SmolLM2-135M
     python -m research.bench --jobs prompt --repeat 1     a look in a minute
+    python -m research.bench --model nano-2 --busy 1      what a busy core costs
 
 Each side runs in a process of its own, and the sides take turns: one step of each, again and again. The table shows the
 median [lowest, highest] of the turns. Numbers to quote want a machine that does nothing else.
@@ -43,6 +44,7 @@ def parse_args(argv=None):
     p.add_argument("--rows", type=at_least(1, 900), default=50, help="virtual tokens (default %(default)s)")
     p.add_argument("--batch-size", type=at_least(1, 65536), default=32, help="texts per step (default %(default)s)")
     p.add_argument("--repeat", type=at_least(1, 1000), default=5, help="turns of each side (default %(default)s)")
+    p.add_argument("--busy", type=at_least(0, 64), default=0, metavar="N", help="other processes that take a core each")
     p.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS, help="(default: all)")
     return p.parse_args(argv)
 
@@ -129,6 +131,12 @@ def measure(w):
     return {side: {"seconds": [s for s, *_ in t[1:]], "gb": t[-1][2], "out": t[0][1]} for side, t in turns.items()}
 
 
+def keep_busy():
+    """What --busy starts: a process that takes all of a core."""
+    while True:
+        pass
+
+
 def check_agreement(job, ours, peft):
     """Both sides have to return the same loss or the same text: otherwise they do not do the same work."""
     agree = ours == peft if job == "decode" else abs(ours / peft - 1) < 1e-3
@@ -154,6 +162,8 @@ def main(argv=None):
         torch.manual_seed(0)
         model = (load_model(args.model) if args.model else GPT(GPTConfig())).freeze()
         save_model(model, folder)
+        for _ in range(args.busy):
+            multiprocessing.get_context("spawn").Process(target=keep_busy, daemon=True).start()
         for job, dtype in tqdm([(job, dtype) for job in args.jobs for dtype in dtypes], unit=" measurements"):
             sides = measure(work_of(args, model, folder, job, dtype))
             if dtype == "float32":
@@ -173,7 +183,7 @@ def table(results, args):
     base = args.model or "GPT-2's shape"
     lines = [
         f"{base}; {args.batch_size} texts of {QUESTION} + {ANSWER} tokens behind {args.rows} rows; {args.device}, "
-        f"{torch.get_num_threads()} threads; "
+        f"{torch.get_num_threads()} threads beside {args.busy} busy processes; "
         f"median [lowest, highest] of {args.repeat} turns.\n",
         "| | dtype | ours | PEFT | faster |\n" + "| --- " * 5 + "|",
     ]

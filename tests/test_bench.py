@@ -1,5 +1,7 @@
 """research/bench.py: both sides have to agree before anything is timed; its times are not tested."""
 
+import multiprocessing
+
 import pytest
 
 pytest.importorskip("peft")
@@ -26,12 +28,14 @@ def test_the_command_times_each_side_in_a_process_of_its_own(tmp_path, tiny, mon
     monkeypatch.setattr(bench, "measure", lambda w: measured.append(measure(w)) or measured[-1])
     bench.main([*SMALL, "--jobs", "prompt", "--model", str(tmp_path / "small")])
     out = capsys.readouterr().out
-    assert "small; 2 texts of" in out
+    assert "small; 2 texts of" in out and "beside 0 busy processes" in out
     for side in measured[0].values():
         assert len(side["seconds"]) == 1 and side["seconds"][0] > 0 and side["gb"] > 0 and side["out"] > 0
     monkeypatch.setattr(bench, "measure", lambda w: {"ours": {"out": 2.0}, "PEFT": {"out": 2.1}})
     with pytest.raises(AssertionError, match="do not do the same work"):
-        bench.main([*SMALL, "--jobs", "prompt", "--model", str(tmp_path / "small")])
+        bench.main([*SMALL, "--jobs", "prompt", "--busy", "1", "--model", str(tmp_path / "small")])
+    (busy,) = multiprocessing.active_children()
+    busy.terminate()  # else at the end of the command, as a daemon
 
 
 def test_the_table_shows_medians_and_ranges():
