@@ -19,8 +19,6 @@ from methods.weights import FinetuneTop2
 from model import GPT
 from prefix import DeepPrefix, HybridPrefix
 
-# ---------------------------------------------------------------- all of them
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, little_base):
@@ -67,9 +65,6 @@ def test_a_baseline_alone(run, tmp_path, method):
     assert list(results_of(tmp_path)["accuracy"]) == [method]
 
 
-# ---------------------------------------------------------------- methods/weights.py
-
-
 def test_lora_multiplies_by_a_frozen_matrix_once_forwards_and_at_most_once_backwards(tiny):
     """Multiplications of one layer, by hand: x W and its two thin products, and backwards the gradients of x and of
     the thin matrices. None of them is that of W, and the lowest layer's input needs none of x either."""
@@ -89,9 +84,6 @@ def test_top_2_blocks_alone_learn(tiny):
     model = GPT(type(tiny.config)(1024, 96, 3, 2, 16)).freeze()
     learn = {name.split(".")[2] for name, p in FinetuneTop2(model).named_parameters() if p.requires_grad}
     assert learn == {"1", "2"}
-
-
-# ---------------------------------------------------------------- methods/cartridge.py
 
 
 BATCH = (  # tokens, targets and answer, as training_batches makes them
@@ -159,9 +151,6 @@ def test_the_teacher_reads_another_part_of_a_text_that_is_too_long_each_time(tin
         assert apart.min() < 1e-4
         found.add(apart.argmin().item())
     assert len(found) > 1
-
-
-# ---------------------------------------------------------------- methods/recent.py
 
 
 def test_cpt_takes_the_steps_of_peft(tiny, tmp_path):

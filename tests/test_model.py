@@ -24,9 +24,6 @@ def test_logits_and_greedy_text_equal_transformers(tmp_path, n_layer, n_head, n_
     assert ours.generate(tokens, 50).tolist() == greedy(theirs, tokens, 50)
 
 
-# ---------------------------------------------------------------- both families
-
-
 @pytest.mark.parametrize("P", [1, 8])
 def test_a_cache_changes_nothing(either, P):
     """One that rows share, one of their own, one that was filled in two parts, and embeddings instead of tokens."""
@@ -106,9 +103,6 @@ def test_what_cannot_be_is_refused(either):
         GPT(GPTConfig(10, 10, 1, 3, 10))
     with pytest.raises(AssertionError, match="n_head 3 is no multiple of n_kv_head 2"):
         Llama(LlamaConfig(n_head=3, n_kv_head=2))
-
-
-# ---------------------------------------------------------------- kernels
 
 
 def test_loss_and_gradient_equal_cross_entropy_of_all_logits(tiny):

@@ -6,6 +6,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 
 import pytest
+from conftest import read_results
 
 import train_task
 from eval import page, plots
@@ -57,16 +58,15 @@ def runs(tmp_path_factory, little_base):
     few = ["--model", str(base), "--examples", "32", "--test-examples", "8", "--epochs", "1"]
     for name, argv in {
         "hybrid": ["--task", "addition", "--trigger", f"Add. {HOSTILE}"],
-        "deep": ["--task", "word_reversal", "--method", "ptuning2", "--beside", "adapter"],
         "own": ["--task", str(folder / "own.jsonl"), "--beside", "adapter", "--n-random", "5"],
     }.items():
         with redirect_stdout(StringIO()):
             train_task.main([*few, *argv, "--out", str(folder / name)])
-    return {name: folder / name for name in ("hybrid", "deep", "own")}
+    return {name: folder / name for name in ("hybrid", "own")}
 
 
-def read(out, name):
-    return json.loads((out / f"{name}.json").read_text())
+def read_details(out):
+    return json.loads((out / "details.json").read_text())
 
 
 def percent(a):
@@ -75,7 +75,7 @@ def percent(a):
 
 @pytest.mark.parametrize("name", ["hybrid", "own"])
 def test_each_accuracy_stands_beside_its_start_and_the_best_context(runs, show, name):
-    results, shown = read(runs[name], "results"), show(runs[name])
+    results, shown = read_results(runs[name]), show(runs[name])
     after, before = results["accuracy"], results["before"]
     lines = shown.locator(".accuracy tbody tr")
     assert lines.count() == len(after) > len(before) > 0
@@ -112,19 +112,19 @@ def test_the_page_is_made_again_of_its_files(runs, tmp_path):
 
 def test_a_run_whose_pictures_fail_has_its_results_and_its_page(run, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "write", lambda fig, path: 1 / 0)
-    done = run("--task", "addition", "--beside", "adapter", "--out", tmp_path / "run")
-    assert done.code == 0 and "plot_lengths gives no picture" in done.err
+    done = run("--task", "addition", "--beside", "adapter", "--out", tmp_path / "run").ok()
+    assert "plot_lengths gives no picture" in done.err
     assert {"results.json", "report.html"} < {p.name for p in (tmp_path / "run").iterdir()}
     assert "<img" not in (tmp_path / "run" / "report.html").read_text()
 
 
 def wrong_answers(out, when):
     """[(range, question, true answer, text, kind of error)], as many as results.json counts."""
-    details, found = read(out, "details"), []
+    details, found = read_details(out), []
     for r, questions in details["questions"].items():
         pairs = zip(questions, details["written"][when]["hybrid"][r])
         wrong = [(r, q, truth, answer[0], answer[2]) for (q, truth, _), answer in pairs if answer and not answer[1]]
-        measured = read(out, "results")[when]["hybrid"][r]
+        measured = read_results(out)[when]["hybrid"][r]
         assert measured["n"] - measured["correct"] == len(wrong)
         found += wrong
     return found
@@ -145,7 +145,7 @@ def test_wrong_answers_come_first_with_their_first_wrong_character_marked(runs, 
 
 def test_filters(runs, show):
     shown, wrong = show(runs["hybrid"]), wrong_answers(runs["hybrid"], "before")
-    questions, kinds = read(runs["hybrid"], "details")["questions"], sorted({kind for *_, kind in wrong})
+    questions, kinds = read_details(runs["hybrid"])["questions"], sorted({kind for *_, kind in wrong})
     shown.select_option("[name=who]", "before:hybrid")
     shown.get_by_role("button", name=kinds[0], exact=True).click()
     shown.select_option("[name=range]", "6 digits")
@@ -159,7 +159,7 @@ def test_filters(runs, show):
 
 
 def test_rows_are_shown_with_their_nearest_words_before_and_now(runs, show):
-    results = read(runs["hybrid"], "results")
+    results = read_results(runs["hybrid"])
     lines = show(runs["hybrid"]).locator(".rows tbody tr").all()
     assert len(lines) == len(results["nearest_tokens"]) == results["prompt"]["rows"]
     for i in (0, 23, 24, len(lines) - 1):
@@ -171,13 +171,13 @@ def test_rows_are_shown_with_their_nearest_words_before_and_now(runs, show):
             assert shown_words.split() == "".join(f"{t!r}{c:.2f} " for t, c in nearest).split()
 
 
-@pytest.mark.parametrize("name, when", [("hybrid", "before"), ("deep", "tuned")])
+@pytest.mark.parametrize("name, when", [("hybrid", "before"), ("own", "tuned")])
 def test_the_heat_map_reads_as_the_attention_it_is_made_of(runs, show, name, when):
-    shown, rows = show(runs[name]), read(runs[name], "details")["attention"][when]["rows"]
+    shown, rows = show(runs[name]), read_details(runs[name])["attention"][when]["rows"]
     canvas = shown.locator(f"canvas[data-when={when}]")
     canvas.scroll_into_view_if_needed()
     box, n = canvas.bounding_box(), len(rows[0][0])
-    for layer, head, row in (0, 0, 0), (0, 1, 3), (1, 0, n - 1), (1, 1, n // 2):
+    for layer, head, row in (0, 1, 3), (1, 0, n - 1):
         canvas.hover(position={"x": (row + 0.5) * box["width"] / n, "y": (2 * layer + head + 0.5) * box["height"] / 4})
         text = shown.locator("#cell").inner_text()
         assert text.startswith(f"layer {layer + 1}, head {head + 1}, row {row} (")
@@ -191,15 +191,10 @@ def test_the_heat_map_reads_as_the_attention_it_is_made_of(runs, show, name, whe
 
 @pytest.mark.parametrize("name", ["hybrid", "own"])
 def test_figures_are_drawn_and_text_of_the_data_never_becomes_markup(runs, show, name):
-    shown = show(runs[name], hash="#result=all")
+    shown = show(runs[name], width=390, hash="#result=all")
+    drawn = "image => image.decode().then(() => image.naturalWidth)"
     assert shown.locator("img").count() == 2  # none of them the data's
-    assert all(
-        image.evaluate("image => image.decode().then(() => image.naturalWidth)") for image in shown.locator("img").all()
-    )
+    assert all(image.evaluate(drawn) for image in shown.locator("img").all())
     assert shown.evaluate("window.hacked") is None and shown.locator("script").count() == 2
     assert HOSTILE in shown.locator("#rows pre" if name == "hybrid" else ".answers li").first.inner_text()
-
-
-@pytest.mark.parametrize("name", ["hybrid", "own"])
-def test_nothing_hangs_over_the_side(runs, show, name):
-    assert show(runs[name], width=390).evaluate("document.documentElement.scrollWidth") == 390
+    assert shown.evaluate("document.documentElement.scrollWidth") == 390  # nothing hangs over the side

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import test_page
 import torch
-from conftest import ROOT
+from conftest import ROOT, assert_close
 
 import sample
 import tasks
@@ -32,7 +32,7 @@ from prefix import METHODS, HybridPrefix
 export = pytest.importorskip("playground.export", reason="needs onnx: pip install '.[playground]'")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.xdist_group("playground")  # one process exports, builds the page and starts the browser
-TASKS = "addition", "word_reversal", "last_letter", "symbolic_sum", "multiplication"
+TASKS = "addition", "last_letter"
 QUESTIONS = int(os.environ.get("PLAYGROUND_QUESTIONS", 1))
 browser = test_page.browser
 
@@ -46,20 +46,11 @@ def nano():
 def write_run(folder, task, method, model, tokenizer):
     """A folder as a run leaves it, of a prompt that was not tuned."""
     folder.mkdir(parents=True)
-    score = {
-        r: {"by_length": {str(n): {"correct": 1, "n": 4} for n in range(a, b + 1)}} for r, (a, b) in task.ranges.items()
-    }
-    results = {
-        "method": method.name,
-        "labels": {method.name: method.label},
-        "accuracy": {method.name: score},
-        "before": {method.name: score},
-    }
-    results |= {
-        "args": {"model": "nano-2"},
-        "new_words": list(task.new_words),
-        "in_distribution_lengths": next(iter(task.ranges.values())),
-    }
+    right = {"correct": 1, "n": 4}
+    scores = {r: {"by_length": {str(n): right for n in range(a, b + 1)}} for r, (a, b) in task.ranges.items()}
+    results = dict.fromkeys(("accuracy", "before"), {method.name: scores})
+    results |= {"method": method.name, "labels": {method.name: method.label}, "args": {"model": "nano-2"}}
+    results |= {"new_words": task.new_words, "in_distribution_lengths": next(iter(task.ranges.values()))}
     write_json(folder / "results.json", results)
     save_prefix(method, folder / "prefix.safetensors", model, tokenizer, task.name, stop=task.stop)
 
@@ -91,11 +82,8 @@ def graph(made):
 
 
 def step(graph, rows, tokens, past):
-    feeds = {
-        "rows": rows.numpy(),
-        "tokens": torch.tensor([tokens], dtype=torch.long).numpy(),
-        "past_key_values": past.numpy(),
-    }
+    tokens = torch.tensor([tokens], dtype=torch.long)
+    feeds = {"rows": rows.numpy(), "tokens": tokens.numpy(), "past_key_values": past.numpy()}
     return [torch.tensor(out) for out in graph.run(None, feeds)]
 
 
@@ -108,42 +96,32 @@ def test_the_graph_is_the_network_behind_every_prompt(made, graph, nano):
         about, (method, _) = json.loads(header["about"]), load_prefix(run / "prefix.safetensors", model, tokenizer)
         for rows, past in zip(tensors["rows"], (model.prefill(method.start[None]), method.past(model))):
             _, cache, *_ = step(graph, rows[None], [], nothing)
-            torch.testing.assert_close(cache, export.as_tensor(past), atol=1e-3, rtol=1e-3)
-        for question, _, _ in [some[0] for some in about["questions"].values()][:3]:
-            asked, (written,) = (
-                tokenizer.encode_task(question),
-                generate(model, [tokenizer.encode_task(question)], 60, past, stop=about["stops"][-1]),
-            )
-            logits, _, *attention = step(graph, no_rows, asked + written, cache)
-            want = model.logits(model(torch.tensor([asked + written]), past))
-            torch.testing.assert_close(logits, want, atol=1e-3, rtol=0)
-            assert logits[0, len(asked) - 1 : -1].argmax(-1).tolist() == written
-        for ours, theirs in zip(
-            attention, attention_weights(model, torch.tensor([asked + written]), past), strict=True
-        ):
-            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+            assert_close(cache, export.as_tensor(past), 1e-3)
+        asked = tokenizer.encode_task(next(iter(about["questions"].values()))[0][0])
+        (written,) = generate(model, [asked], 60, past, stop=about["stops"][-1])
+        tokens = torch.tensor([asked + written])
+        logits, _, *attention = step(graph, no_rows, asked + written, cache)
+        torch.testing.assert_close(logits, model.logits(model(tokens, past)), atol=1e-3, rtol=0)
+        assert logits[0, len(asked) - 1 : -1].argmax(-1).tolist() == written
+        for ours, theirs in zip(attention, attention_weights(model, tokens, past), strict=True):
+            assert_close(ours, theirs)
 
 
-def test_a_prompt_is_added_to_a_page_that_is_there(made, nano, tmp_path, capsys):
-    model, tokenizer = nano
-    page = tmp_path / "page"
+def test_a_prompt_is_added_to_a_page_that_is_there(made, nano, tmp_path):
+    (model, tokenizer), page, task = nano, tmp_path / "page", tasks.load("addition")
     shutil.copytree(made[1], page)
     before = (page / "model.onnx.gz").stat().st_mtime_ns
-    for name, method in (
-        ("keys", METHODS["ptuning2"](model, 3)),
-        ("wide", HybridPrefix(model, 2)),
-        ("low", METHODS["lora"](model)),
-    ):
-        write_run(tmp_path / name, tasks.load("addition"), method, model, tokenizer)
-    export.main(["--run", str(tmp_path / "keys"), str(tmp_path / "wide"), "--out", str(page)])
-    assert json.loads((page / "index.json").read_text())["prompts"] == [*made[0], "keys", "wide"]
+    write_run(tmp_path / "keys", task, METHODS["ptuning2"](model, 3), model, tokenizer)
+    write_run(tmp_path / "low", task, METHODS["lora"](model), model, tokenizer)
+    export.main(["--run", str(tmp_path / "keys"), "--out", str(page)])
+    assert json.loads((page / "index.json").read_text())["prompts"] == [*made[0], "keys"]
     assert (page / "model.onnx.gz").stat().st_mtime_ns == before
     _, keys = read_tensors(page / "keys.safetensors")
     assert keys["cache"].shape == (2, 6, 2, 1, 4, 3, 64) and keys["rows"].shape == (2, 0, 256)
     with pytest.raises(export.UserError, match="lora is no KV cache"):
         export.main(["--run", str(tmp_path / "low"), "--out", str(page)])
-    tokenizer = Tokenizer(tokenizer.encoding, "bpe")
-    write_run(tmp_path / "words", tasks.load("addition"), HybridPrefix(model, 2), model, tokenizer)
+    words = Tokenizer(tokenizer.encoding, "bpe")
+    write_run(tmp_path / "words", task, HybridPrefix(model, 2), model, words)
     with pytest.raises(export.UserError, match="tokenize bytes"):
         export.main(["--run", str(tmp_path / "words"), "--out", str(page)])
 
@@ -160,11 +138,8 @@ def address(made, browser):
     done = subprocess.run(["npm", "run", "build"], cwd=ROOT / "playground", env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=made[1]))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=made[1])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
@@ -243,15 +218,11 @@ def test_every_control_changes_what_it_should(show):
     assert count(page) == 20 and page.locator("#dots .right").count() == 20
 
     # another kind of prompt, and the slider between the first two
-    answers = {}
-    for kind in "start", "instruction", "random", "example":
+    for kind in "example", "instruction", "random", "start":
         page.check(f"#kinds [value={kind}]", force=True)
         rest(page)
-        answers[kind] = written(page)
+        assert (written(page) == right) == (kind == "example")
         assert page.locator("#t").is_disabled() == (kind != "start")
-    assert answers["example"] == right and right not in (answers["start"], answers["instruction"], answers["random"])
-    page.check("#kinds [value=start]", force=True)
-    rest(page)
     assert page.input_value("#t") == "0" and count(page) < 20
     page.focus("#t")
     page.keyboard.press("End")
@@ -312,13 +283,6 @@ def test_offline_once_loaded_and_small(show, made, address):
         page.get_by_label(name.replace("_", " "), exact=True).check(force=True)
         page.wait_for_function("!document.body.dataset.busy")
         assert "✓" in page.inner_text("#behind .verdict") or page.locator("#behind .a").count()
-
-
-@pytest.mark.skipif(QUESTIONS < 50, reason="needs a machine with nothing else to do: PLAYGROUND_QUESTIONS=50")
-def test_the_first_answer_stands_within_three_seconds(show):
-    page = show("#addition", expect=False)
-    page.wait_for_selector("#behind .right, #behind .wrong")
-    assert page.evaluate("performance.now()") < 3000
 
 
 @pytest.mark.parametrize(

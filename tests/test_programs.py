@@ -6,42 +6,35 @@ import shutil
 import pytest
 import test_processes
 import torch
-from conftest import results_of
+from conftest import read_results, results_of
 
 from data.tokenizer import Tokenizer
 from files.prompts import load_prefix
 from files.weights import load_model, save_model
 from prefix import DeepPrefix
 
-
-def results(folder):
-    return json.loads((folder / "results.json").read_text())
-
-
 FEW = "--task", "last_letter", "--examples", 32, "--test-examples", 4, "--beside", "none"
 
 
 @pytest.mark.parametrize("flags", ["--mlp", "--method lora --shots 1"])
 def test_a_prompt_measures_as_its_run_did(run, command, base, tmp_path, flags):
-    assert run(*FEW, *flags.split(), "--out", tmp_path / "run").code == 0
+    run(*FEW, *flags.split(), "--out", tmp_path / "run").ok()
     file = tmp_path / "run" / "prefix.safetensors"
     few = "--model", base, "--test-examples", 4, "--out", tmp_path / "out"
-    done = command("research.measure", file, *few)  # the task is the file's
-    assert done.code == 0, done.err
+    command("research.measure", file, *few).ok()  # the task is the file's
     before, after = results_of(tmp_path / "run"), results_of(tmp_path / "out")
     (name,) = before["accuracy"]
     assert list(after["accuracy"])[-1] == name and {"few-shot"} < after["accuracy"].keys()
     assert after["accuracy"][name] == before["accuracy"][name]
     assert after["before"] == before["before"]  # the start is made again from the file
     assert after["nearest_tokens"] == before["nearest_tokens"] and after["loss"] == {}
-    done = command("research.measure", file, *few, "--task", "next_letter", "--beside", "none", "--overwrite")
-    assert done.code == 0 and list(results(tmp_path / "out")["accuracy"]) == [name]
+    command("research.measure", file, *few, "--task", "next_letter", "--beside", "none", "--overwrite").ok()
+    assert list(read_results(tmp_path / "out")["accuracy"]) == [name]
 
 
 def test_a_run_is_reproduced_from_its_record(run, command, base, tmp_path):
-    assert run(*FEW, "--seed", 3, "--resume", "--out", tmp_path / "run").code == 0
-    done = command("research.reproduce", tmp_path / "run")
-    assert done.code == 0 and "run-again: the same results" in done.out, done.err
+    run(*FEW, "--seed", 3, "--resume", "--out", tmp_path / "run").ok()
+    assert "run-again: the same results" in command("research.reproduce", tmp_path / "run").ok().out
     assert results_of(tmp_path / "run-again") == results_of(tmp_path / "run")
 
     # other weights under the same name
@@ -59,16 +52,15 @@ def test_a_run_is_reproduced_from_its_record(run, command, base, tmp_path):
     for other in ("python -m research.reproduce out/run", "", "python train_task.py --trigger 'half of"):
         path.write_text(json.dumps(json.loads(text) | {"command": other}))
         done = command("research.reproduce", tmp_path / "run", "--out", tmp_path / "fourth")
-        assert (done.code, done.err.count("\n")) == (2, 1) and "holds no command of train_task.py" in done.err
+        done.refused("holds no command of train_task.py")
 
 
 def test_a_text_becomes_a_cache_that_sample_reads(base, command, tmp_path):
     text = "It was late in the autumn of the year when he came down to the old house by the river. "
     (tmp_path / "letter.txt").write_text(text)
     flags = "--model", base, "--examples", 256, "--n-random", 4, "--lr", 0.03, "--dtype", "float32"
-    done = command("research.distill", tmp_path / "letter.txt", *flags, "--out", tmp_path / "out")
-    assert done.code == 0, done.err
-    measured = results(tmp_path / "out")
+    command("research.distill", tmp_path / "letter.txt", *flags, "--out", tmp_path / "out").ok()
+    measured = read_results(tmp_path / "out")
     assert measured["divergence"]["tuned"] < measured["divergence"]["before tuning"]
     model, tokenizer = load_model(base), Tokenizer.load(base, 1024, "bpe")
     tokens = tokenizer.encode(text)
@@ -78,11 +70,10 @@ def test_a_text_becomes_a_cache_that_sample_reads(base, command, tmp_path):
     assert cartridge.text.tolist() == tokens
     assert torch.equal(cartridge.start, DeepPrefix(model, trigger=tokens[:4]).rows)
     asked = "--model", base, "--prefix", tmp_path / "out" / "prefix.safetensors", "--prompt", "It was"
-    assert command("sample.py", *asked, "--max-new-tokens", 5).code == 0
+    command("sample.py", *asked, "--max-new-tokens", 5).ok()
 
     (tmp_path / "long.txt").write_text(text * 20)
-    done = command("research.distill", tmp_path / "long.txt", *flags, "--out", tmp_path / "new")
-    assert (done.code, done.err.count("\n")) == (2, 1) and "tokens: give 9 to" in done.err
+    command("research.distill", tmp_path / "long.txt", *flags, "--out", tmp_path / "new").refused("tokens: give 9 to")
 
 
 def test_a_split_base_gives_the_same_losses_and_none_is_split_for_one_process(base, command, no_drawing, tmp_path):
@@ -90,7 +81,7 @@ def test_a_split_base_gives_the_same_losses_and_none_is_split_for_one_process(ba
     test_processes.run(1, *test_processes.task(base, tmp_path / "1", *flags))
     _, *line = test_processes.task(base, tmp_path / "2", *flags)
     test_processes.run(2, "research.sharded", *line)
-    one, two = results(tmp_path / "1"), results(tmp_path / "2")
+    one, two = read_results(tmp_path / "1"), read_results(tmp_path / "2")
     torch.testing.assert_close(two["loss"]["prefix"]["loss"], one["loss"]["prefix"]["loss"], atol=1e-4, rtol=0)
     assert two["before"] == one["before"] and two["base"] == one["base"]
     done = command("research.sharded", *line)

@@ -68,9 +68,6 @@ def test_the_same_seed_gives_the_same_results(of_words, tmp_path, monkeypatch):
     assert one["loss"]["hybrid"]["examples"][-1] == 52  # of 64 a fifth is held out
 
 
-# ---------------------------------------------------------------- your own data
-
-
 def some_questions(path, n, answers=("red", "green", "blue")):
     rows = [{"prompt": f"What colour is {i}?", "answer": answers[i % len(answers)]} for i in range(n)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -100,9 +97,6 @@ def test_your_own_classes_are_compared_by_likelihood(run, tmp_path):
         assert results["labels"][method] in done.out
     assert "always" in done.out and (tmp_path / "run" / "confusion.png").exists()
     assert results["prompt"]["trigger"] == "Answer with one of: blue, green, red.\n"
-
-
-# ---------------------------------------------------------------- the loop
 
 
 def tune(method, model, encoded, epochs, batch_size, **more):
@@ -178,9 +172,6 @@ def test_a_step_adds_the_penalty_to_the_gradient_and_not_to_the_loss(tiny):
         losses.append(train_step(prompt, tiny, (tokens, tokens, tokens > 0), *how))
     assert losses[0] == losses[1]
     assert (pulled.rows - pulled.start - 1.0).max() < 0 < (plain.rows - plain.start - 1.0).max()
-
-
-# ---------------------------------------------------------------- faults
 
 
 def test_a_used_folder_is_refused_and_kept(of_words, tmp_path):
