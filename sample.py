@@ -29,6 +29,7 @@ from files.weights import load_model
 from generate import empty_cache, generate, stack_caches
 from prefix import METHODS, Method
 from run.flags import DEFAULT_BASE, TOKENIZE, Parser, at_least, number, seed_number
+from tasks.your_data import MOST_CHARACTERS
 
 
 def parse_args(argv=None):
@@ -57,9 +58,6 @@ class PromptedBase(NamedTuple):
     tokenizer: Tokenizer
     encode: Callable  # from a question to its tokens
     stop: str  # what ends an answer; '': the end-of-text token
-
-    def tokens(self, question):
-        return self.method.insert_rows(self.encode(question))
 
 
 @torch.no_grad()
@@ -94,7 +92,7 @@ def answer(bases, question, args):
     for network in dict.fromkeys(one.network for one in bases):
         rows = [i for i, one in enumerate(bases) if one.network is network]
         batch = [bases[i] for i in rows]
-        asked = [one.tokens(question) for one in batch]
+        asked = [one.method.insert_rows(one.encode(question)) for one in batch]
         past, past_pad = stack_caches([one.past or empty_cache(network) for one in batch])
         for one, tokens in zip(batch, asked):
             used = (one.past[-1][0].size(2) if one.past else 0) + len(tokens)
@@ -125,7 +123,10 @@ def questions(args):
             print()
     else:  # the line ends of any system, U+FFFD for what is no text, no byte order mark
         sys.stdin.reconfigure(newline=None, errors="replace")
-        yield from (line.strip("\n\ufeff") for line in sys.stdin)
+        while line := sys.stdin.readline(MOST_CHARACTERS):
+            if len(line) == MOST_CHARACTERS:  # /dev/zero has one line, which does not end
+                raise UserError(f"a line of stdin has {MOST_CHARACTERS:,} characters or more: break it")
+            yield line.strip("\n\ufeff")
 
 
 def main(argv=None):

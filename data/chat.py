@@ -14,10 +14,8 @@ def chat_template(folder):
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.is_file():
         return schemas.read_text(file)
-    stated = (
-        gguf.read_tokens(folder) if folder.is_file() else schemas.read_json(config, dict) if config.is_file() else {}
-    )
-    if not isinstance(template := stated.get("chat_template"), str):
+    own = gguf.read_tokens(folder) if folder.is_file() else schemas.read_json(config, dict) if config.is_file() else {}
+    if not isinstance(template := own.get("chat_template"), str):
         raise UserError(f"{folder} has no chat template: leave out --chat")
     return template
 

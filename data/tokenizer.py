@@ -64,6 +64,8 @@ class Tokenizer:
         return cls(encoding, tokenize, ends)
 
     def encode(self, text):
+        if len(text) > 100_000 and regex.search(r"\s{100000}", text):  # where tiktoken's stack overflows
+            raise UserError("a text has 100,000 spaces or line breaks in a row: take them out")
         found = self.special.search(text)
         if found and self.tokenize == "special":
             tokens = self.encoding.encode(text, allowed_special="all")
@@ -71,7 +73,7 @@ class Tokenizer:
                 raise UserError(f"the weights have no row for a special token in {text[:200]!r}: leave it out")
             return tokens
         if found:
-            note(f"a text spells {found[0]}: read as letters; --tokenize special reads it as the base's token")
+            note(f"a text spells {found[0]!r}: read as letters; --tokenize special reads it as the base's token")
         return self.encoding.encode_ordinary(text)
 
     def encode_bytes(self, text):

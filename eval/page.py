@@ -50,8 +50,8 @@ def write_page(path, results, details):
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **strict)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # ranges and contenders in their own order
-    template, figures = environment.get_template("report.html.jinja"), plots.draw_run(results)
-    write_text(path, template.render(r=results, details=details, figures=figures, red=plots.RED, report=report))
+    template, draw = environment.get_template("report.html.jinja"), plots.draw_run  # where the page has got to it
+    write_text(path, template.render(r=results, details=details, draw=draw, red=plots.RED, report=report))
 
 
 def main(argv=None):

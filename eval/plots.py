@@ -19,6 +19,7 @@ from files.safe import replacing
 
 INK = "#6c6760"  # the soft gray of report.html
 RED = "#c1272d"  # what was tuned
+NOT_XML = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 0xFFFE, 0xFFFF], "\ufffd")  # with one there is no SVG
 COLORS = {
     "hybrid": RED,
     "finetune": "#7a4fa3",
@@ -78,10 +79,11 @@ def write(fig, path):
                 fig.savefig(temporary, dpi=160)
         else:
             fig.savefig(svg := io.BytesIO(), format="svg", transparent=True, metadata={"Date": None})
+            text = svg.getvalue().decode().translate(NOT_XML)
     plt.close(fig)
     if any("Glyph" in str(warning.message) for warning in missing):
         note(f"figures show boxes for characters that no font here has: install {FONTS[0]}")
-    return path or "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()
+    return path or "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
 
 
 def plot_loss(results):
@@ -121,9 +123,8 @@ def plot_lengths(results):
 def by_length(by_range, new_words):
     """Lengths, accuracy in %, and the reach of its interval below and above, of the ranges without new words."""
     counts = {int(x): c for name, a in by_range.items() if name not in new_words for x, c in a["by_length"].items()}
-    points = []
-    for _, c in sorted(counts.items()):
-        points.append([100 * share for share in (c["correct"] / c["n"], *wilson(c["correct"], c["n"]))])
+    shares = [(c["correct"] / c["n"], *wilson(c["correct"], c["n"])) for _, c in sorted(counts.items())]
+    points = [[100 * share for share in some] for some in shares]
     return sorted(counts), [y for y, _, _ in points], reach(points)
 
 

@@ -12,7 +12,7 @@ from typing import NotRequired, TypedDict
 
 from files import schemas
 from files.errors import Parser, UserError, run_main
-from files.gguf_reader import bos_and_eos, is_gguf, read_header
+from files.gguf_reader import bos_and_eos, read_header
 from files.safe import write_json, write_text
 from files.weights import load_model, save_model
 
@@ -20,10 +20,9 @@ LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3, QWEN2 = rf"{LETTERS}|\p{{N}}{{1,3}}|{OTHERS}", rf"{LETTERS}|\p{{N}}|{OTHERS}"
 GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-DIGITS = {"type": "Digits", "individual_digits": True}
 CUTS = {  # tokenizer.ggml.pre -> what cuts a text before BPE, as pre_tokenizers of tokenizer.json
     **dict.fromkeys(("default", "gpt-2"), [GPT2]),
-    "smollm": [DIGITS, GPT2],
+    "smollm": [{"type": "Digits", "individual_digits": True}, GPT2],
     **{
         name: [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}]
         + [GPT2 | {"use_regex": False}]
@@ -100,11 +99,9 @@ def main(argv=None):
     p.add_argument("file", help="a .gguf file, or smollm2")
     p.add_argument("folder", help="what is written; it must not exist yet")
     args = p.parse_args(argv)
-    file, folder = Path(args.file), Path(args.folder).resolve()
+    folder = Path(args.folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already: name another, or remove it")
-    if args.file != "smollm2" and not is_gguf(file):
-        raise UserError(f"{file} is no GGUF file: name one, or smollm2")
     model, temporary = load_model(args.file), folder.with_name(f"tmp-{os.getpid()}-{folder.name}")
     try:
         save_model(model, temporary)

@@ -32,12 +32,11 @@ LORA_SETTINGS = {"bias": ["none"], "init_lora_weights": [True, False, "gaussian"
 KNOWN = """
 peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode
 r lora_alpha use_rslora lora_dropout target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out
-megatron_core qalora_group_size
 num_virtual_tokens token_dim num_layers num_attention_heads num_transformer_submodules num_frozen_tokens init_weights
 prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs prefix_projection
 encoder_hidden_size encoder_num_layers encoder_dropout encoder_reparameterization_type
 cpt_token_ids cpt_mask cpt_tokens_type_mask opt_weighted_loss_type opt_loss_decay_factor opt_projection_epsilon
-opt_projection_format_epsilon
+opt_projection_format_epsilon megatron_core qalora_group_size
 """.split()
 NOTHING = [None, False, {}, []]
 # files that hold weights, or say where they are

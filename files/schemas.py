@@ -6,6 +6,7 @@ schema says. Keys that a schema does not name are left out of what is returned.
 """
 
 import inspect
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired, TypedDict
 
@@ -23,6 +24,8 @@ Layers = Annotated[int, Meta(ge=1, le=256)]
 Positive = Annotated[float, Meta(ge=1e-3, le=1e12)]
 Count = Annotated[int, Meta(ge=0)]
 Token = Annotated[int, Meta(ge=0, lt=2**24)]
+# of a variant of a task its name, stop, tokenize and ranges
+Variant = tuple[str, Annotated[str, Meta(min_length=1)], Literal["bytes", "bpe"], dict[str, tuple[int, int]]]
 
 
 def keys(names, kind):
@@ -185,13 +188,11 @@ def decode(value, schema, name, remedy):
         raise UserError(f"{name}: {error}: {remedy}") from None
 
 
-def fits(text, schema):
-    """Whether JSON text follows a schema."""
-    try:
-        msgspec.json.decode(text, type=schema)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return False
-    return True
+def fits(value, schema):
+    """Whether JSON text, or a value that is parsed already, follows a schema."""
+    with suppress(UserError):
+        return decode(value, schema, "it", "") is not None
+    return False
 
 
 def check_settings(stated, allowed, name):

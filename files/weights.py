@@ -25,7 +25,6 @@ HUB = {  # name -> repository and revision, so that the same name is the same we
     "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
     "distilgpt2": ("distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa"),
 }
-REMEDY = "only GPT-2 and Llama checkpoints can be loaded"
 SHARDS = "model.safetensors.index.json"
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # the model_type of config.json that llama.py can run
 GPT2_KEYS = {"n_positions": "block_size"} | {key: key for key in ("vocab_size", "n_layer", "n_head", "n_embd")}
@@ -90,7 +89,7 @@ def load_model(source, device="cpu", dtype=torch.float32):
     if head:  # it has to be the same
         file, *_, read = head
         if not torch.equal(read().to(device, dtype), model.wte.weight):
-            raise UserError(f"{file} has a head that is not its embedding table: untie it in {config_file.name}")
+            raise UserError(f"{file}: the head is not its embedding table: untie a Llama's in {config_file.name}")
     model.folder, name = config_file.parent, config_file.parent.resolve().name
     if gguf_reader.is_gguf(config_file):
         model.folder, name = config_file, config_file.name.removesuffix(".gguf")
@@ -194,10 +193,7 @@ def locate(source):
         folder, name = folder.parent, folder.name
     elif not folder.is_dir():
         names = ", ".join([*BUNDLED, *HUB])
-        raise UserError(
-            f"no model {str(source)!r}: give {names}, the hub's OWNER/NAME, a checkpoint's folder, or a .safetensors "
-            "or .gguf file"
-        )
+        raise UserError(f"no model {str(source)!r}: give {names}, OWNER/NAME, a folder, a .safetensors or .gguf file")
     is_sharded = not (folder / name).is_file() and (folder / SHARDS).is_file()
     index = {}
     for part in [folder / file for file in (shards(folder / SHARDS) if is_sharded else [name])]:
@@ -296,13 +292,13 @@ def read_config(path, stated):
 
 
 def gpt2_config(path, stated):
-    c = schemas.decode(stated, schemas.GPT2Json, path, REMEDY)
+    c = schemas.decode(stated, schemas.GPT2Json, path, "fetch it again")
     schemas.check_settings(stated, FIXED | {"n_inner": [None, 4 * c["n_embd"]], "tie_word_embeddings": [True]}, path)
     return GPTConfig(**{ours: c[theirs] for theirs, ours in GPT2_KEYS.items()})
 
 
 def llama_config(path, stated):
-    c = schemas.decode(stated, schemas.LlamaJson, path, REMEDY)
+    c = schemas.decode(stated, schemas.LlamaJson, path, "fetch it again")
     # transformers 5 writes rope_parameters, and what was written before has rope_theta and rope_scaling
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
     rope = {"rope_theta": c.get("rope_theta", 10000.0), "rope_type": rope.get("type", "default")} | rope

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from files import schemas
 from files.errors import UserError
 
 FOLDER = Path(__file__).parent
@@ -96,17 +97,17 @@ class Task:
 
 
 def check(task, made):
-    """What a task made, (question, answer) or an Example. Raises UserError where it is something else, or where nothing
-    could be compared: the answer ends with the task's stop, and its final answer is not empty."""
-    texts = made[:2] if isinstance(made, tuple | list) else ()
-    if len(texts) < 2 or not all(isinstance(text, str) and text for text in texts):
+    """(question, answer) of what a task made, which may be an Example. Raises UserError where it is something else, or
+    where nothing could be compared: the answer ends with the task's stop, and its final answer is not empty."""
+    texts = made[:2] if isinstance(made, tuple | list) else ()  # and half of a surrogate pair is no text
+    if len([t for t in texts if isinstance(t, str) and t and t.encode(errors="replace").decode() == t]) < 2:
         fault = "no question and answer, two texts that are not empty"
     elif texts[1].partition(task.stop)[1:] != (task.stop, ""):
         fault = f"an answer that does not end with the first {task.stop!r}, the task's stop"
     elif not task.final_answer(texts[1]):
         fault = "an answer with no final answer"
     else:
-        return made
+        return texts
     raise UserError(f"task {task.name} made {str(made)[:200]}: {fault}")
 
 
@@ -152,9 +153,9 @@ def variants_of(file):
     if hidden is not None and getattr(hidden, "__name__", "") != f"tasks.{file}":
         raise UserError(f"tasks/{file}.py hides {file!r}, which tasks/__init__.py uses: give it another name")
     variants = importlib.import_module(f"tasks.{file}").variants
-    for task in variants.values() if isinstance(variants, dict) else [variants]:
-        is_task = isinstance(task, Task) and [*task.ranges][:1] == [IN_DISTRIBUTION]
-        if not is_task or not isinstance(task.stop, str) or not task.stop:
+    for name, task in variants.items() if isinstance(variants, dict) else [("", variants)]:
+        parts = [name, task.stop, task.tokenize, task.ranges] if isinstance(task, Task) else []
+        if not schemas.fits(parts, schemas.Variant) or [*task.ranges][:1] != [IN_DISTRIBUTION]:
             raise UserError(f"tasks/{file}.py: variants is {{'': a Task}}, with a range {IN_DISTRIBUTION!r} and a stop")
     return variants
 

@@ -131,10 +131,9 @@ class YourData(Task):
                 note = f"{len(long)} rows to {split} on are too long for the base: left out, {named(list(long))}"
                 self.notes.append(note)
         self.check_rows("every row to {} on is too long for the base: use one with a longer block_size")
-        if len(self.notes) > before:
-            self.find_classes()
-            return True
-        return False
+        dropped = len(self.notes) > before
+        self.find_classes()
+        return dropped
 
     def read(self, path, prompt, answer):
         """[(line number, Example)] of the rows that can be used; a note about the others."""
@@ -142,6 +141,7 @@ class YourData(Task):
         for line, row in parse(path):
             names, cells = [name for name, _ in row], dict(row)
             columns |= cells
+            breaks[line] = sum(cell.count("\n") for _, cell in row if cell)
             question, reply = (as_usual(cells.get(column) or "").strip() for column in (prompt, answer))
             if not row:
                 broken[line] = "not a JSON object, or an empty one"
@@ -160,7 +160,6 @@ class YourData(Task):
             else:
                 asked = self.question_format.replace("{}", question)
                 found.append((line, Example(asked, self.answer_line(reply), len(question.split()))))
-                breaks[line] = question.count("\n")
         first = "".join(f"line {line}: {fault}" for line, fault in [*broken.items()][:1])
         if not found:
             has = ", ".join(map(repr, filter(None, columns)))
@@ -170,7 +169,7 @@ class YourData(Task):
             self.notes.append(f"{path}: {len(broken)} broken rows left out, {named(list(broken))}; {first}")
         longest = max(breaks, key=breaks.get)
         if breaks[longest] and Path(path).suffix.lower() == ".csv":  # a stray quotation mark may be why
-            several = f"{sum(map(bool, breaks.values()))} prompts have several lines"
+            several = f"{sum(map(bool, breaks.values()))} rows have several lines"
             self.notes.append(f"{path}: {several}, the longest {breaks[longest] + 1} up to line {longest}")
         return found
 

@@ -85,6 +85,13 @@ def test_an_answer_ends_at_its_stop_text_wherever_tokens_end():
     assert nano.stops("") == [nano.eot] and nano.cut(nano.encode("a$b\n"), "") == "a$b\n"
 
 
+def test_a_run_of_spaces_that_overflows_tiktoken_is_refused(tokenizer):
+    for text in (" " * 100_000, "\n " * 100_000):
+        with pytest.raises(UserError, match="100,000 spaces or line breaks in a row"):
+            tokenizer.encode("a" + text)
+    assert len(tokenizer.encode("a " * 100_000)) >= 100_000
+
+
 def test_without_its_vocabulary_one_line_says_where_to_put_it(monkeypatch):
     def fetch(_):
         raise ConnectionError("a paragraph")

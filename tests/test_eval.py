@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import random
+from xml.etree import ElementTree
 
 import matplotlib
 import pytest
@@ -207,11 +208,19 @@ def test_one_line_says_that_no_font_has_a_label_s_characters(capsys):
         assert err.count("\n") == lines and ("figures show boxes" in err) == lines
 
 
+def xml_text(address):
+    svg = base64.b64decode(address.split(",")[1])
+    return "".join(ElementTree.fromstring(svg).itertext())
+
+
 def test_text_is_drawn_as_it_is_and_a_picture_that_fails_costs_the_picture(monkeypatch, capsys):
     results, odd = some_classes(), ["$", "$$x^{", "_a\\frac"]
     results |= {"answers": odd[:2], "task": odd[2]}
     svg = base64.b64decode(plots.draw_run(results)["What was taken for what"].split(",")[1]).decode()
     assert all(text in svg for text in odd)
+    address = plots.write(plots.plot_loss(results | {"task": "bell \a, escape \x1b, \ufffe"}), None)  # not for XML
+    assert "bell \ufffd, escape \ufffd, \ufffd" in xml_text(address)
+    capsys.readouterr()
     monkeypatch.setattr(plots, "plot_confusion", lambda results: 1 / 0)
     assert list(plots.draw_run(results)) == ["Loss while tuning"]
     assert capsys.readouterr().err == "<lambda> gives no picture: ZeroDivisionError: division by zero\n"

@@ -145,6 +145,7 @@ REFUSED = [
     *(("index", set_json(weight_map=v), "weight_map") for v in (DROP, {}, {"a": 5})),
     *(("peft hybrid config.json", set_json(peft_type=v), "peft_type") for v in (DROP, 5, "IA3")),
     *(("peft lora config.json", set_json(r=v), "") for v in (DROP, 0, 10**9, "2")),
+    *(("results of a page", set_json(**{k: DROP}), "no results of this version") for k in ("task", "validation")),
     *((kind, lambda path: path.write_bytes(b"\xff\xfe\x00"), "is not UTF-8") for kind in ("jsonl", "csv")),
 ]
 

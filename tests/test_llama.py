@@ -269,7 +269,7 @@ def test_special_tokens_are_tokens_where_that_is_asked_for_and_else_a_line_says_
     text = "<|endoftext|>hi<|endoftext|>"
     level, theirs = saved(byte_level(), tmp_path)
     assert level.encode_task(text) == theirs.encode(text, split_special_tokens=True)
-    assert "spells <|endoftext|>: read as letters; --tokenize special" in capsys.readouterr().err
+    assert "spells '<|endoftext|>': read as letters; --tokenize special" in capsys.readouterr().err
     level.tokenize = "special"
     assert level.encode_task(text) == theirs.encode(text) and level.encode_task(text).count(0) == 2
     assert level.encode_task("hi") == theirs.encode("hi") and capsys.readouterr().err == ""

@@ -72,6 +72,8 @@ def test_every_line_of_stdin_is_a_question(run):
     done = run("--max-new-tokens", 5, stdin=b"one\n" + b"%@" * 300 + b"\ntwo\n")
     assert (done.code, done.out) == (2, f"{one}\n{two}") and "question 2: large" in done.err.splitlines()[0]
     assert run("--max-new-tokens", 5, "--tokenize", "bytes", stdin=b"\xff\n").code == 0  # no UTF-8
+    done = run("--max-new-tokens", 5, stdin=b"one\n" + bytes(100_000))  # as /dev/zero: a line that does not end
+    assert (done.code, done.out, done.err.count("\n")) == (2, one, 1) and "break it" in done.err
 
 
 def test_sampling_repeats_with_its_seed(run):

@@ -170,12 +170,18 @@ class Returns(tasks.Task):
         (("q", "975"), "does not end with the first"),
         (("q", "9$75$"), "does not end with the first"),
         (("q", "9=$"), "no final answer"),
+        (("q\ud800", "9$"), "no question and answer"),
     ],
 )
 def test_what_is_no_example_is_refused_by_name(made, fault):
     with pytest.raises(UserError, match="task mine made .*") as error:
         Returns(lambda rng, length, new_words: made).examples(3)
     assert fault in str(error.value) and str(made) in str(error.value)
+
+
+def test_an_example_is_question_and_answer_whatever_stands_behind_them():
+    made = Returns(lambda rng, length, new_words: tasks.Example("2", "3$", 9)).examples(3, split="train")
+    assert [e[:2] for e in made] == [("2", "3$")] * 3
 
 
 def test_a_task_s_own_errors_keep_their_traceback():
@@ -195,11 +201,17 @@ def test_a_broken_task_is_left_out_with_one_line_and_shows_its_traceback_by_name
     for name in ("list", "random"):  # which tasks/__init__.py uses
         (tmp_path / f"{name}.py").write_text(MINE)
     (tmp_path / "no_range.py").write_text("from tasks import Task\nvariants = {'': Task()}\n")
+    for i, other in enumerate(("(1, 2, 3)", "None", "5", "(1, 'x')", "(0, 1), 3: (2, 3)")):
+        (tmp_path / f"odd_range{i}.py").write_text(MINE.replace("(1, 2)", other))
+    (tmp_path / "odd_name.py").write_text(MINE.replace("'hard'", "3"))
     (tmp_path / "mine.py").write_text(MINE)
     assert tasks.names() == ["mine", "mine:hard"]
     lines = capsys.readouterr().err.splitlines()
     left_out = [line.split(" is left out: ")[0] for line in lines]
-    assert left_out == [f"tasks/{name}.py" for name in "empty half in_a_list leaves list no_range random".split()]
+    assert left_out == [f"tasks/{name}.py" for name in "empty half in_a_list leaves list no_range odd_name".split()] + [
+        *(f"tasks/odd_range{i}.py" for i in range(5)),
+        "tasks/random.py",
+    ]
     assert "ModuleNotFoundError: No module named 'nothing_of_that_name'" in lines[1]
     assert "tasks/list.py hides 'list'" in lines[4] and list is type([])
     with pytest.raises(UserError, match="tasks/in_a_list.py: variants is"):
@@ -329,7 +341,11 @@ def test_quotation_marks_of_tsv_are_text_and_of_csv_are_closed_or_refused(tmp_pa
         with pytest.raises(UserError, match=f"a.csv, line {line}: a quotation mark opens a cell"):
             tasks.load(file("a.csv", ",", marks))
     task = tasks.load(file("a.csv", ",", {10: '"{}', 20: '{}"'}))  # which may be meant
-    assert len(rows_of(task)) == 30 and "1 prompts have several lines, the longest 11 up to line 22" in task.notes[0]
+    assert len(rows_of(task)) == 30 and "1 rows have several lines, the longest 11 up to line 22" in task.notes[0]
+    for answer in ('b,"x', '"b'):  # a mark opens in another column or in the answer, and closes ten rows below
+        lines = [f"{p},{answer if i == 10 else a + chr(34) if i == 20 else a}" for i, (p, a) in enumerate(rows)]
+        task = tasks.load(write(tmp_path / "a.csv", "\n".join(["prompt,answer,note", *lines])))
+        assert "1 rows have several lines, the longest 11 up to line 22" in task.notes[-1]
 
 
 def test_a_column_that_stands_there_twice_is_refused(tmp_path):
