@@ -3,16 +3,14 @@
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, assert_close, copy_source
 
 pytestmark = pytest.mark.xdist_group("hacking")  # one process makes the runs
-ROOT = Path(__file__).parent.parent
 DOC = (ROOT / "docs" / "hacking.md").read_text()
 PARTS = dict(re.findall(r"(?s)\n## (.*?)\n(.*?)(?=\n## |\Z)", DOC))
 DIFFS = {title: re.search(r"(?s)```diff\n(.*?)```", text)[1] for title, text in PARTS.items()}
@@ -34,10 +32,7 @@ print(json.dumps({"values": values.tolist(), "read": read.tolist(), "optimizer":
 
 
 def copy_and_apply(folder, *diffs):
-    for file in ROOT.glob("*.py"):
-        shutil.copy(file, folder)
-    for name in ("data", "eval", "files", "methods", "run", "tasks"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("nano*", "__pycache__"))
+    copy_source(folder)
     for diff in diffs:
         done = subprocess.run(["git", "apply", "-"], cwd=folder, input=diff, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -78,10 +73,6 @@ def test_the_method_tunes_one_vector(changed):
     assert results["trainable"]["shift"] == 32 and first != last
 
 
-def test_the_optimizer_is_another(changed):
-    assert changed[2]["optimizer"] == "SGD"
-
-
 def test_the_metric_is_in_the_table_and_right(changed):
     folder, out, _ = changed
     assert "how far answers go before the first wrong character, %" in out
@@ -97,11 +88,12 @@ def test_the_metric_is_in_the_table_and_right(changed):
 def test_a_head_may_attend_to_nothing(changed):
     """With queries of zero, each of the positions and nothing get the same weight."""
     values, seen = torch.tensor(changed[2]["values"]), torch.tensor(changed[2]["read"])  # (1, 1, 3, 4) each
-    torch.testing.assert_close(seen, values.cumsum(2) / torch.tensor([2, 3, 4])[:, None])
+    assert_close(seen, values.cumsum(2) / torch.tensor([2, 3, 4])[:, None])
 
 
-def test_the_page_is_changed(changed):
+def test_the_page_and_the_optimizer_are_others(changed):
     assert "Lecture 3" in (changed[0] / "out" / "A metric" / "report.html").read_text()
+    assert changed[2]["optimizer"] == "SGD"
 
 
 def test_every_file_and_name_of_the_map_exists():

@@ -1,7 +1,6 @@
 """run/processes.py: two processes against one, on tiny random bases, with Gloo."""
 
 import importlib
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, read_results
 
 from files.errors import UserError
 from files.safe import read_tensors
@@ -43,7 +42,7 @@ def task(base, out, *more):
 
 def losses_close(one, two, within):
     """Whether the loss curves in two folders have the same examples, and losses that differ by rounding."""
-    curves = [json.loads((folder / "results.json").read_text())["loss"] for folder in (one, two)]
+    curves = [read_results(folder)["loss"] for folder in (one, two)]
     torch.testing.assert_close(*curves, atol=within, rtol=0)
 
 
@@ -84,8 +83,8 @@ def test_two_processes_tune_and_measure_what_one_does(base, no_drawing, tmp_path
         out = run(n, *task(base, tmp_path / str(n), "--beside", "lora", "--epochs", 1))
     assert out.count("frozen parameters") == 1  # the first process alone prints
     losses_close(tmp_path / "1", tmp_path / "2", 1e-4)
-    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("1", "2")]
-    assert results[0]["before"] == results[1]["before"] != {}  # every question was asked, once
+    one, two = read_results(tmp_path / "1"), read_results(tmp_path / "2")
+    assert one["before"] == two["before"] != {}  # every question was asked, once
     (_, mine), (_, theirs) = (read_tensors(tmp_path / name / "prefix.safetensors") for name in ("1", "2"))
     torch.testing.assert_close(theirs, mine, atol=1e-3, rtol=0)
 
@@ -115,5 +114,4 @@ def test_a_process_that_dies_ends_the_others(base, tmp_path):
 
 def test_a_method_that_draws_what_its_step_does_is_refused(command, base, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "n_processes", lambda: 2)
-    done = command(*task(base, tmp_path / "out", "--method", "hard"))
-    assert (done.code, done.err.count("\n")) == (2, 1) and "--method hard draws at random" in done.err
+    command(*task(base, tmp_path / "out", "--method", "hard")).refused("--method hard draws at random")

@@ -8,13 +8,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT, copy_source
 
 from research import figures
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "lessons" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LIBRARY, THREE_LINES, TASK, METHOD = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -37,11 +36,8 @@ def test_the_library_listing_prints_what_its_comment_says():
 
 
 def test_the_listed_task_and_method_run(tmp_path):
-    for file in ROOT.glob("*.py"):
-        shutil.copy(file, tmp_path)
-    for name in ("data", "eval", "files", "methods", "research", "run", "tasks"):
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
+    copy_source(tmp_path)
+    shutil.copytree(ROOT / "data" / "nano-2", tmp_path / "data" / "nano-2")
     (tmp_path / "tasks" / "sorting.py").write_text(TASK)
     (tmp_path / "methods" / "bounded.py").write_text(METHOD)
     flags = "--task sorting --method bounded --examples 64 --test-examples 5 --beside none --out one"
