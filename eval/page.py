@@ -61,7 +61,9 @@ def main(argv=None):
     read = [schemas.read_json(out / name, dict, "run it again") for name in ("results.json", "details.json")]
     try:
         write_page(out / "report.html", *read)
-    except (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, jinja2.TemplateError) as error:
+    except UserError:  # it cannot be written
+        raise
+    except Exception as error:  # a value of another type fails wherever it is read
         raise UserError(f"{out} holds no results of this version ({error!r}): run it again") from None
 
 

@@ -146,6 +146,7 @@ REFUSED = [
     *(("peft hybrid config.json", set_json(peft_type=v), "peft_type") for v in (DROP, 5, "IA3")),
     *(("peft lora config.json", set_json(r=v), "") for v in (DROP, 0, 10**9, "2")),
     *(("results of a page", set_json(**{k: DROP}), "no results of this version") for k in ("task", "validation")),
+    ("results of a page", set_json(examples={"adapter": [1]}), "no results of this version (ValueError"),
     *((kind, lambda path: path.write_bytes(b"\xff\xfe\x00"), "is not UTF-8") for kind in ("jsonl", "csv")),
 ]
 
