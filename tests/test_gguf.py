@@ -16,6 +16,7 @@ from tokenizers import pre_tokenizers, trainers
 
 from data.chat import chat_template, encode_chat
 from data.tokenizer import Tokenizer
+from files import gguf_reader
 from files import peft as peft_files
 from files.errors import UserError
 from files.weights import fingerprint, load_model
@@ -65,7 +66,8 @@ def vocabulary(pre="smollm"):
     }
 
 
-SCALES = {"Q4_K": [0, 2], "Q6_K": [208]}  # of a block, where its scales lie
+# where the scales of a block lie
+SCALES = {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0]}
 
 
 def quantized(data, kind):
@@ -144,8 +146,8 @@ def test_every_architecture_gives_the_logits_of_the_model_it_was_made_of(tmp_pat
     assert fingerprint(load_model(tmp_path / "sha256-0123")) == fingerprint(ours)
 
 
-@pytest.mark.parametrize("kind", ["BF16", "Q4_1", "Q8_0", "Q4_K", "Q6_K"])
-def test_a_quantization_gives_the_logits_of_transformers(tmp_path, kind):
+@pytest.mark.parametrize("kind", gguf_reader.TYPES)
+def test_every_quantization_gives_the_logits_of_transformers(tmp_path, kind):
     check_logits(write(tmp_path / "a.gguf", network("llama", width=256, layers=1, intermediate_size=256), kind))
 
 
