@@ -17,9 +17,9 @@
 # | 1. A text becomes vectors | 5 |
 # | 2. Queries and keys: who looks at whom (exercise 1) | 10 |
 # | 3. No look into the future (exercise 2) | 10 |
-# | 4. Values: what is read (exercise 3) | 10 |
-# | 5. The cache (exercise 4) | 15 |
-# | 6. A row that no text wrote | 10 |
+# | 4. Values: what is read (exercise 3) | 8 |
+# | 5. The cache (exercise 4) | 12 |
+# | 6. A row that no text wrote | 5 |
 #
 # **You need** Python, and to know what the product of two matrices is: (T, D) times (D, S) is (T, S). You need not
 # have seen a transformer. Everything runs in seconds. Terms in *italics* are explained in
@@ -69,7 +69,7 @@ before = torch.cat([torch.zeros(1, V), this[:-1]])  # (T, V), the same one place
 x = torch.cat([this, before], dim=1)  # (T, C)
 C = x.size(1)
 
-fig, axis = plt.subplots(figsize=(6.5, 4.2))
+fig, axis = plt.subplots(figsize=(6, 4.2))
 grid(axis, x, list(text), list(vocabulary * 2), "{:.0f}")
 axis.axvline(V - 0.5, color=RED)
 axis.set(title="x (T, C): this token | the token before it", ylabel="position in the text")
@@ -85,9 +85,9 @@ plt.show()
 # - its **key** says what it can be found by,
 # - its **value** says what is read where it is found.
 #
-# Our head looks for a position whose token *before* is my token, and reads which token stands there. So a query is the
-# first half of x, a key is the second half, and a value is the first half again. The query is multiplied by 10: the
-# larger the numbers, the surer the choice.
+# The head that we build finds the places *behind* an earlier copy of the token that it stands at, and reads which token
+# is there. So a query is the first half of x, "my token"; a key is the second half, "the token before me"; and a value
+# is the first half again. The query is multiplied by 10: the larger the numbers, the surer the choice.
 
 # %%
 D, zero, one = V, torch.zeros(V, V), torch.eye(V)  # (V, V): nothing, and each number where it stands
@@ -99,8 +99,8 @@ print(f"x {tuple(x.shape)} -> q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v
 
 # %% [markdown]
 # The **score** of a query and a key is their dot product: the sum of the products of their numbers. It is large where
-# both have something in the same places. All scores are divided by the square root of D, which keeps them of one
-# size however wide a head is.
+# both have something in the same places. All scores are divided by the square root of D, which keeps
+# their size the same however wide a head is.
 #
 # ### Exercise 1. Scores (easy, 5 minutes)
 #
@@ -111,6 +111,7 @@ print(f"x {tuple(x.shape)} -> q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v
 # A product of two matrices is a table of dot products: of each row of the first with each *column* of the second.
 # `k.T` turns rows into columns.
 # </details>
+
 
 # %% tags=["exercise"]
 def scores(q, k):
@@ -131,7 +132,7 @@ scores = checks.check_scores(scores)
 # </details>
 
 # %% tags=["figure-toy-scores"]
-fig, axis = plt.subplots(figsize=(5.6, 4.8))
+fig, axis = plt.subplots(figsize=(5.6, 5))
 grid(axis, scores(q, k), list(text), list(text), "{:.1f}")
 axis.set(title="scores (T, T)", ylabel="who looks (query)", xlabel="who is looked at (key)")
 plt.show()
@@ -153,6 +154,7 @@ plt.show()
 # `torch.ones(T, T, dtype=torch.bool).triu(1)` is True above the diagonal. `masked_fill(where, value)` returns a tensor
 # with other numbers where the mask is True.
 # </details>
+
 
 # %% tags=["exercise"]
 def causal(scores):
@@ -178,10 +180,10 @@ causal = checks.check_causal(causal)
 # weights are positive and a row adds up to 1. A score of minus infinity becomes a weight of exactly 0.
 
 # %% tags=["figure-toy-weights"]
-fig, axes = plt.subplots(1, 2, figsize=(10, 4.8))
+fig, axes = plt.subplots(1, 2, figsize=(6.6, 3.9), sharey=True)
 for axis, s, title in zip(axes, (scores(q, k), causal(scores(q, k))), ("without a mask", "with the mask")):
-    grid(axis, s.softmax(-1), list(text), list(text), "{:.2f}")
-    axis.set(title=f"weights {title}", xlabel="who is looked at")
+    grid(axis, 100 * s.softmax(-1), list(text), list(text), "{:.0f}")
+    axis.set(title=f"{title}, %", xlabel="who is looked at")
 axes[0].set_ylabel("who looks")
 plt.show()
 
@@ -202,6 +204,7 @@ plt.show()
 #
 # A mean with weights is a product of two matrices again: `weights @ v`. The softmax of each row is `.softmax(-1)`.
 # </details>
+
 
 # %% tags=["exercise"]
 def attention(q, k, v):
@@ -254,6 +257,7 @@ print(f"behind {text!r} comes {vocabulary[y[-1].argmax()]!r}, with {y[-1].max():
 # everything in the cache stands before the new token.
 # </details>
 
+
 # %% tags=["exercise"]
 def step(q, k, v, cache):
     """q, k and v (1, D) of a new token; cache: keys (P, D) and values (P, D) -> what it reads, (1, D), and the cache
@@ -289,7 +293,7 @@ cache, outputs = empty, []
 for t in range(T):
     y_t, cache = read(x[t : t + 1], cache)
     outputs.append(y_t)
-print("token by token the head reads the same:", torch.allclose(torch.cat(outputs), y, atol=1e-6))
+print("token by token the head reads the same:", (torch.cat(outputs) - y).abs().max().item() < 1e-6)
 
 
 def vector(token, last):
@@ -323,7 +327,7 @@ plt.show()
 # ## 6. A row that no text wrote
 #
 # Where does the new token look? Into the cache, and nowhere else. **So whatever is in the cache acts like a text that
-# has been read, whoever put it there.** Ask the head what comes behind `i`, with nothing before it. Then put one row
+# has been read, whoever put it there.** Ask the head what comes behind `i`, with an empty cache. Then put one row
 # into the cache by hand: a key that is found by `i`, and the value `k`.
 
 # %%
@@ -331,7 +335,7 @@ i = vocabulary.index("i")
 alone, _ = read(vector(i, 0), empty)
 by_hand = torch.eye(V)[[i]], torch.eye(V)[[vocabulary.index("k")]]  # a key (1, D) and a value (1, D)
 behind, _ = read(vector(i, 0), by_hand)
-print("behind nothing:        ", {c: round(p, 2) for c, p in zip(vocabulary, alone[0].tolist())})
+print("behind an empty cache: ", {c: round(p, 2) for c, p in zip(vocabulary, alone[0].tolist())})
 print("behind a row by hand:  ", {c: round(p, 2) for c, p in zip(vocabulary, behind[0].tolist())})
 
 # %% [markdown]
@@ -343,12 +347,12 @@ row = torch.eye(V)[[vocabulary.index("t")]]  # a key that is found by t
 without = scores(q[-1:], k).softmax(-1)[0]  # (T), of the last t
 with_row = scores(q[-1:], torch.cat([row, k])).softmax(-1)[0]  # (1 + T)
 a = with_row[0].item()  # the weight that goes to the row
-fig, axis = plt.subplots(figsize=(7, 3.2))
+fig, axis = plt.subplots(figsize=(6, 3.4))
 axis.bar(range(1, T + 1), without, color=GRAY, width=0.8, label="the text alone")
 axis.bar(range(T + 1), with_row, color=RED, width=0.4, label="behind the row")
 axis.set_xticks(range(T + 1), ["the\nrow", *text])
 axis.set(title="where the last t looks", ylabel="weight", ylim=(0, 1))
-axis.legend(loc="upper left", bbox_to_anchor=(0.12, 1))
+axis.legend(loc="upper left", bbox_to_anchor=(0.1, 1))
 plt.show()
 shares = (with_row[1:] / without).tolist()
 print(f"weight on the row: a = {a:.2f}; each weight on the text times {min(shares):.4f} to {max(shares):.4f}")
@@ -377,12 +381,12 @@ for _ in range(100):
     optimizer.zero_grad()
     losses.append(loss.item())
 
-fig, axes = plt.subplots(1, 3, figsize=(11, 3), width_ratios=(1.3, 1, 1))
-axes[0].plot(losses, color=RED)
-axes[0].set(title="loss (nats)", xlabel="step", ylim=0)
-for axis, (k_row, v_row), title in (axes[1], begin, "the row at first"), (axes[2], (key, value), "the row, tuned"):
-    grid(axis, torch.cat([k_row, v_row]).detach(), ["key", "value"], list(vocabulary), "{:.1f}")
-    axis.set(title=title)
+fig, axes = plt.subplot_mosaic([["loss", "loss"], ["the row at first", "the row, tuned"]], figsize=(6.4, 5))
+axes["loss"].plot(losses, color=RED)
+axes["loss"].set(title="loss (nats)", xlabel="step", ylim=0)
+for title, (k_row, v_row) in ("the row at first", begin), ("the row, tuned", (key, value)):
+    grid(axes[title], torch.cat([k_row, v_row]).detach(), ["key", "value"], list(vocabulary), "{:.1f}")
+    axes[title].set(title=title)
 plt.show()
 
 # %% [markdown]

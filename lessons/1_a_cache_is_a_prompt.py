@@ -13,12 +13,12 @@
 # their embeddings, and their keys and values are the same thing to the network. And you know why tuning a prompt
 # touches P x C numbers and nothing else.
 #
-# About 50 minutes: 15 to read, 35 for four exercises. The cells run in seconds. You need some PyTorch, and attention:
+# About 55 minutes: 20 to read, 35 for four exercises. The cells run in seconds. You need some PyTorch, and attention:
 # [lesson 0](0_attention_from_scratch.ipynb) builds it on a toy.
 #
 # The base is `nano-2`, a small GPT-2 that lies in this repository, so that nothing is downloaded. It was pretrained on
 # novels and on worked examples of skills, such as addition and the reversal of words, in formats that were drawn at
-# random. Of all that it has read nothing is in a format of our tasks. It is the better of two seeds
+# random. Nothing that it has read is in a format of our tasks. It is the better of two seeds
 # ([its card](../data/nano-2/README.md)).
 
 # %%
@@ -52,8 +52,8 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 # ## From text to logits
 #
 # A language model reads token numbers, not letters. nano-2 has {{c.vocab_size:,}} tokens. `encode` cuts a text into the
-# longest that fit, and `encode_bytes` makes a token of every byte. This project gives its tasks to the model as bytes:
-# a word that has to be turned around should arrive letter by letter.
+# longest tokens that fit, and `encode_bytes` makes a token of every byte. This project gives its tasks to the model as
+# bytes: a word that has to be turned around should arrive letter by letter.
 
 # %%
 question = "reverse(stone)="
@@ -95,6 +95,7 @@ print(f"logits          {tuple(logits.shape)} = (B, T, vocab_size)")
 #
 # `model(tokens)` gives hidden states (1, T, C). You need those of one position only.
 # </details>
+
 
 # %% tags=["exercise"]
 def next_token_logits(model, tokens):
@@ -185,13 +186,14 @@ for name, hidden in ("as text", text), ("as embeddings", embeddings), ("as keys 
 #
 # ### Exercise 2. Where the question stands (easy, 5 minutes)
 #
-# The cache takes positions, although its tokens are not there any more: positions were added before
-# the keys were made. Which positions do the T tokens of a question have behind a cache of P?
+# Positions are added to the embeddings before keys are made, so each key in the cache has its position in it. Which
+# positions do the T tokens of a question have behind a cache of P?
 #
 # <details><summary>Hint</summary>
 #
 # The positions of the cache are 0, 1, ..., P - 1.
 # </details>
+
 
 # %% tags=["exercise"]
 def positions_behind(P, T):
@@ -234,6 +236,7 @@ positions_behind = checks.check_positions_behind(positions_behind)
 # own. `scores.masked_fill(where, -torch.inf)` fills in, and `torch.cat` puts things behind one another.
 # </details>
 
+
 # %% tags=["exercise"]
 def head(q, k, v, past_k, past_v):
     """q, k and v (T, D) of a question; past_k and past_v (P, D) of a cache -> what the head puts out, (T, D)."""
@@ -270,7 +273,7 @@ def read_behind(tokens, cache):
     for block, (past_k, past_v) in zip(model.h, cache):
         q, k, v = block.attn.qkv(block.ln_1(x))  # (1, n_head, T, D) each
         heads = [head(q[0, i], k[0, i], v[0, i], past_k[0, i], past_v[0, i]) for i in range(c.n_head)]
-        x = x + block.attn.c_proj(torch.cat(heads, dim=-1))  # (T, C) is added to (1, T, C)
+        x = x + block.attn.c_proj(torch.cat(heads, dim=-1).to(x.dtype))  # (T, C) is added to (1, T, C)
         x = x + block.mlp(block.ln_2(x))
     return model.ln_f(x)
 
@@ -289,17 +292,18 @@ answer = "enots$"
 text = torch.tensor([tokenizer.encode_bytes(question + answer)])
 weights = torch.cat(list(attention_weights(model, text, cache)))  # (n_layer, n_head, T, P + T)
 
-fig, axes = plt.subplots(2, 1, figsize=(8, 8))
-heads = (2, 3, "follows the worked example, one place ahead"), (4, 1, "walks the word backwards")
+fig, axes = plt.subplots(2, 1, figsize=(6.4, 7.6))
+heads = (2, 3, "follows the example, one ahead"), (4, 1, "walks the word backwards")
 for axis, (layer, number, what) in zip(axes, heads):
     attention_map(axis, weights[layer, number], letters(question + answer), letters(example + question + answer), P)
     axis.set_title(f"layer {layer + 1}, head {number + 1}: {what}")
-axes[1].set_xlabel("the cache of the example   |   the question and its answer")
+axes[1].set_xlabel("cache of the example  |  question and answer")
 plt.show()
 
 # %% [markdown]
 # The first head keeps its place in the example, one place ahead: from `)` it looks at the `=` of the example, from `=`
-# at the first letter behind it, and from `$` at the end of the line. The second one hardly looks at the example while
+# at the first letter behind it, and from `$` at the end of the line. It does what your head of lesson 0 did: it is an
+# induction head. The second one hardly looks at the example while
 # `enots` is written, and walks backwards through `stone`. The left block is all that a prompt can change directly.
 # Everything that prompt tuning achieves, it achieves by what stands in those P columns, layer by layer.
 #
@@ -330,6 +334,7 @@ print(f"keys and values, P x layers x 2 x C      {P * c.n_layer * 2 * c.n_embd:>
 # Three things to think of: `model.prefill` takes a batch, `(1, P, C)`; `model.loss(hidden, targets)` takes `(N, C)` and
 # `(N)`; and the rows are a plain tensor that does not ask for a gradient yet.
 # </details>
+
 
 # %% tags=["exercise"]
 def gradient_of_rows(model, rows, tokens, targets):

@@ -12,9 +12,9 @@
 # **Goal.** You can tune a soft prompt with three lines and a loop of your own, and say what tuning added and what was
 # there before. You have looked into a prompt in three ways, and know what each of them can tell.
 #
-# About an hour: 20 minutes to read, 40 for four exercises. The cells run for two minutes on two idle cores. The prompts
-# are trained by what you write. (The numbers in the text are those of one run. Another machine rounds otherwise, and
-# may end a few questions higher or lower.)
+# About 65 minutes: 25 to read, 40 for four exercises. The cells run for two minutes on two idle cores. You need lesson
+# 1. The prompts are trained by what you write. (The numbers in the text are those of one run. Another machine rounds
+# otherwise, and may end a few questions higher or lower.)
 
 # %%
 import subprocess
@@ -86,7 +86,7 @@ def measure(name, method):
 
 
 one = tokenizer.encode_task(as_text(task.worth_showing(examples, 1)))
-several, best = best_context(model, tokenizer, task, examples[:400], 320, draws=1, n_questions=30)
+several, best = best_context(model, tokenizer, task, examples[:400], max_tokens=320, draws=1, n_questions=30)
 print(f"{'final-answer accuracy, %':<34}" + "".join(f"{name:>16}" for name in tests))
 measure("zero-shot", ZeroShot(model))
 measure("one example", TextPrompt(model, trigger=one))
@@ -126,6 +126,7 @@ print(inspect.getsource(Method.loss))
 #
 # Write down `3+4=` and `7$`, inputs above targets: which positions have `7` and `$` as their target?
 # </details>
+
 
 # %% tags=["exercise"]
 def answer_positions(Q, A):
@@ -183,6 +184,7 @@ print("predicted", repr(tokenizer.decode(targets[0][answer[0]].tolist())))
 # what is True: `hidden[answer]` is (N, C), if N positions are.
 # </details>
 
+
 # %% tags=["exercise"]
 def prompt_loss(rows, model, tokens, targets, answer):
     """rows (P, C); tokens and targets (B, T); answer (B, T), True at answer positions -> the mean loss there, ()."""
@@ -214,6 +216,7 @@ prompt_loss = checks.check_prompt_loss(prompt_loss)
 # the gradient is still there: the next one would be added to it.
 # </details>
 
+
 # %% tags=["exercise"]
 def tune(rows, loss_of, batches, lr):
     """rows (P, C), a plain tensor -> rows (P, C) after a step of AdamW, without weight decay, on each batch."""
@@ -243,8 +246,8 @@ tune = checks.check_tune(tune)
 #
 # Both have 24 rows that begin at random. Behind them, the first prompt has a row for each token of an **instruction**
 # in words. The second one has a row for each token of the **worked example**: {{24 + len(one)}} rows, which is where
-# the title comes from. This is the *hybrid prefix* of the study that the project re-examines. `prompt.rows` are the
-# numbers that begin so, and that your function tunes.
+# the title comes from. This is the *hybrid prefix* of the study that the project re-examines. The numbers are
+# `prompt.rows`, and your function tunes them.
 
 # %% tags=["measured"]
 instruction = tokenizer.encode(task.trigger + "\n")
@@ -260,7 +263,7 @@ for name, prompt in prompts.items():
     print(f"{name:<22} {prompt.n_rows()} rows, {prompt.rows.numel():,} numbers, {share:.2f}% of the base's")
 
 # %% tags=["figure-loss"]
-fig, axis = plt.subplots(figsize=(7, 3.8))
+fig, axis = plt.subplots(figsize=(6, 4))
 axis.set(xlabel="examples seen", ylabel="loss (nats per answer token)", yscale="log", xlim=(0, len(encoded)))
 handle = redraw(fig)
 
@@ -296,14 +299,14 @@ for name, prompt in prompts.items():
     print(f"{'  and to the best context':<34}" + "".join(f"{points:>+16.0f}" for points in added))
 
 # %% tags=["figure-before-after"]
-fig, axis = plt.subplots(figsize=(7, 3.8))
+fig, axis = plt.subplots(figsize=(6, 5.2))
 for name, color in ("from the instruction", ORANGE), ("from the example", RED):
     axis.plot(list(tests), table[f"{name}, before"], "o--", color=color, mfc="white", label=f"{name}, before")
     axis.plot(list(tests), table[f"{name}, tuned"], "o-", color=color, label=f"{name}, tuned")
-axis.plot(list(tests), table["best context"], "s:", color=GRAY, label="best context, nothing tuned")
+axis.plot(list(tests), table["best context"], "s:", color=GRAY, label="best context, untuned")
 axis.set(ylim=(-4, 104), ylabel="final-answer accuracy (%)")
 axis.set_xticks(range(len(tests)), [name.replace("-", "-\n").replace(" ", "\n") for name in tests])
-axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+fig.legend(loc="outside lower center", ncols=2, fontsize=12, columnspacing=1)
 plt.show()
 
 # %% [markdown]
@@ -327,7 +330,7 @@ plt.show()
 # ## Looking into a prompt, 1: the nearest words
 #
 # A row is C numbers, and so is the embedding of every token. Which token is nearest to each row? The cosine is 1 for
-# the same direction and 0 for none in common.
+# the same direction and 0 for a right angle.
 
 # %% tags=["measured"]
 tuned = prompts["from the example"]
@@ -363,6 +366,7 @@ print(f"cosine of random rows to their nearest token, untrained: {by_chance:.2f}
 #
 # `x[:, :, :i]` are the rows in front of i. A cache has a pair (keys, values) for each layer.
 # </details>
+
 
 # %% tags=["exercise"]
 def without_row(cache, i):
@@ -416,17 +420,19 @@ for name, prompt in ("before", start), ("tuned", tuned):
 
 # %% tags=["figure-rows"]
 looks = torch.tensor(attention_to_rows(tuned, model, tokenizer, asked)["rows"]).flatten(0, 1)  # (n_layer * n_head, P)
-labels = ["·"] * n_random + letters(tokenizer.decode(one))
-fig, (over, under) = plt.subplots(2, 1, figsize=(10, 6), height_ratios=(1, 1.5), sharex=True)
-over.bar(range(P), cost["before"], color=GRAY, width=0.9, label="before tuning")
-over.bar(range(P), cost["tuned"], color=RED, width=0.5, label="tuned")
-over.set(ylabel="loss without it, minus\nloss with all rows", title="rows switched off one by one")
+labels = ["·", *letters(tokenizer.decode(one))]  # the 24 random rows are one column: the largest number of them
+fig, (over, under) = plt.subplots(2, 1, figsize=(6.6, 6.4), height_ratios=(1, 1.6), sharex=True)
+for name, color, width in ("before", GRAY, 0.9), ("tuned", RED, 0.5):
+    bars = [max(cost[name][:n_random]), *cost[name][n_random:]]
+    over.bar(range(len(bars)), bars, color=color, width=width, label=name)
+over.set(ylabel="added loss", title="rows switched off one by one")
 over.legend(loc="upper left")
-image = under.imshow(looks, aspect="auto", cmap="Blues", vmin=0, vmax=looks.max())
-under.set_yticks(range(0, len(looks), model.config.n_head), [f"layer {i + 1}" for i in range(model.config.n_layer)])
-under.set(title="share of the answer's attention, a line for each head", xlabel="· a row that began at random")
-under.set_xticks(range(P), labels, fontsize=10)
-fig.colorbar(image, ax=under, shrink=0.8)
+columns = torch.cat([looks[:, :n_random].amax(1, keepdim=True), looks[:, n_random:]], dim=1)
+under.imshow(columns, aspect="auto", cmap="Blues", vmin=0)
+under.set_yticks(range(0, len(looks), model.config.n_head), range(1, model.config.n_layer + 1))
+under.set(title=f"attention of the answer, darkest: {columns.max():.0%}", ylabel="layer, a line for each head")
+under.set_xticks(range(len(labels)), labels, fontsize=11)
+under.set_xlabel("where the row began; · the largest of the random rows")
 plt.show()
 
 # %% tags=["measured"]

@@ -13,12 +13,12 @@
 # much from tuning. You know when a difference between two prompts is one, and you can read off an answer what went
 # wrong in it.
 #
-# About 55 minutes: 20 to read, 35 for three exercises. The cells run for two minutes on two idle cores. (The numbers in
-# the text are those of one run. Another machine may end a few questions higher or lower.)
+# About 55 minutes: 20 to read, 35 for three exercises. The cells run for two minutes on two idle cores. You need lesson
+# 2. (The numbers in the text are those of one run. Another machine may end a few questions higher or lower.)
 #
 # *Does where a prompt begins decide whether it generalizes to longer sums?* An earlier version of this project said so,
 # and withdrew it: the prompts that did so best had begun as a worked example, and that example did nearly as well
-# before any tuning. This lesson shows the numbers with their starts. **Starts differ far more than ends.**
+# before any tuning. This lesson shows each number beside its start.
 
 # %%
 import subprocess
@@ -70,7 +70,8 @@ instruction = tokenizer.encode(task.trigger + "\n")
 # ### Exercise 1. The rows of a hybrid prefix (easy, 10 minutes)
 #
 # Make the rows that a prompt begins as. Random rows come first. Their spread matters: embeddings of
-# nano-2 have a standard deviation far below 1, and rows of another size are nothing that the network ever met.
+# nano-2 have a standard deviation of {{model.wte.weight.std():.2f}}, and rows of another size are nothing that the
+# network ever met.
 #
 # <details><summary>Hint</summary>
 #
@@ -78,8 +79,6 @@ instruction = tokenizer.encode(task.trigger + "\n")
 # of token numbers picks the rows of a table: `table[trigger]`.
 # </details>
 
-# %%
-print(f"standard deviation of nano-2's embeddings: {model.wte.weight.std():.3f}")
 
 # %% tags=["exercise"]
 def hybrid_rows(table, n_random, trigger, rng):
@@ -143,7 +142,7 @@ for name in after:
 
 # %% tags=["figure-starts-and-ends"]
 colors = dict(zip(after, (GRAY, BLUE, GREEN, ORANGE, RED)))
-fig, (left, right) = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
+fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 4.4), sharey=True)
 for name, color in colors.items():
     if name in before:
         left.plot(list(tests), before[name], "o--", mfc="white", color=color)
@@ -152,8 +151,9 @@ left.plot(list(tests), after["best context"], "s:", color=GRAY)
 left.set(title="before tuning", ylabel="final-answer accuracy (%)", ylim=(-4, 104))
 right.set(title="after tuning")
 for axis in (left, right):
-    axis.set_xticks(range(len(tests)), ["1 to 4\ndigits", *[name.replace(" ", "\n") for name in list(tests)[1:]]])
-fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=10)
+    axis.set_xticks(range(len(tests)), ["1-4", *[name.removesuffix(" digits") for name in list(tests)[1:]]])
+    axis.set_xlabel("digits")
+fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=12)
 plt.show()
 
 # %% [markdown]
@@ -204,6 +204,7 @@ for correct in 37, 41:
 # `math.comb(n, j)` is the number of ways to choose j of n, the round brackets above. `range(k + 1)` ends with k.
 # </details>
 
+
 # %% tags=["exercise"]
 def sign_test(a, b):
     """a and b: for each question, whether one prompt and the other were right, lists of True and False -> (how many
@@ -228,6 +229,7 @@ sign_test = checks.check_sign_test(sign_test)
 #     return only_a, only_b, p
 # ```
 # </details>
+
 
 # %% tags=["measured"]
 def right_answers(name):  # on all ranges, one after the other
@@ -268,6 +270,7 @@ for name, (only_other, only_example, p) in signs.items():
 # place in it is a remainder, and `true.rindex("=")` is where the last `=` stands.
 # </details>
 
+
 # %% tags=["exercise"]
 def first_error(written, true):
     """What was written and the true answer, 8705;5612;3418;000=825$ -> "digit", "carry", "sum", "copy" or ""."""
@@ -300,6 +303,7 @@ first_error = checks.check_first_error(first_error)
 
 # %% tags=["figure-errors"]
 kinds, columns, longest = {}, {}, ("7 digits", "8 digits")
+places = {"columns 1 to 4": 4, "5 and 6": 6, "7 and on": 9}  # and their last column
 for name in ("best context", "random", "instruction", "example"):
     kinds[name], columns[name] = Counter(), Counter()
     for range_name in longest:
@@ -307,21 +311,22 @@ for name in ("best context", "random", "instruction", "example"):
             if kind := first_error(text, e.answer):
                 same = len(os.path.commonprefix([e.answer, text]))
                 kinds[name][kind] += 1
-                columns[name]["the final sum" if kind == "copy" else f"column {same // 5 + 1}"] += 1
+                place = next(p for p, last in places.items() if same // 5 < last) if kind != "copy" else "final sum"
+                columns[name][place] += 1
 
-fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
-all_kinds = [kind for kind, _ in sum(kinds.values(), Counter()).most_common()]
-all_columns = sorted(sum(columns.values(), Counter()))
-for axis, counts, keys in (left, kinds, all_kinds), (right, columns, all_columns):
+fig, (over, under) = plt.subplots(2, 1, figsize=(6.4, 6.4), sharex=True)
+all_kinds = ("digit", RED), ("carry", ORANGE), ("sum", GREEN), ("copy", GRAY)
+all_places = *zip(places, ("#9ecae1", "#4292c6", "#084594")), ("final sum", GRAY)
+for axis, counts, keys in (over, kinds, all_kinds), (under, columns, all_places):
     bottom = [0] * len(counts)
-    for key, color in zip(keys, plt.cm.tab10.colors):
+    for key, color in keys:
         n = [counts[name][key] for name in counts]
         axis.barh(list(counts), n, left=bottom, color=color, label=key)
         bottom = [b + x for b, x in zip(bottom, n)]
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=9)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.4, -0.1), ncols=4, fontsize=12, columnspacing=1, handlelength=1)
 total = sum(len(tests[name]) for name in longest)
-left.set_title(f"what went wrong first, of {total} answers")
-right.set_title("in which column, from the right")
+over.set_title(f"what went wrong first, of {total} answers")
+under.set_title("in which column, counted from the right")
 plt.show()
 
 # %% tags=["measured"]

@@ -13,8 +13,8 @@
 # them on a skill that the model never met. You can say what a prefix can and cannot move in one head of attention, and
 # why that is no proof that a prompt can teach nothing.
 #
-# About 55 minutes: 20 to read, 35 for four exercises. The cells run for two minutes on two idle cores. (The numbers in
-# the text are those of one run. Another machine may end a few questions higher or lower.)
+# About 55 minutes: 20 to read, 35 for four exercises. The cells run for two minutes on two idle cores. You need lesson
+# 2. (The numbers in the text are those of one run. Another machine may end a few questions higher or lower.)
 
 # %%
 import subprocess
@@ -74,6 +74,7 @@ layers, C = model.config.n_layer, model.config.n_embd
 # four, then over the layers.
 # </details>
 
+
 # %% tags=["exercise"]
 def count_numbers(P, C, n_layer, r):
     """-> (prompt tuning, P-tuning v2, LoRA): three whole numbers."""
@@ -99,8 +100,8 @@ count_numbers = checks.check_count_numbers(count_numbers)
 #
 # `reverse(lamp)=pmal$` is a skill that nano-2 learned in other formats. The next task is in no document that it has
 # read: each digit becomes the next one, and 9 becomes 0. A task is a class with one function. All methods learn both
-# from 640 examples. The prompts have 20 rows and begin as words of the vocabulary, not as a worked example, so that all
-# of them start from next to nothing.
+# from 640 examples. The prompts have 20 rows, none of which begins as a worked example, so that all of them start from
+# next to nothing.
 
 
 # %%
@@ -149,8 +150,9 @@ for name in names:
 print(f"{'one example as text':<46}{as_text_alone[seen]:>28.0f}{as_text_alone[unseen]:>30.0f}")
 
 # %% tags=["figure-seen-unseen"]
-fig, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
-for axis, task, title in zip(axes, (seen, unseen), ("reversal: known in other formats", "next digit: never seen")):
+fig, axes = plt.subplots(1, 2, figsize=(6.6, 4.8), sharey=True)
+titles = "reversal: known\nin other formats", "next digit:\nnever seen"
+for axis, task, title in zip(axes, (seen, unseen), titles):
     for name, color in zip(names, (RED, BLUE, "#6fa8dc", GREEN, "black")):
         losses = curves[task, name]["loss"]
         n = min(8, len(losses))
@@ -158,7 +160,7 @@ for axis, task, title in zip(axes, (seen, unseen), ("reversal: known in other fo
         axis.plot(curves[task, name]["examples"][n - 1 :], smooth, color=color, label=tuned[seen, name].label)
     axis.set(yscale="log", xlabel="examples seen", title=title)
 axes[0].set_ylabel("loss (nats per answer token)")
-fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10)
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=12)
 plt.show()
 
 # %% [markdown]
@@ -200,6 +202,7 @@ plt.show()
 # A row of weights adds up to 1. Its first P entries are the prefix's.
 # </details>
 
+
 # %% tags=["exercise"]
 def weight_on_prefix(weights, P):
     """weights (n_head, T, P + T), of which the first P columns are the prefix -> a, (n_head, T)."""
@@ -228,6 +231,7 @@ weight_on_prefix = checks.check_weight_on_prefix(weight_on_prefix)
 # a is a number for each of the T positions, y has a row of D numbers for each: `keepdim=True` keeps a in the shape
 # (T, 1), so that it multiplies whole rows. The sum over i is a product of matrices.
 # </details>
+
 
 # %% tags=["exercise"]
 def with_prefix(y, weights, past_v):
@@ -288,13 +292,14 @@ print(f"layer 1, all heads: largest difference of your y' from the model's {diff
 
 # %% tags=["figure-diagonal"]
 lower = torch.ones(T, T, dtype=torch.bool).tril()
-fig, axes = plt.subplots(1, 4, figsize=(11, 3.3), sharey=True)
+fig, axes = plt.subplots(2, 2, figsize=(6, 6.2), sharex=True, sharey=True)
 panels = [(f"prefix, layer {n + 1}", own[n], without[n]) for n in (0, 1, layers - 1)]
-for axis, (title, y, x) in zip(axes, [*panels, ("LoRA, layer 1", lora[0], without[0])]):
+for axis, (title, y, x) in zip(axes.flat, [*panels, ("LoRA, layer 1", lora[0], without[0])]):
     axis.plot([0, 1], [0, 1], color=GRAY, lw=1)
     axis.plot(x[:, lower].flatten(), y[:, lower].flatten(), ".", color=RED if "prefix" in title else "black", ms=3)
-    axis.set(title=title, aspect="equal", xlabel="weight without it")
-axes[0].set_ylabel("weight with it,\namong the question's tokens")
+    axis.set(title=title, aspect="equal")
+fig.supxlabel("weight without it")
+fig.supylabel("weight with it, among the question's tokens")
 plt.show()
 
 # %% tags=["measured"]
@@ -326,6 +331,7 @@ for n in range(layers):
 # Here a text's positions are the rows of x, so W x becomes `x @ W.T`. r is the number of rows of A.
 # </details>
 
+
 # %% tags=["exercise"]
 def lora_linear(x, W, A, B, alpha):
     """x (T, n_in), W (n_out, n_in), A (r, n_in), B (n_out, r) -> y (T, n_out)."""
@@ -352,7 +358,9 @@ lora_linear = checks.check_lora_linear(lora_linear)
 # %%
 twin, trained = share_weights(model), tuned[seen, "lora"]
 for (_, linear), A, B in zip(block_linears(twin), trained.A, trained.B):
-    linear.forward = lambda x, W=linear.weight, b=linear.bias, A=A, B=B: lora_linear(x[0], W, A, B, 16.0)[None] + b
+    linear.forward = lambda x, W=linear.weight, b=linear.bias, A=A, B=B: (
+        lora_linear(x[0], W, A, B, 16.0).to(x.dtype)[None] + b
+    )
 with torch.no_grad():
     difference = (twin(tokens) - adapted(tokens)).abs().max().item()
 print(f"{len(trained.A)} times your layer: largest difference from the project's hidden states {difference:.5f}")

@@ -13,8 +13,8 @@
 # frozen model answer many tasks in one batch, keep prompts as files that other libraries read, and let several
 # prompts vote.
 #
-# About 45 minutes: 15 to read, 30 for three exercises. The cells run for a minute on two idle cores. (The numbers in
-# the text are those of one run. Another machine may end a few questions higher or lower.)
+# About 50 minutes: 20 to read, 30 for three exercises. The cells run for a minute on two idle cores. You need lesson 2.
+# (The numbers in the text are those of one run. Another machine may end a few questions higher or lower.)
 
 # %%
 import subprocess
@@ -94,6 +94,7 @@ print(f"eight rows: 8 positions, {megabytes(8):.2f} MB")
 # `x.log_softmax(-1)` are logarithms of probabilities, and `.exp()` of them are probabilities.
 # </details>
 
+
 # %% tags=["exercise"]
 def divergence(teacher, student):
     """Logits of teacher and student, (N, vocab_size) each -> the mean of KL(teacher || student) over N, ()."""
@@ -162,14 +163,16 @@ train(learner, model, encoded, epochs=1, batch_size=8, lr=0.02, dtype=torch.floa
 measure("eight rows, tuned on labels", learner)
 
 # %% tags=["figure-distillation"]
-fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(1, 1.3))
-left.plot(range(8, 8 * len(losses) + 1, 8), losses, color=RED)
-left.set(yscale="log", xlabel="questions seen", ylabel="nats per token", title="divergence from the teacher")
-for i, (name, color) in enumerate(zip(table, (GRAY, GREEN, "#e8b4b8", RED, BLUE))):
-    right.bar([x + 0.17 * (i - 2) for x in range(len(tests))], table[name], 0.16, color=color, label=name)
-right.set_xticks(range(len(tests)), ["3 to 8\nletters", *[name.replace(" ", "\n") for name in list(tests)[1:]]])
-right.set(ylim=(0, 104), ylabel="final-answer accuracy (%)")
-fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10)
+fig, (over, under) = plt.subplots(2, 1, figsize=(6.4, 6.6), height_ratios=(1, 1.4))
+over.plot(range(8, 8 * len(losses) + 1, 8), losses, color=RED)
+over.set(yscale="log", xlabel="questions seen", ylabel="nats per token", title="divergence from the teacher")
+for name, color in zip(table, (GRAY, GREEN, "#e8b4b8", RED, BLUE)):
+    label = name.replace(" as ", "\nas ").replace(", ", ",\n")
+    positions = len(eight) if "eight examples" in name else len(one) if "one" in name else 8
+    under.barh(label, positions, color=color)
+    under.text(positions + 2, label, f"{min(table[name]):.0f}% right", va="center")
+under.invert_yaxis()
+under.set(xlim=(0, 1.4 * len(eight)), xlabel="positions in the cache", title="and what the hardest range gets")
 plt.show()
 
 # %% [markdown]
@@ -178,7 +181,7 @@ plt.show()
 # instead of 8, is right in {{listed(table["eight examples as text"])}}%, and the same rows tuned on labels in
 # {{listed(table["eight rows, tuned on labels"])}}%.
 #
-# Look at the green bars before you celebrate. One worked example as text is right in
+# Look at the green bar before you celebrate. One worked example as text is right in
 # {{listed(table["one example as text"])}}%: on this task the long context was never needed. What distillation saves is
 # the cache, 8 positions instead of {{len(one)}} or {{len(eight)}}.
 #
@@ -197,6 +200,7 @@ plt.show()
 # `torch.nn.functional.pad(x, (0, 0, n, 0))` puts n rows of zeros before the rows of x, and `torch.cat` joins along the
 # batch.
 # </details>
+
 
 # %% tags=["exercise"]
 def stack(keys):
@@ -305,6 +309,7 @@ else:
 # `finals.count(answer)` says how often an answer was given. `max` takes a `key`.
 # </details>
 
+
 # %% tags=["exercise"]
 def vote(finals):
     """finals: the final answers of several prompts, a list of texts -> the one with the most votes."""
@@ -357,5 +362,5 @@ print(f"the vote:     {together:.0f}%")
 #   Distilling Context](https://arxiv.org/abs/2209.15189).
 # - Lester et al. (2021), [Prompt Tuning](https://arxiv.org/abs/2104.08691), section 6, on ensembles of prompts.
 # - `sample.py`, `files/peft.py` and `generate.py` of this project: all of this as commands.
-# - You have seen the whole project. A method, a task or a metric of your own is one class or one file: README,
-#   "Methods" and "Tasks".
+# - You have seen the whole project. A method or a task of your own is one file: see
+#   [README](../README.md#your-task-method-data-and-base).

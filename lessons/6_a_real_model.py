@@ -12,7 +12,7 @@
 # **Goal.** You have tuned a prompt for a language model that has read the web, beaten word frequencies with it in a
 # minute or two, and compared it with examples in the context and with LoRA. You know where letters and sums stay hard.
 #
-# About 55 minutes: 20 to read, 30 for three exercises. The cells run for three minutes on one idle core, longer
+# About 50 minutes: 20 to read, 30 for three exercises. The cells run for three minutes on one idle core, longer
 # where the CPU has no bfloat16. You need lesson 2.
 #
 # The base is **SmolLM2-135M** (Allal et al. 2025): 30 layers, 2 trillion tokens of text, then training on
@@ -76,7 +76,7 @@ for e in examples[:6]:
     print(f"{task.final_answer(e.answer):<8} {e.question.removesuffix('Answer:').strip()}")
 
 # %% [markdown]
-# The question word helps, and it does not do: *what* and *which* begin questions of every kind.
+# The question word helps, but it is not enough: *what* and *which* begin questions of every kind.
 #
 # ### Exercise 1. Count words (medium, 15 minutes)
 #
@@ -88,6 +88,7 @@ for e in examples[:6]:
 #
 # Add logarithms. A `Counter` returns 0 for a word that it does not know, and `.total()` is the sum of its counts.
 # </details>
+
 
 # %% tags=["exercise"]
 def guess(words, counts, n_words):
@@ -111,6 +112,7 @@ guess = checks.check_guess(guess)
 #     return max(counts, key=score)
 # ```
 # </details>
+
 
 # %%
 def words_of(example):
@@ -154,6 +156,7 @@ if texts := tfidf(task, examples, tests):
 # makes logarithms of probabilities, `[torch.arange(A), label]` picks one in each row.
 # </details>
 
+
 # %% tags=["exercise"]
 def label_score(logits, label):
     """logits (A, vocab_size), label (A) token numbers -> log p(label), ()."""
@@ -186,6 +189,7 @@ print(asked.question)
 for kind, score in scores.items():
     print(f"log p({kind + ')':<8} = {score:6.2f}   of the six {math.exp(score) / total:4.0%}")
 
+
 # %% tags=["measured"]
 def measure(name, method):
     _, answers, _ = evaluate(method, model, tokenizer, task, {"tests": tests}, name)
@@ -216,6 +220,7 @@ measure("best context", FewShot(model, trigger=several))
 # `network(tokens, past)` gives hidden states (B, T, C). `network.loss(hidden, targets)` takes (N, C) and (N); `answer`
 # picks both.
 # </details>
+
 
 # %% tags=["exercise"]
 def three_lines(method, network, tokens, targets, answer):
@@ -273,7 +278,7 @@ plt.show()
 # - **Word counts** have {{accuracy["word counts"]:.0f}}%. Of the words in the tests
 #   {{100 * sum(w not in vocabulary for e in tests for w in words_of(e)) / sum(len(words_of(e)) for e in tests):.0f}}%
 #   occur in no question to learn from, and about those they know nothing.
-# - **The prompt** begins at {{accuracy["prompt, start"]:.0f}}%, which the instruction alone is worth, and ends at
+# - **The prompt** begins at {{accuracy["prompt, start"]:.0f}}%, with the instruction behind random rows, and ends at
 #   {{accuracy["prompt, end"]:.0f}}%. The model knew before that a composer is a person. 120 questions were enough to
 #   say what is wanted.
 # - **LoRA** ends at {{accuracy["LoRA, end"]:.0f}}% with
