@@ -80,7 +80,7 @@ table = {}  # {name: [accuracy on each range in %]}
 
 
 def measure(name, method):
-    accuracy, *_ = evaluate(method, model, tokenizer, task, tests, name)
+    accuracy, _ = evaluate(method, model, tokenizer, task, tests, name)
     table[name] = [100 * a["correct"] / a["n"] for a in accuracy.values()]
     print(f"{name:<34}" + "".join(f"{percent:>16.0f}" for percent in table[name]))
 

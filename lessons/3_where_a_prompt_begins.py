@@ -111,7 +111,7 @@ before, after, answers, curves = {}, {}, {}, {}
 
 
 def measure(name, method, into):
-    accuracy, answers[name], _ = evaluate(method, model, tokenizer, task, tests, name)
+    accuracy, answers[name] = evaluate(method, model, tokenizer, task, tests, name)
     into[name] = [100 * a["correct"] / a["n"] for a in accuracy.values()]
 
 

@@ -124,7 +124,7 @@ table, curves, tuned, as_text_alone = {}, {}, {}, {}
 
 
 def measure(task, method):
-    accuracy, *_ = evaluate(method, model, tokenizer, task, {"in": tests[task]}, method.label)
+    accuracy, _ = evaluate(method, model, tokenizer, task, {"in": tests[task]}, method.label)
     return 100 * accuracy["in"]["correct"] / accuracy["in"]["n"]
 
 

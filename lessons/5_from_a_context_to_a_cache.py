@@ -127,7 +127,7 @@ table, answers = {}, {}
 
 
 def measure(name, method):
-    accuracy, answers[name], _ = evaluate(method, model, tokenizer, task, tests, name)
+    accuracy, answers[name] = evaluate(method, model, tokenizer, task, tests, name)
     table[name] = [100 * a["correct"] / a["n"] for a in accuracy.values()]
     print(f"{name:<34}" + "".join(f"{percent:>16.0f}" for percent in table[name]))
 

@@ -192,7 +192,7 @@ for kind, score in scores.items():
 
 # %% tags=["measured"]
 def measure(name, method):
-    _, answers, _ = evaluate(method, model, tokenizer, task, {"tests": tests}, name)
+    _, answers = evaluate(method, model, tokenizer, task, {"tests": tests}, name)
     show(name, [text == e.answer for e, text in zip(tests, answers["tests"])])
 
 
@@ -297,7 +297,7 @@ for name, range_name in ("word_reversal", "in-distribution"), ("addition:plain",
     letters = Tokenizer.load(model.folder, model.config.vocab_size, other.tokenize)
     shown = TextPrompt(model, trigger=letters.bos + letters.encode_task(as_text(other.examples(4, split="train"))))
     some = other.examples(20, range_name)
-    _, answers, _ = evaluate(shown, model, letters, other, {range_name: some}, name)
+    _, answers = evaluate(shown, model, letters, other, {range_name: some}, name)
     written = answers[range_name]
     right = [other.final_answer(text) == other.final_answer(e.answer) for e, text in zip(some, written)]
     hard[name], wrote[name] = sum(right), some[0].question + written[0].strip()
