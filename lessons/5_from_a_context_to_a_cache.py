@@ -170,9 +170,9 @@ for name, color in zip(table, (GRAY, GREEN, "#e8b4b8", RED, BLUE)):
     label = name.replace(" as ", "\nas ").replace(", ", ",\n")
     positions = len(eight) if "eight examples" in name else len(one) if "one" in name else 8
     under.barh(label, positions, color=color)
-    under.text(positions + 2, label, f"{min(table[name]):.0f}% right", va="center")
+    under.text(positions + 2, label, f"{min(table[name]):.0f}%", va="center")
 under.invert_yaxis()
-under.set(xlim=(0, 1.4 * len(eight)), xlabel="positions in the cache", title="and what the hardest range gets")
+under.set(xlim=(0, 1.4 * len(eight)), xlabel="positions", title="size of the cache, and what is right behind it")
 plt.show()
 
 # %% [markdown]
