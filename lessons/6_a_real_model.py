@@ -70,7 +70,7 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {dtype}")
 folder = Path(checks.__file__).parent / "questions"
 task = tasks.load(str(folder / "train.jsonl"), test=str(folder / "test.jsonl"))
 tokenizer = Tokenizer.load(model.folder, model.config.vocab_size, task.tokenize)
-task.write_with(tokenizer)
+task.write_with(tokenizer)  # answers are compared as the tokenizer would write them
 examples, tests = task.examples(None, split="train"), task.examples(None)
 for e in examples[:6]:
     print(f"{task.final_answer(e.answer):<8} {e.question.removesuffix('Answer:').strip()}")
@@ -260,7 +260,7 @@ for name, method in ("prompt", prompt), ("LoRA", lora):
     measure(f"{name}, end", method)
 
 # %% tags=["figure-real-model"]
-fig, axis = plt.subplots(figsize=(8, 4.2))
+fig, axis = plt.subplots(figsize=(6.4, 4.8))
 names = list(accuracy)
 colors = {"prompt": RED, "LoRA": "black", "best context": GREEN, "question alone": BLUE}
 for i, name in enumerate(names):
@@ -271,7 +271,7 @@ for i, name in enumerate(names):
 axis.axvline(100 / 6, color=GRAY, ls=":")
 axis.set_yticks(range(len(names)), names)
 axis.invert_yaxis()
-axis.set(xlabel="right answers (%), with 95% intervals; dotted: guessing", xlim=(0, 100))
+axis.set(xlabel="right answers, %\n(orange: 95% interval, dotted: guessing)", xlim=(0, 100))
 plt.show()
 
 # %% [markdown]
