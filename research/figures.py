@@ -47,8 +47,7 @@ def draw_addition(results, path):
 def draw_tasks(path):
     """Start and end of prompts, LoRA and the best context on every range, on nano-2 and on SmolLM2."""
     fig, panels = plt.subplots(1, 2, figsize=(11, 6.6))
-    series = {"rows at the input": ["hybrid"], "keys and values": ["ptuning2"]}
-    series["LoRA"] = ["lora, batches of 32", "lora"]  # the better of the two, where there are two
+    series = {"rows at the input": "hybrid", "keys and values": "ptuning2", "LoRA": "lora"}
     draw_base(panels[0], read_rows("nano-2/headline"), series)
     draw_base(panels[1], read_rows("smollm2/real_base_text") + read_rows("smollm2/real_base"), series)
     panels[0].set_title("nano-2: pretrained on such tasks")
@@ -59,14 +58,13 @@ def draw_tasks(path):
 
 
 def draw_base(panel, rows, series):
-    """A line for each range of each task. series: {label of the figure: series, the first that the rows have}."""
+    """A line for each range of each task. series: {label of the figure: name in the rows}."""
     place, ticks, y = {(r["task"], r["series"]): r for r in rows}, {}, 0
     for task in [name for name in TUNED_ON if (name, "best context") in place]:
         for name, context in place[task, "best context"]["accuracy"].items():
             panel.plot([context[0]] * 2, [y - 0.36, y + 0.36], color=GREEN, lw=2.5, label="best context")
-            for i, (label, names) in enumerate(series.items()):
-                row = next((place[task, which] for which in names if (task, which) in place), None)
-                if row is None:
+            for i, (label, which) in enumerate(series.items()):
+                if (row := place.get((task, which))) is None:
                     continue
                 before, end = row["before"][name], row["accuracy"][name]
                 color, at = {"LoRA": PURPLE, "keys and values": BLUE}.get(label, RED), y + 0.22 - 0.22 * i
