@@ -28,7 +28,6 @@ class Cell(NamedTuple):
 
 
 STUDIES = {}
-ONE_PASS = "examples as stated, each seen once, {questions} questions a range"
 
 
 def study(*tasks, axis="", learned_from="{examples:,} examples to tune on, {questions} questions a range"):
@@ -183,14 +182,6 @@ def real_base(args, task):
         "lora, same words": f"--method lora --trigger {words}",
     }.items():
         yield cell(args, task, series, f"--epochs 1 {flags}")
-
-
-@study("last_letter", "symbolic_sum", "addition", axis="examples", learned_from=ONE_PASS)
-def new_skills(args, task):
-    """After how many examples a base that has not seen a skill begins to learn it (--model smollm2 --examples 2400)."""
-    for n in (args.examples // 4, args.examples):
-        for method in ("ptuning2 --trigger example", "lora"):
-            yield cell(args, task, method.split()[0], f"--method {method} --examples {n} --epochs 1", n)
 
 
 @study("addition")
