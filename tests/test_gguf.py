@@ -275,7 +275,8 @@ HOSTILE = [
     ("no little-endian GGUF of version 2 or 3", lambda d: patched(d, b"GGUF", 0, "<I", 1)),
     ("claims 1,000,000 entries", lambda d: patched(d, b"GGUF", 4, "<Q", 10**6)),
     ("claims 1,152,921,504,606,846,976 entries", lambda d: patched(d, b"GGUF", 12, "<Q", 2**60)),
-    ("its tensor '' has no size", lambda d: patched(d, b"GGUF", 4, "<Q", 10**4)),  # it reads on in the weights
+    # it reads on in the weights, which may hold any numbers
+    ("has no size|claims more than it holds", lambda d: patched(d, b"GGUF", 4, "<Q", 10**4)),
     ("claims more than it holds", lambda d: patched(d, b"GGUF", 20, "<Q", 2**60)),  # the length of a text
     ("claims more than it holds", lambda d: patched(d, b"ggml.token_type", 8, "<Q", 2**60)),
     ("claims more than it holds", lambda d: patched(d, b"ggml.tokens", 8, "<Q", 2**60)),
