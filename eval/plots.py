@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # whatever a user has for figures of their own
@@ -45,6 +46,19 @@ plt.rc("legend", frameon=False)
 plt.rc("errorbar", capsize=2)
 
 
+@contextmanager
+def costing_the_picture(name):
+    """A picture that fails inside costs the picture: a line says why, and nothing is raised."""
+    try:
+        yield
+    except UserError:  # it cannot be written
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        print(f"{name} gives no picture: {why}", file=sys.stderr)
+        plt.close("all")
+
+
 def draw_run(results, folder=None):
     """Write the figures of a run to a folder as PNG files; without one return {title: address of an SVG image}, for
     report.html. A picture that fails costs the picture."""
@@ -54,15 +68,9 @@ def draw_run(results, folder=None):
         ("accuracy_by_length", "Accuracy by length", plot_lengths, not results["args"]["own_data"]),
         ("loss", "Loss while tuning", plot_loss, results["loss"]),
     ):
-        try:
+        with costing_the_picture(plot.__name__):
             if is_drawn:
                 found[title] = write(plot(results), folder and folder / f"{name}.png")
-        except UserError:  # it cannot be written
-            raise
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}".partition("\n")[0]
-            print(f"{plot.__name__} gives no picture: {why}", file=sys.stderr)
-            plt.close("all")
     return found
 
 
@@ -161,6 +169,7 @@ def plot_confusion(results):
 CONTEXTS = "the example as text", "best context"  # in every figure of a study
 
 
+@costing_the_picture("plot_study")
 def plot_study(rows, folder, along=""):
     """Write figure_TASK.png for each task of a study, a panel for each range; `along` names the axis of x."""
     for task in dict.fromkeys(r["task"] for r in rows):

@@ -22,8 +22,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 RED, GREEN, PURPLE, BLUE = (plots.COLORS[name] for name in ("hybrid", "few-shot", "finetune", "scratch"))
 TUNED_ON = {"addition": "1-4 digits", "multiplication": "1-4 digits", "symbolic_sum": "2-5 terms"}
-TUNED_ON |= {"word_reversal": "3-8 letters", "last_letter": "2-4 words"}
-TUNED_ON["trec-train"] = "6 classes"
+TUNED_ON |= {"word_reversal": "3-8 letters", "last_letter": "2-4 words", "trec-train": "6 classes"}
 DEMO = {"one-shot": "one worked example", "few-shot": "best context", "scratch": "trained from scratch"}
 
 

@@ -77,6 +77,8 @@ def number(low, high, kind=float):
     def finite_number(text):
         try:
             value = kind(text)
+            if kind is int and not text.removeprefix("-").isdecimal():  # int reads 1_0 and +1 as well
+                raise ValueError
         except ValueError:
             what = "whole number" if kind is int else "number"
             raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a {what}") from None

@@ -131,8 +131,8 @@ class YourData(Task):
                 note = f"{len(long)} rows to {split} on are too long for the base: left out, {named(list(long))}"
                 self.notes.append(note)
         self.check_rows("every row to {} on is too long for the base: use one with a longer block_size")
-        dropped = len(self.notes) > before
-        self.find_classes()
+        if dropped := len(self.notes) > before:
+            self.find_classes()
         return dropped
 
     def read(self, path, prompt, answer):

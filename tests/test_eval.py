@@ -224,6 +224,8 @@ def test_text_is_drawn_as_it_is_and_a_picture_that_fails_costs_the_picture(monke
     monkeypatch.setattr(plots, "plot_confusion", lambda results: 1 / 0)
     assert list(plots.draw_run(results)) == ["Loss while tuning"]
     assert capsys.readouterr().err == "<lambda> gives no picture: ZeroDivisionError: division by zero\n"
+    plots.plot_study([{}], "nowhere")
+    assert capsys.readouterr().err == "plot_study gives no picture: KeyError: 'task'\n"
 
 
 def test_figures_are_png_files_or_svg_and_no_matplotlibrc_changes_them(tmp_path):
