@@ -18,6 +18,7 @@ import json
 import math
 import random
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -266,29 +267,25 @@ def measure(run, when, name, method):
 
 @torch.no_grad()
 def evaluate(method, model, tokenizer, task, tests, desc):
-    """({range: score} of a method's answers, {range: the answers}).
-
-    Where there are classes the answers are the likeliest ones, elsewhere what was written.
-    """
+    """({range: score}, {range: a method's answers}). These are the likeliest classes, else what was written."""
     network, tokenizer = method.network(model), method.tokenizer(tokenizer)
-    past, accuracy, answers = method.past(network), {}, {}
+    past, encoded, limits = method.past(network), [], []
+    for examples in tests.values():
+        asked = [(method.insert_rows(question), answer) for question, answer in encode(tokenizer, examples)]
+        encoded += asked
+        limits += [max(len(answer) for _, answer in asked)] * len(asked)  # tokens of an answer, by range
     # each process answers its part, but all of them everything where they compute each block together
     together = processes.is_sharded(network)
-    n = sum(len(examples if together else processes.part(examples)) for examples in tests.values())
-    with tqdm(total=n, desc=desc, unit=" questions", disable=not processes.is_main()) as bar:
-        for name, examples in tests.items():
-            bar.set_postfix_str(name)
-            encoded = [(method.insert_rows(question), answer) for question, answer in encode(tokenizer, examples)]
-            mine = encoded if together else processes.part(encoded)
-            if task.classes:
-                chosen = rank_choices(network, past, tokenizer, task, mine, bar.update)
-                texts = [task.answer_line(task.classes[i]) for i in chosen]
-            else:
-                longest = max(len(answer) for _, answer in encoded)  # of all processes
-                texts = generate_answers(network, past, tokenizer, task, mine, longest, bar.update)
-            answers[name] = texts if together else processes.gather(texts, len(encoded))
-            accuracy[name] = score(task, examples, answers[name])
-    return accuracy, answers
+    mine, limits = (x if together else processes.part(x) for x in (encoded, limits))
+    with tqdm(total=len(mine), desc=desc, unit=" questions", disable=not processes.is_main()) as bar:
+        if task.classes:
+            chosen = rank_choices(network, past, tokenizer, task, mine, bar.update)
+            texts = [task.answer_line(task.classes[i]) for i in chosen]
+        else:
+            texts = generate_answers(network, past, tokenizer, task, mine, limits, bar.update)
+    texts = iter(texts if together else processes.gather(texts, len(encoded)))
+    answers = {name: list(islice(texts, len(examples))) for name, examples in tests.items()}
+    return {name: score(task, examples, answers[name]) for name, examples in tests.items()}, answers
 
 
 def measure_texts(run, examples):

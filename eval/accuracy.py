@@ -23,34 +23,35 @@ def wilson(correct, n, z=1.959964):
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
-def generate_answers(network, past, tokenizer, task, encoded, longest=None, progress=lambda n: None):
+def generate_answers(network, past, tokenizer, task, encoded, limits=None, progress=lambda n: None):
     """The texts that greedy decoding writes after each question, up to the task's stop.
 
-    past is a KV cache of batch 1, or None; encoded comes from data.batches.encode. Every question gets `longest`
-    tokens, by default as many as the longest true answer has. progress is told how many questions are done.
+    past is a KV cache of batch 1, or None; encoded comes from data.batches.encode. limits: the most tokens of each
+    answer, by default as many as the longest true one has. progress is told how many questions are done.
 
     A true answer that `exact_answers` finds is not decoded. It sums in another order than decoding does, so that an
     answer may change where two tokens are the likeliest up to rounding: of nano-2's none in float32, and 2 of 3,750 in
     bfloat16.
     """
-    longest, stop = longest or max(len(answer) for _, answer in encoded), [tokenizer.stops(task.stop)]
+    limits = limits or [max((len(answer) for _, answer in encoded), default=0)] * len(encoded)
     texts, left = [tokenizer.cut(answer, task.stop) for _, answer in encoded], set(range(len(encoded)))
     for exact, rows, _ in exact_answers(network, past, encoded):
         left.difference_update(i for i, right in zip(rows, exact.tolist()) if right)
         if 3 * exact.sum() < 2 * len(exact):
             break  # it is cheaper to decode the others at once
-    left = sorted(left)
+    left, stop = sorted(left), [tokenizer.stops(task.stop)]
     progress(len(encoded) - len(left))
 
     def decode(rows):
         rows = [left[j] for j in rows]
+        longest = max(limits[i] for i in rows)
         return rows, generate(network, [encoded[i][0] for i in rows], longest, past, stop=stop)
 
-    lengths = [len(encoded[i][0]) + longest for i in left]
-    most = min(2 * MOST_TOKENS, sum(lengths) // 2 + longest)  # two batches at least, one for each of two threads
+    lengths = [len(encoded[i][0]) + limits[i] for i in left]
+    most = min(2 * MOST_TOKENS, sum(lengths) // 2 + max(limits, default=0))  # at least two batches, for two threads
     for rows, answers in in_threads(decode, by_length(lengths, most)):
         for i, tokens in zip(rows, answers):
-            texts[i] = tokenizer.cut(tokens, task.stop)
+            texts[i] = tokenizer.cut(tokens[: limits[i]], task.stop)
         progress(len(rows))
     return texts
 

@@ -54,8 +54,9 @@ def test_answers_equal_decoding_whether_few_or_most_are_right(tokenizer, monkeyp
         encoded = [(method.insert_rows(question), answer) for question, answer in encode(letters, examples)]
         longest, stop = max(len(answer) for _, answer in encoded), [letters.stops(task.stop)]
         written = generate(network, [question for question, _ in encoded], longest, past, stop=stop)
-        texts = generate_answers(network, past, letters, task, encoded, progress=done.append)
-        assert texts == [letters.cut(tokens, task.stop) for tokens in written] and sum(done) == len(encoded)
+        limits = [len(answer) for _, answer in encoded]
+        texts = generate_answers(network, past, letters, task, encoded, limits, done.append)
+        assert texts == [letters.cut(t[:n], task.stop) for t, n in zip(written, limits)] and sum(done) == len(encoded)
         exact, _ = count_exact(network, past, encoded)
         assert exact == sum(tokens == answer for tokens, (_, answer) in zip(written, encoded))
 

@@ -54,7 +54,7 @@ def few(monkeypatch, base):
         self, min(n, 40 if split == "train" else 2), *args, split=split, **more))  # fmt: skip
     monkeypatch.setattr(eval.contexts, "best_context", lambda *args, **more: search(*args, **more | {"n_questions": 2}))
     write = train_task.generate_answers
-    monkeypatch.setattr(train_task, "generate_answers", lambda *args: write(*args[:5], 4, *args[6:]))
+    monkeypatch.setattr(train_task, "generate_answers", lambda *args: write(*args[:5], [4] * len(args[4]), *args[6:]))
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=names)
