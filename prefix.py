@@ -19,7 +19,7 @@ METHODS = {}  # {name: class}: the methods of this file; `import methods` adds t
 
 def positive(text):
     """An argparse type for options: a whole number of at least 1."""
-    if int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:  # int reads 1_0 as well
         raise ValueError
     return int(text)
 

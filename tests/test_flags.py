@@ -31,6 +31,7 @@ BAD = [
     ("--out /proc/nothing", "/proc/nothing: No such file or directory"),
     ("--layers 1", "--layers is not for --method hybrid: it is an option of ptuning2, prefix, adapter-prefix"),
     ("--method lora --rank 0", "argument --rank: invalid positive value: '0'"),
+    ("--method lora --rank 1_0", "argument --rank: invalid positive value: '1_0'"),
     ("--method cpt --n-random 50", "--method cpt has no random rows: leave out --n-random"),
     ("--method text --trigger none", "--method text begins as a trigger: leave out --trigger none"),
     ("--method prompt --init trigger --trigger none", "--method prompt begins as a trigger"),

@@ -47,13 +47,13 @@ def network(kind, width=32, layers=2, **changes):
 
 
 def vocabulary(pre="smollm"):
-    """A byte-level BPE of VOCAB tokens, two of them special and one found in every text."""
+    """A byte-level BPE of VOCAB tokens, two of them special, one found in every text and one that no merge makes."""
     file = tokenizers.Tokenizer(tokenizers.models.BPE())
     file.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     special = ["<|begin|>", "<|end|>"]
     how = {"special_tokens": special, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
-    file.train(["README.md"], trainers.BpeTrainer(vocab_size=VOCAB - 1, **how))
-    tokens = sorted(file.get_vocab(), key=file.get_vocab().get) + ["<tool>"]
+    file.train(["README.md"], trainers.BpeTrainer(vocab_size=VOCAB - 2, **how))
+    tokens = sorted(file.get_vocab(), key=file.get_vocab().get) + ["zqxj", "<tool>"]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
@@ -198,6 +198,7 @@ def test_tokens_are_those_of_transformers(tmp_path, pre):
         assert tokens == theirs.encode(line, split_special_tokens=True, add_special_tokens=False), line
         assert ours.decode(tokens) == line
     assert (ours.eot, ours.bos) == (1, [0] if pre == "llama-bpe" else [])
+    assert (ours.encode("zqxj") == [VOCAB - 2]) == (pre == "llama-bpe")
     assert ours.encode("<tool>") == [VOCAB - 1] and ours.decode(ours.encode_bytes("é1")) == "é1"
 
 

@@ -128,6 +128,14 @@ def test_configurations_of_before_transformers_5_mean_the_same(tmp_path):
     assert load_model(tmp_path).config.rope_theta == theirs.config.rope_parameters["rope_theta"] == 500.0
 
 
+def test_a_qwen3_that_states_no_head_dim_has_128(tmp_path):
+    theirs = reference(tmp_path, "Qwen3", {"num_hidden_layers": 1, "head_dim": 128})
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["head_dim"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_same_logits(load_model(tmp_path), theirs)
+
+
 def test_a_name_of_the_hub_fetches_what_the_index_of_its_shards_names(folder, monkeypatch):
     asked = set()
 
