@@ -271,6 +271,7 @@ EMBEDDING = b"token_embd.weight"  # then its number of dimensions, two dimension
 HOSTILE = [
     ("no little-endian GGUF of version 2 or 3", lambda d: b"GGML" + d[4:]),
     ("no little-endian GGUF of version 2 or 3", lambda d: patched(d, b"GGUF", 0, "<I", 1)),
+    ("claims 1,000,000 entries", lambda d: patched(d, b"GGUF", 4, "<Q", 10**6)),
     ("claims 1,152,921,504,606,846,976 entries", lambda d: patched(d, b"GGUF", 12, "<Q", 2**60)),
     ("claims more than it holds", lambda d: patched(d, b"GGUF", 20, "<Q", 2**60)),  # the length of a text
     ("unknown type 9", lambda d: patched(d, b"ggml.tokens", 4, "<I", 9)),  # arrays of arrays
@@ -278,9 +279,11 @@ HOSTILE = [
     ("'blk.0.attn_q.weight' is there twice", lambda d: d.replace(b"attn_k.weight", b"attn_q.weight")),
     ("'token_embd.weight' has no size", lambda d: patched(d, EMBEDDING, 0, "<I", 2**31)),
     ("'token_embd.weight' has no size", lambda d: patched(d, EMBEDDING, 4, "<Q", 0)),
+    (r"of shape \(17592186044416, 32\) ends behind", lambda d: patched(d, EMBEDDING, 12, "<Q", 2**44)),
     (r"of shape \(400, 32\) ends behind its", lambda d: patched(d, EMBEDDING, 24, "<Q", 2**63)),
     (r"of shape \(400, 33\) ends behind its", lambda d: patched(d, EMBEDDING, 4, "<Q", 33)),
     ("its tensors overlap", lambda d: patched(d, EMBEDDING, 12, "<Q", 700)),
+    ("has the quantization 99: only F32", lambda d: patched(d, EMBEDDING, 20, "<I", 99)),
     ("has the quantization Q8_K: only F32", lambda d: patched(d, EMBEDDING, 20, "<I", 15)),
     ("can't decode byte", lambda d: d.replace(b"llama.block_count", b"\xff" * 17)),
     ("says llama.block_count = None", lambda d: d.replace(b"llama.block_count", b"llama.blocks_gone")),
@@ -293,6 +296,13 @@ def test_hostile_files_end_in_one_line(tmp_path, whole, words, change):
     (tmp_path / "a.gguf").write_bytes(change(whole))
     with pytest.raises(UserError, match=words):
         load_model(tmp_path / "a.gguf")
+
+
+def test_files_that_are_cut_off_are_refused(tmp_path, whole):
+    for end in range(0, len(whole), len(whole) // 30):
+        (tmp_path / "a.gguf").write_bytes(whole[:end])
+        with pytest.raises(UserError):
+            Tokenizer.load(tmp_path / "a.gguf", load_model(tmp_path / "a.gguf").config.vocab_size)
 
 
 # ---------------------------------------------------------------- SmolLM2

@@ -74,6 +74,14 @@ SOLUTIONS = {  # question -> (length, answer), each found in another way than th
 }
 
 
+def test_the_study_s_own_example():
+    task = tasks.load("addition")
+    assert "321+654=" + task.work(321, 654) + "975$" == "321+654=1405;2507;3609;000=975$"
+    assert task.work(5, 7) == "5702;001="  # the carry that is left
+    assert task.work(99, 1) == "9100;9010;001="
+    assert task.work(0, 0) == "000="
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_answers_are_right(name):
     task = tasks.load(name)
@@ -117,14 +125,18 @@ def test_new_words_are_new(name):
     assert not tuned_on & new
 
 
-def test_a_final_answer_ends_at_the_first_stop():
-    assert tasks.load("addition").final_answer("975$ and more=3$") == "975"
-
-
 def test_the_word_list():
     everything = [w for new in (False, True) for group in tasks.words(new).values() for w in group]
     assert len(set(everything)) == len(everything) >= 5000
     assert all(re.fullmatch(r"[a-z]{3,12}", w) for w in everything)
+
+
+def test_final_answers():
+    task = tasks.load("addition")
+    assert task.final_answer("1405;2507;3609;000=975$") == "975"
+    assert task.final_answer("1405;2507;3609;000=975") == ""  # did not end
+    assert task.final_answer("975$ and more=3$") == "975"
+    assert task.final_answer("") == ""
 
 
 MINE = """
