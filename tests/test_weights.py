@@ -66,11 +66,9 @@ def test_the_fingerprint_is_that_of_the_weights_in_any_dtype(tmp_path, tiny):
 def test_broken_checkpoints_are_refused_by_name(tmp_path):
     their_gpt2(tmp_path)
     good = load_file(tmp_path / "model.safetensors")
-    shape = {"transformer.wpe.weight": torch.zeros(9, 32)}
     for tensors, words in (
         ({n: t for n, t in good.items() if "h.1.ln_2.bias" not in n}, "lacks 1 tensors, first 'h.1.ln_2.bias'"),
         (good | {"h.9.odd": torch.zeros(1)}, "'h.9.odd', which GPT-2 does not have"),
-        (good | shape, r"wpe.weight' is \(9, 32\).* \(64, 32\)"),
     ):
         save_file(tensors, tmp_path / "model.safetensors")
         with pytest.raises(UserError, match=words):
@@ -85,27 +83,16 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
         load_model(tmp_path)
     with pytest.raises(UserError, match="no model .nanoo.: give nano-2, smollm2, gpt2"):
         load_model("nanoo")
-    for file, words in (("model.safetensors", "cannot be read"), ("config.json", "truncated: fetch it again")):
-        their_gpt2(tmp_path)
-        os.truncate(tmp_path / file, (tmp_path / file).stat().st_size // 2)
-        with pytest.raises(UserError, match=words):
-            load_model(tmp_path)
 
 
-def test_one_file_and_shards_load_and_a_missing_shard_is_named(tmp_path):
+def test_one_file_loads_and_one_of_several_names_its_folder(tmp_path):
     theirs = their_gpt2(tmp_path)
     whole = load_model(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
     assert fingerprint(load_model(tmp_path / "weights.safetensors")) == fingerprint(whole)
     theirs.save_pretrained(tmp_path, max_shard_size="30KB")
-    shards = sorted(tmp_path.glob("model-*.safetensors"))
-    assert len(shards) > 2
-    assert fingerprint(load_model(tmp_path)) == fingerprint(whole)
     with pytest.raises(UserError, match="lacks .* tensors, .*: name its folder if it is one of several files"):
-        load_model(shards[0])
-    shards[1].unlink()
-    with pytest.raises(UserError, match=f"no {shards[1].name} in"):
-        load_model(tmp_path)
+        load_model(next(tmp_path.glob("model-*.safetensors")))
 
 
 @pytest.mark.parametrize(
