@@ -121,10 +121,6 @@ def some_classes():
     return results | {"answers": ["yes", "no"], "args": {"own_data": True}, "accuracy": ranked, "before": before}
 
 
-def at_questions(lines):
-    return next(i for i, line in enumerate(lines) if line.startswith("questions"))
-
-
 def test_the_story_names_the_range_on_which_the_best_is_worst():
     results = some_results()
     for name, right in (("zero-shot", 0), ("few-shot", 2), ("hybrid", 1)):
@@ -148,7 +144,8 @@ def test_the_table_shows_every_number():
     first = {name: a["in-distribution"] for name, a in results["accuracy"].items()}
     percents = {name: f"{report.percent(a):.1f}%" for name, a in first.items()}
     start = f"{report.percent(results['before']['hybrid']['in-distribution']):.1f}%"
-    assert lines[at_questions(lines) + 1 :][:2] == [
+    at_questions = next(i for i, line in enumerate(lines) if line.startswith("questions"))
+    assert lines[at_questions + 1 :][:2] == [
         f"Tuning took the prefix for $1 or $2 from {start} to {percents['hybrid']} in distribution",
         f"Without tuning: zero-shot {percents['zero-shot']}, best context (1 longest) {percents['few-shot']}",
     ]
@@ -209,18 +206,14 @@ def test_one_line_says_that_no_font_has_a_label_s_characters(capsys):
         assert err.count("\n") == lines and ("figures show boxes" in err) == lines
 
 
-def xml_text(address):
-    svg = base64.b64decode(address.split(",")[1])
-    return "".join(ElementTree.fromstring(svg).itertext())
-
-
 def test_text_is_drawn_as_it_is_and_a_picture_that_fails_costs_the_picture(monkeypatch, capsys):
     results, odd = some_classes(), ["$", "$$x^{", "_a\\frac"]
     results |= {"answers": odd[:2], "task": odd[2]}
     svg = base64.b64decode(plots.draw_run(results)["What was taken for what"].split(",")[1]).decode()
     assert all(text in svg for text in odd)
     address = plots.write(plots.plot_loss(results | {"task": "bell \a, escape \x1b, \ufffe"}), None)  # not for XML
-    assert "bell \ufffd, escape \ufffd, \ufffd" in xml_text(address)
+    read = ElementTree.fromstring(base64.b64decode(address.split(",")[1]))
+    assert "bell \ufffd, escape \ufffd, \ufffd" in "".join(read.itertext())
     capsys.readouterr()
     monkeypatch.setattr(plots, "plot_confusion", lambda results: 1 / 0)
     assert list(plots.draw_run(results)) == ["Loss while tuning"]
