@@ -19,8 +19,8 @@ def wilson(correct, n, z=1.959964):
     if n == 0:
         return 0.0, 1.0
     p = correct / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+    center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (center - half) / (1 + z * z / n)), min(1.0, (center + half) / (1 + z * z / n))
 
 
 def generate_answers(network, past, tokenizer, task, encoded, limits=None, progress=lambda n: None):

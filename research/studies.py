@@ -1,5 +1,5 @@
-"""What each study of compare.py compares. A study is a function under `@study` which yields its cells for one task; a
-cell is a row of the study's table or a point of a curve. A study of your own is one more such function here.
+"""What each study of research/compare.py compares. A study is a function under `@study` which yields its cells for one
+task; a cell is a row of the study's table or a point of a curve. A study of your own is one more such function here.
 """
 
 import shlex
