@@ -4,9 +4,9 @@ cell whose tag begins with `figure-`.
     python -m lessons.figures out/slides
 """
 
+import argparse
 import base64
 import json
-import sys
 from pathlib import Path
 
 from lessons.run import FOLDER, LESSONS, fill
@@ -27,7 +27,9 @@ def figures():
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("folder", type=Path, help="what is written")
+    folder = p.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, png in figures().items():
         (folder / f"{name}.png").write_bytes(png)
