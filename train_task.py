@@ -184,7 +184,7 @@ def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, curve=Non
     The rates warm up over a tenth of the steps, then fall as a cosine. With a checkpoint the training can be stopped,
     and goes on behind the last step of `curve`. With a validation it ends as one of the checkpoints. Returns the curve,
     {"examples": [...], "loss": [...]}: examples seen, and loss in nats per answer token, after each step. Raises
-    UserError where the loss becomes infinite or NaN.
+    UserError where the loss becomes infinite or NaN, and FloatingPointError where the first one is.
     """
     network, device = method.network(model), model.wte.weight.device
     encoded = [(method.insert_rows(question), answer) for question, answer in encoded]
@@ -215,6 +215,8 @@ def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, curve=Non
                 curve["examples"].append(seen)
                 curve["loss"].append(loss)
                 if not math.isfinite(loss):
+                    if step == 1:  # before the first update the rate cannot be why
+                        raise FloatingPointError(f"{method.label}: the loss of the first step is {loss}")
                     lower = f"lower --lr ({', '.join(f'{peak:g}' for peak in peaks)})"
                     raise UserError(f"{method.label}: the loss became {loss} after {seen} examples: {lower}")
                 if validation and validation.due(step, steps):
