@@ -113,8 +113,8 @@ def study_table(rows, settings, jobs, learned_from, along=""):
     lines = [
         f"Final-answer accuracy, %: before tuning > after, {seeds}; "
         f"{learned_from}; base {settings['model']}; seconds of tuning and measuring, {jobs} at once."
-        f"{settings.get('note', '')}"
     ]
+    score = "{:.1f} [{:.1f}, {:.1f}]" if settings["seeds"] > 1 else "{:.1f}"
     for task in dict.fromkeys(r["task"] for r in rows):
         task_rows = [r for r in rows if r["task"] == task]
         assert any(r["series"] == "best context" for r in task_rows), f"{task}: the best context was not measured"
@@ -126,7 +126,7 @@ def study_table(rows, settings, jobs, learned_from, along=""):
             cells = [r["series"], *[f"{r['x']:,}" if r["x"] else ""] * bool(along)]
             for name in ranges:
                 start = f"{r['before'][name][0]:.1f} > " if name in r["before"] else ""
-                after = "{:.1f} [{:.1f}, {:.1f}]".format(*r["accuracy"][name]) if name in r["accuracy"] else ""
+                after = score.format(*r["accuracy"][name]) if name in r["accuracy"] else ""
                 cells.append(start + after)
             lines.append(f"| {' | '.join(cells)} | {r['trainable']:,} | {r['seconds']:.0f} |")
     return "\n".join(lines) + "\n"

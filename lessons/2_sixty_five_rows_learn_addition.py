@@ -318,9 +318,9 @@ plt.show()
 #   {{listed(table["from the example, tuned"])}}%: where nearly everything is right already, tuning has little to add.
 # - **The best context**, which nobody tuned, answers {{listed(table["best context"])}}%.
 #
-# With 4,000 examples, checkpoints and three seeds ([docs/results/methods.md](../docs/results/methods.md)) the sums of 8
-# digits get {{finding("methods", "addition", "hybrid", "8 digits"):.0f}}% from the example,
-# {{finding("methods", "addition", "hybrid, instruction", "8 digits"):.0f}}% from the instruction, and
+# With 1,000 examples, checkpoints and one seed ([docs/results/methods.md](../docs/results/methods.md)) the sums of 8
+# digits get {{finding("methods", "addition", "hybrid, example", "8 digits"):.0f}}% from the example,
+# {{finding("methods", "addition", "hybrid", "8 digits"):.0f}}% from the instruction, and
 # {{finding("methods", "addition", "best context", "8 digits"):.0f}}% behind the best context.
 #
 # So the title of this lesson is half a lie. Nobody learned addition here: nano-2 could add, and has done so in other

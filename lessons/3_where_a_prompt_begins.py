@@ -169,14 +169,14 @@ plt.show()
 # take away. This is why `train_task.py` asks held-out questions while it tunes, and keeps the best checkpoint, the
 # start included.
 #
-# With checkpoints and three seeds ([docs/results/init.md](../docs/results/init.md)) the prompt from the example ends at
+# With checkpoints and one seed ([docs/results/init.md](../docs/results/init.md)) the prompt from the example ends at
 # {{finding("init", "addition", "hybrid: random and example", "8 digits"):.0f}}% at eight digits, that from the
 # instruction at {{finding("init", "addition", "hybrid: random and instruction", "8 digits"):.0f}}%, and 48 random rows
 # at {{finding("init", "addition", "hybrid: random only", "8 digits"):.0f}}%. So "the prompt from the example
 # generalizes best" is true there and misleading: it began at
 # {{finding("init", "addition", "hybrid: random and example", "8 digits", before=True):.0f}}%. A small transformer
-# **from scratch** ends at {{finding("methods", "addition", "scratch", "in-distribution"):.0f}}% in distribution and at
-# {{finding("methods", "addition", "scratch", "8 digits"):.0f}}% at eight digits. It knows nothing but what it was
+# **from scratch** ends at {{finding("headline", "addition", "scratch", "in-distribution"):.0f}}% in distribution and at
+# {{finding("headline", "addition", "scratch", "8 digits"):.0f}}% at eight digits. It knows nothing but what it was
 # shown: accuracy beyond four digits is what the base brings along.
 #
 # ## Is a difference one?
@@ -250,7 +250,7 @@ for name, (only_other, only_example, p) in signs.items():
 # {{listed([repr(name) for name, sign in signs.items() if sign[2] < 0.05] or ["none"])}}.
 #
 # One run is still one run. Another seed draws other rows and another order of examples, which the sign test knows
-# nothing about: over three seeds the example ends above random rows.
+# nothing about: [three seeds of one prompt](../docs/results/headline.md) lie further apart than many prompts do.
 #
 # ## What went wrong
 #
@@ -345,7 +345,7 @@ for e, text in wrong[:2]:
 #
 # ## What to read next
 #
-# - [docs/results/init.md](../docs/results/init.md): all starts and ends, three seeds, 100 questions a range.
+# - [docs/results/init.md](../docs/results/init.md): all starts and ends, one seed, 100 questions a range.
 # - Li & Liang (2021), [Prefix-Tuning](https://arxiv.org/abs/2101.00190), section 7.4, and Lester et al. (2021),
 #   [Prompt Tuning](https://arxiv.org/abs/2104.08691), section 3.2, on how to begin; Razdaibiedina et al. (2023),
 #   [Residual Prompt Tuning](https://arxiv.org/abs/2305.03937), on the MLP.

@@ -174,7 +174,7 @@ plt.show()
 # {{table[unseen, "adapter-prefix"][1]:.0f}}%, and rows at the input at {{table[unseen, "prompt"][1]:.0f}}%. So methods
 # that are alike on a known skill differ on a new one, in how soon they learn it.
 #
-# The same on the alphabet, `next(dog)=eph$`, with 4,000 examples and three seeds
+# The same on the alphabet, `next(dog)=eph$`, with 4,000 examples and one seed
 # ([docs/results/unseen_skill.md](../docs/results/unseen_skill.md)): after five passes LoRA is right in
 # {{finding("unseen_skill", "next_letter", "lora, 5 passes", "in-distribution"):.0f}}%, keys and values in every layer
 # in {{finding("unseen_skill", "next_letter", "ptuning2, 5 passes", "in-distribution"):.0f}}%, and rows at the input in
