@@ -134,7 +134,7 @@ def train_parser(doc, cls, shown):
     g.add_argument("--tokenize", choices=TOKENIZE, metavar="HOW", help=how)
 
     g = p.add_argument_group("tuning and measuring")
-    g.add_argument("--examples", type=at_least(1), metavar="N", help="(default 1000; scratch: 20000; your own data: all)")
+    g.add_argument("--examples", type=at_least(1), metavar="N", help="(default 1000; scratch: 20000; own data: all)")
     g.add_argument("--epochs", type=at_least(1), metavar="N", help="passes (default 1; scratch: 3; own data: up to 5)")
     g.add_argument("--batch-size", type=at_least(1, 65536), metavar="N", help="(default 8; scratch: 16)")
     g.add_argument("--lr", type=learning_rate, metavar="RATE", help="peak learning rate (default: the method's)")
