@@ -144,14 +144,14 @@ def import_peft(folder, model):
     if kind == "LORA":
         return import_lora(config, tensors, model, file)
     width = c.n_embd if PEFT_PROMPTS[kind] is HybridPrefix else 2 * c.n_layer * c.n_kv_head * c.head_dim
-    rows = tensors.pop("prompt_embeddings", torch.empty(0))  # (P, C) or (P, n_layer * 2 * n_kv_head * D)
+    rows = tensors.pop("prompt_embeddings", torch.empty(0)).float()  # (P, C) or (P, n_layer * 2 * n_kv_head * D)
     if tensors or rows.dim() != 2 or rows.size(1) != width:
         raise UserError(
             f"{weights}: prompt_embeddings is {tuple(rows.shape)} beside {list(tensors)}, a {kind} prompt for "
             f"{model.name} is {width} wide and nothing else: give the --model it was tuned on"
         )
     prompt = PEFT_PROMPTS[kind](model, n_random=len(rows))
-    prompt.load_state_dict({name: rows.float() for name in prompt.state_dict()})  # rows, and where they began
+    prompt.load_state_dict({name: rows for name in prompt.state_dict()})  # rows, and where they began
     return prompt.to(model.wte.weight.device)
 
 
