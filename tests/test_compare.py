@@ -144,6 +144,8 @@ def test_a_study_s_table_shows_the_start_and_the_best_context():
     text = report.study_table([tuned, context], settings, 2, "32 examples", "rows")
     assert "| s | 10 | 0.5 > 1.0 [0.0, 2.0] | 1,234 | 5 |" in text
     assert "mean of 2 seeds [lowest, highest]; 32 examples; base one; seconds" in text
+    text = report.study_table([tuned, context], settings | {"seeds": 1}, 2, "32 examples", "rows")
+    assert "| s | 10 | 0.5 > 1.0 | 1,234 | 5 |" in text and "one seed; 32 examples" in text
     for rows in ([tuned], [tuned | {"before": {}}, context]):
         with pytest.raises(Exception, match="best context was not measured|no accuracy before tuning"):
             report.study_table(rows, settings, 2, "")

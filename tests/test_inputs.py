@@ -134,6 +134,7 @@ REFUSED = [
     ("prefix hybrid", set_tensors(rows=nan_at), "'rows' holds NaN or infinite numbers"),
     *(("prefix warp", init_kwargs(labels=v), "") for v in ([5], [[257]], [[]], [])),
     ("prefix warp", set_tensors(label_tokens=lambda t: t + 10**9), "'label_tokens' holds tokens past"),
+    *(("prefix adapter", init_kwargs(bottleneck=v), "") for v in (0, 10**9, None)),
     ("prefix text", set_tensors(shots=lambda t: t + 300), "'shots' holds tokens past"),
     *((kind, ten_terabytes, "cannot be read") for kind in ("weights", "prefix hybrid")),
     *(("weights", set_tensors(**{"wpe.weight": lambda t, v=v: nan_at(t, v)}), "NaN") for v in (-math.inf, math.nan)),

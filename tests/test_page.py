@@ -9,7 +9,7 @@ import pytest
 from conftest import read_results
 
 import train_task
-from eval import page
+from eval import page, plots
 
 pytestmark = pytest.mark.xdist_group("page")  # one process makes the runs and starts the browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -104,6 +104,14 @@ def test_the_page_is_made_again_of_its_files(runs, tmp_path):
     page.main([str(tmp_path)])
     assert (tmp_path / "report.html").read_text() == (runs["hybrid"] / "report.html").read_text()
     assert (tmp_path / "report.html").stat().st_size < 400_000
+
+
+def test_a_run_whose_pictures_fail_has_its_results_and_its_page(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "write", lambda fig, path: 1 / 0)
+    done = run("--task", "addition", "--beside", "adapter", "--out", tmp_path / "run").ok()
+    assert "plot_lengths gives no picture" in done.err
+    assert {"results.json", "report.html"} < {p.name for p in (tmp_path / "run").iterdir()}
+    assert "<img" not in (tmp_path / "run" / "report.html").read_text()
 
 
 def wrong_answers(out, when):

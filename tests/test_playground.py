@@ -280,6 +280,7 @@ def test_offline_once_loaded_and_small(show, made, address):
     "fault, remedy",
     [
         ({"routes": ["**/model.onnx.gz"]}, "model.onnx.gz is missing (404). Build the page again"),
+        ({"routes": ["**/addition.safetensors"]}, "addition.safetensors is missing (404)"),
         ({"script": "delete window.WebAssembly"}, "needs WebAssembly"),
     ],
 )

@@ -387,6 +387,7 @@ CARRIED = "9908;9919;001=198$"  # of 99+99=
         ("symbolic_sum", "3;8;12=12$", "3;9;13=13$", "wrong total"),
         ("symbolic_sum", "3;8;12=12$", "3;12=12$", "term left out"),
         ("symbolic_sum", "3;8;12=12$", "3; 8; 12=12$", "space added"),
+        ("last_letter", "k;e;g=keg$", "k;g;g=kgg$", "wrong letter"),
         ("last_letter", "k;e;g=keg$", "k;e;g=kge$", "letters miscopied"),
         ("word_reversal", "pmal$", "pmla$", "wrong character"),
     ],

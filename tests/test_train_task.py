@@ -192,11 +192,18 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_loses_nothing(of_words, tm
     assert (tmp_path / "out" / "results.json").read_text() == "precious"
 
 
+def a_slip(self, x):
+    raise ValueError("shapes do not match")
+
+
 @pytest.mark.parametrize(
-    "fault, forward",
-    [(RuntimeError, lambda self, x: x.view(3)), (FloatingPointError, lambda self, x: x * math.nan)],
+    "forward, fault, words",
+    [
+        (a_slip, ValueError, "shapes do not match"),
+        (lambda self, x: x * math.nan, FloatingPointError, "the loss of the first step is nan"),
+    ],
 )
-def test_a_fault_of_the_code_keeps_its_traceback(base, tmp_path, monkeypatch, fault, forward):
+def test_a_fault_of_the_code_keeps_its_traceback(base, tmp_path, monkeypatch, forward, fault, words):
     monkeypatch.setattr(model.MLP, "forward", forward)
-    with pytest.raises(fault):
+    with pytest.raises(fault, match=words):
         run_main(train_task.main, "train_task.py", ["--model", str(base), "--out", str(tmp_path / "run"), *ALONE])
