@@ -155,4 +155,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "sample.py")
+    run_main(main)

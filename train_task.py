@@ -333,5 +333,5 @@ def finish(run, prompt, look_before):
 
 
 if __name__ == "__main__":
-    run_main(main, Path(sys.argv[0]).name)
+    run_main(main)
     processes.leave()

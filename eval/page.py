@@ -55,7 +55,7 @@ def write_page(path, results, details):
 
 
 def main(argv=None):
-    p = Parser(__doc__, prog="python -m eval.page")
+    p = Parser(__doc__)
     p.add_argument("out", type=Path, metavar="FOLDER", help="of a run, with results.json and details.json")
     out = p.parse_args(argv).out
     read = [schemas.read_json(out / name, dict, "run it again") for name in ("results.json", "details.json")]
@@ -68,4 +68,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "python -m eval.page")
+    run_main(main)

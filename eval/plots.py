@@ -169,33 +169,37 @@ def plot_confusion(results):
 CONTEXTS = "the example as text", "best context"  # in every figure of a study
 
 
-@costing_the_picture("plot_study")
 def plot_study(rows, folder, along=""):
-    """Write figure_TASK.png for each task of a study, a panel for each range; `along` names the axis of x."""
+    """Write figure_TASK.png for each task of a study, a panel for each range; `along` names the axis of x. A picture
+    that fails costs the picture."""
     for task in dict.fromkeys(r["task"] for r in rows):
-        task_rows = [r for r in rows if r["task"] == task]
-        asked = [r for r in task_rows if r["series"] not in CONTEXTS] or task_rows  # contexts see no other task
-        ranges = [name for name in asked[0]["accuracy"] if all(name in r["accuracy"] for r in asked)]
-        series = {}  # {name: its rows}
-        for r in task_rows:
-            series.setdefault(r["series"], []).append(r)
-        columns = min(3, len(ranges)) if along else len(ranges)
-        lines = math.ceil(len(ranges) / columns)
-        size = (4.2 * columns + 0.6, 3.5 * lines + 1.8) if along else (2.2 * columns + 3.2, 0.38 * len(series) + 2)
-        fig, panels = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False)
-        fig.suptitle(f"{task}: final-answer accuracy (%)", fontsize=16)
-        for panel, name in zip(panels.flat, ranges):
-            panel.set_title(name.replace("on ", "on\n"), fontsize=15)
-            panel.tick_params(labelsize=13)
-            draw_curves(panel, series, name, along) if along else draw_dots(panel, series, name)
-        for panel in panels.flat[len(ranges) :]:
-            panel.remove()
-        path = Path(folder) / f"figure_{task.replace(':', '-')}.png"
-        if along:
-            add_legend(fig, panels[0, 0])
-        else:
-            fig.supxlabel("hollow before tuning, red after; dashed line: best context", fontsize=14)
-        write(fig, path)
+        with costing_the_picture(f"the study of {task}"):
+            plot_task(task, [r for r in rows if r["task"] == task], folder, along)
+
+
+def plot_task(task, task_rows, folder, along):
+    asked = [r for r in task_rows if r["series"] not in CONTEXTS] or task_rows  # contexts see no other task
+    ranges = [name for name in asked[0]["accuracy"] if all(name in r["accuracy"] for r in asked)]
+    series = {}  # {name: its rows}
+    for r in task_rows:
+        series.setdefault(r["series"], []).append(r)
+    columns = min(3, len(ranges)) if along else len(ranges)
+    lines = math.ceil(len(ranges) / columns)
+    size = (4.2 * columns + 0.6, 3.5 * lines + 1.8) if along else (2.2 * columns + 3.2, 0.38 * len(series) + 2)
+    fig, panels = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False)
+    fig.suptitle(f"{task}: final-answer accuracy (%)", fontsize=16)
+    for panel, name in zip(panels.flat, ranges):
+        panel.set_title(name.replace("on ", "on\n"), fontsize=15)
+        panel.tick_params(labelsize=13)
+        draw_curves(panel, series, name, along) if along else draw_dots(panel, series, name)
+    for panel in panels.flat[len(ranges) :]:
+        panel.remove()
+    path = Path(folder) / f"figure_{task.replace(':', '-')}.png"
+    if along:
+        add_legend(fig, panels[0, 0])
+    else:
+        fig.supxlabel("hollow before tuning, red after; dashed line: best context", fontsize=14)
+    write(fig, path)
 
 
 def draw_curves(panel, series, name, along):

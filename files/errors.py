@@ -27,16 +27,23 @@ class Parser(argparse.ArgumentParser):
     """argparse with the program's docstring as its help, and errors as UserError."""
 
     def __init__(self, doc, **kwargs):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        kwargs |= {"description": doc, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(prog=command(), **kwargs)
 
     def error(self, message):
         raise UserError(f"{message}; --help shows what there is")
 
 
+def command():
+    """How a user calls the program that runs: train_task.py, or python -m research.compare."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+
+
 def report(kind, error, traceback):
     """An exception of a command that is still importing: one line where it is a library's."""
     if message := explain(error):
-        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+        print(f"{command()}: {message}", file=sys.stderr, flush=True)
         os._exit(2)
     sys.__excepthook__(kind, error, traceback)
 
@@ -45,9 +52,9 @@ if is_command():
     sys.excepthook = report
 
 
-def run_main(main, program, argv=None):
-    """Call main(argv) as the command `program`. Exits with code 2 after a UserError and with 130 after Ctrl-C. A closed
-    pipe, as `head` leaves one, is no error."""
+def run_main(main, program=None, argv=None):
+    """Call main(argv) as a command, which messages call `program`. Exits with code 2 after a UserError and with 130
+    after Ctrl-C. A closed pipe, as `head` leaves one, is no error."""
     sys.stderr = sys.stderr or open(os.devnull, "w")  # progress bars write to it
     interrupts.update({"are errors": True, "seen": 0})
     try:
@@ -75,8 +82,8 @@ def run_main(main, program, argv=None):
             bar.close()  # so that the message stands on a line of its own
         if os.environ.get("RANK", "0") != "0":
             time.sleep(5)  # process 0 reports what all of them would, and torchrun then ends this one
-            program = f"{program}, process {os.environ['RANK']}"
-        print(f"{program}: {message}", file=sys.stderr)
+            message = f"process {os.environ['RANK']}: {message}"
+        print(f"{program or command()}: {message}", file=sys.stderr)
         sys.exit(2)
     finally:
         interrupts["are errors"] = False

@@ -113,4 +113,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "python -m files.gguf")
+    run_main(main)

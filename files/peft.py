@@ -227,4 +227,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "python -m files.peft")
+    run_main(main)

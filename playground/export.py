@@ -123,7 +123,7 @@ def questions(run, task):
 
 @torch.no_grad()
 def main(argv=None):
-    p = Parser(__doc__, prog="python -m playground.export")
+    p = Parser(__doc__)
     p.add_argument("--run", type=Path, nargs="+", required=True, metavar="RUN", help="folders of runs with a prompt")
     p.add_argument("--out", type=Path, default=Path("out/playground"), help="the page's folder (default %(default)s)")
     args = p.parse_args(argv)
@@ -145,4 +145,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "python -m playground.export")
+    run_main(main)

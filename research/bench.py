@@ -200,4 +200,4 @@ def table(results, args):
 
 
 if __name__ == "__main__":
-    run_main(main, "python -m research.bench")
+    run_main(main)

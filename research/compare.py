@@ -194,9 +194,10 @@ def do_study(name, args):
 
 def main(argv=None):
     args = parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # do_all then ends its runs
     if any([do_study(name, args) for name in args.studies]):
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    run_main(main, "compare.py")
+    run_main(main)

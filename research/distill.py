@@ -77,4 +77,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "distill.py")
+    run_main(main)

@@ -121,7 +121,7 @@ def replace(page, text):
 
 
 def main(argv=None):
-    p = Parser(__doc__, prog="figures.py")
+    p = Parser(__doc__)
     p.add_argument("demo", nargs="?", type=Path, help="folder of a finished run of train_task.py --task addition")
     folder = p.parse_args(argv).demo
     if folder:
@@ -137,4 +137,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "figures.py")
+    run_main(main)

@@ -62,4 +62,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "measure.py")
+    run_main(main)

@@ -248,4 +248,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "python -m research.pretrain")
+    run_main(main)

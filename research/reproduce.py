@@ -36,4 +36,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "reproduce.py")
+    run_main(main)

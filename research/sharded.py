@@ -47,5 +47,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "sharded.py")
+    run_main(main)
     processes.leave()

@@ -178,4 +178,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "python -m research.translate")
+    run_main(main)

@@ -26,4 +26,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, "python -m tasks")
+    run_main(main)

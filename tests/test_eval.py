@@ -218,8 +218,8 @@ def test_text_is_drawn_as_it_is_and_a_picture_that_fails_costs_the_picture(monke
     monkeypatch.setattr(plots, "plot_confusion", lambda results: 1 / 0)
     assert list(plots.draw_run(results)) == ["Loss while tuning"]
     assert capsys.readouterr().err == "<lambda> gives no picture: ZeroDivisionError: division by zero\n"
-    plots.plot_study([{}], "nowhere")
-    assert capsys.readouterr().err == "plot_study gives no picture: KeyError: 'task'\n"
+    plots.plot_study([{"task": "a"}], "nowhere")
+    assert capsys.readouterr().err == "the study of a gives no picture: KeyError: 'series'\n"
 
 
 def test_figures_are_png_files_or_svg_and_no_matplotlibrc_changes_them(tmp_path):
@@ -255,6 +255,9 @@ def test_the_best_context_is_the_best_of_its_candidates(tokenizer, monkeypatch):
     monkeypatch.setattr(little, "prefill", lambda tokens: seen.extend(tokens.tolist()))
     best_context(little, tokenizer, task, examples, max_tokens=10_000, n_questions=1)
     assert len(seen) == 17 and seen[0] == tokenizer.encode_task(as_text(task.worth_showing(examples, 1)))
+    little.final_norm = lambda x: x * math.nan
+    with pytest.raises(FloatingPointError, match="of untrained behind a worked example"):
+        best_context(little, tokenizer, task, examples, max_tokens=10_000)
 
 
 def test_word_frequencies_tell_classes_apart(tmp_path):

@@ -217,7 +217,7 @@ def test_an_input_s_fault_is_one_line_and_a_program_s_is_its_traceback(capsys, m
     assert ends(capsys, KeyboardInterrupt())[0] == 130
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setenv("RANK", "1")
-    assert ends(capsys, UserError("broken")) == (2, "program, process 1: broken")
+    assert ends(capsys, UserError("broken")) == (2, "program: process 1: broken")
     for error in (ValueError, RuntimeError):
         with pytest.raises(error, match="ours"):
             ends(capsys, error("ours"))
@@ -225,14 +225,14 @@ def test_an_input_s_fault_is_one_line_and_a_program_s_is_its_traceback(capsys, m
     with pytest.raises(SystemExit):
         errors.run_main(lambda argv: torch.empty(2**50), "program")
     err = capsys.readouterr().err
-    assert err.startswith("program, process 1: the memory of this machine") and err.count("\n") == 1
+    assert err.startswith("program: process 1: the memory of this machine") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     "program, variable, words",
     [
         ("sample.py", "TQDM_MININTERVAL", "cannot import tqdm (could not convert string to float: 'odd'): unset"),
-        ("-m research.compare methods", "TORCH_LOGS", "compare.py: cannot import torch (Invalid log settings: odd"),
+        ("-m research.compare methods", "TORCH_LOGS", "python -m research.compare: cannot import torch (Invalid log settings: odd"),
     ],
 )
 def test_a_library_that_cannot_be_imported_is_one_line(program, variable, words):

@@ -297,4 +297,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_main(main, __file__)
+    run_main(main)

@@ -479,20 +479,24 @@ def working_set():
         yield box
 
 
-def main():
-    n, first = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    failures, refused, kinds = 0, 0, sys.argv[3:] or list(KINDS)
+def main(argv=None):
+    p = errors.Parser(__doc__)
+    p.add_argument("n", type=int)
+    p.add_argument("first", type=int, nargs="?", default=0)
+    p.add_argument("kinds", nargs="*", choices=[[], *KINDS], default=[])
+    args = p.parse_args(argv)
+    failures, refused, kinds = 0, 0, args.kinds or list(KINDS)
     with working_set() as box:
-        for i in range(first, first + n):
+        for i in range(args.first, args.first + args.n):
             kind, rng = kinds[i % len(kinds)], random.Random(i)
             wrong, code, _, what = try_one(box, kind, lambda path: change(path, rng))  # noqa: B023
             refused += code == 2 and wrong is None
             if wrong:
                 failures += 1
                 print(f"input {i}, {kind}, {what}: {wrong}", flush=True)
-    print(f"inputs tried: {n:,} of {len(kinds)} kinds, {refused:,} refused in one line; failures: {failures}")
+    print(f"inputs tried: {args.n:,} of {len(kinds)} kinds, {refused:,} refused in one line; failures: {failures}")
     sys.exit(failures > 0)
 
 
 if __name__ == "__main__":
-    main()
+    errors.run_main(main)
