@@ -17,7 +17,7 @@ def generate(
 
     questions: B lists of token numbers, at least one number each; their lengths may differ.
     past: the KV cache that stands before the questions. Its batch is 1 (one prompt for all) or B (a prompt for each).
-    past_pad: (n_layer, B), how many positions at the beginning of each row's past are empty; see stack_caches.
+    past_pad: (B), how many positions at the beginning of each row's past are empty; see stack_caches.
     stop: a token number; (B) of them; or (1 or B, E), several for each row, where -1 stands for none. A row ends with
     the first of its stop tokens, else after max_new_tokens.
     temperature: 0 takes the likeliest token; above it tokens are sampled from the `top_k` likeliest, or from all.
@@ -62,15 +62,15 @@ def drop_finished(done, past, past_pad, kv_cache, left_pad):
     kv_cache = [(keys[~done], values[~done]) for keys, values in kv_cache]
     if past and past[0][0].size(0) == len(done):  # a prompt for each row, not one for all
         past = [(keys[~done], values[~done]) for keys, values in past]
-    past_pad = None if past_pad is None else past_pad[:, ~done]
+    past_pad = None if past_pad is None else past_pad[~done]
     return past, past_pad, kv_cache, None if left_pad is None else left_pad[~done]
 
 
 def stack_caches(caches):
-    """Caches of batch 1 and different lengths -> one cache of their batch, and past_pad (n_layer, B): how many
-    positions each leaves empty at its beginning, in each layer (a prefix may stand in the upper layers only)."""
-    longest = max(keys.size(2) for cache in caches for keys, _ in cache)
-    past_pad = torch.tensor([[longest - keys.size(2) for keys, _ in cache] for cache in caches]).T
+    """Caches of batch 1 and different lengths -> one cache of their batch, and past_pad (B): how many positions each
+    leaves empty at its beginning."""
+    longest = max(cache[0][0].size(2) for cache in caches)
+    past_pad = torch.tensor([longest - cache[0][0].size(2) for cache in caches])
     stacked = []
     for pairs in zip(*caches):  # the (keys, values) of one layer, a pair for each cache
         padded = [[F.pad(x, (0, 0, longest - x.size(2), 0)) for x in xs] for xs in zip(*pairs)]

@@ -69,8 +69,7 @@ class Attention(nn.Module):
         if not kernels.can_fuse(q, mask, past, kv_cache):
             keys, values = ([k], [v]) if past is None else ([past[0], k], [past[1], v])
             scores = kernels.matmul_parts(q, keys) / math.sqrt(q.size(-1))  # q @ keys.mT / sqrt(D): (B, n_head, T, S)
-            mask = mask[..., -scores.size(-1) :].to(q.dtype)  # a layer with a shorter past sees the end of the mask
-            weights = (scores + mask).softmax(-1)  # (B, n_head, T, S)
+            weights = (scores + mask.to(q.dtype)).softmax(-1)  # (B, n_head, T, S)
             return kernels.sum_parts(weights, values)  # weights @ values: (B, n_head, T, D)
         return kernels.fused_attention(q, k, v, past)  # the same
 
@@ -141,21 +140,20 @@ class GPT(nn.Module):
         and the new keys and values of each layer.
 
         past: a cache of P positions. kv_cache: a cache of batch B for a whole text, of which `cache_len` positions are
-        written; the T new ones follow. Positions count on from both. past_pad (n_layer, B), left_pad (B): how many
-        positions at the beginning of each row's past and of its text are empty, where lengths differ.
+        written; the T new ones follow. Positions count on from both. past_pad, left_pad: how many positions at the
+        beginning of each row's past and of its text are empty, (B) each, where lengths differ.
         """
         if not x.is_floating_point():
             x = self.wte(x)  # (B, T, C)
-        P, T = past[-1][0].size(2) if past else 0, x.size(1)  # the lower layers may have less of a past
+        P, T = past[0][0].size(2) if past else 0, x.size(1)
         S = P + (kv_cache[0][0].size(2) if kv_cache else T)
         n, limit = P + cache_len + T, self.config.block_size
         assert n <= limit, f"{n - T} prompt rows and {T} tokens exceed block_size {limit}: shorten one"
         mask, position = build_mask(x, P, S, cache_len, past_pad, left_pad)
-        masks = mask.expand(len(self.h), *mask.shape[1:])  # of each layer: (T, S) or (B, 1, T, S)
         x, turn = self.add_positions(x, position)
         new_cache = []
         for i, block in enumerate(self.h):
-            args = x, masks[i], past[i] if past else None, kv_cache[i] if kv_cache else None, cache_len, turn
+            args = x, mask, past[i] if past else None, kv_cache[i] if kv_cache else None, cache_len, turn
             x, new_kv = kernels.run_block(block, args, self.checkpoint_activations)
             new_cache.append(new_kv)
         return self.final_norm(x), new_cache
@@ -203,9 +201,9 @@ class GPT(nn.Module):
 
 
 def build_mask(x, P, S, cache_len=0, past_pad=None, left_pad=None):
-    """A mask for the scores of the T new positions of x (B, T, C), (1, T, S) or (n_layer or 1, B, 1, T, S), and the
-    numbers of these positions, (T) or (B, T). A batch row with past_pad 1 and left_pad 1, P = 3 past positions and the
-    text "abc":
+    """A mask for the scores of the T new positions of x (B, T, C), (T, S) or (B, 1, T, S), and the numbers of these
+    positions, (T) or (B, T). A batch row with past_pad 1 and left_pad 1, P = 3 past positions
+    and the text "abc":
 
                    past     text
         position   _ 0 1   _ 2 3 4
@@ -216,15 +214,14 @@ def build_mask(x, P, S, cache_len=0, past_pad=None, left_pad=None):
     """
     T, start = x.size(1), P + cache_len
     position = torch.arange(start, start + T, device=x.device)  # (T)
-    mask = x.new_full((1, T, S), -torch.inf).triu(start + 1)  # a position sees all before it, and itself
+    mask = x.new_full((T, S), -torch.inf).triu(start + 1)  # a position sees all before it, and itself
     if past_pad is None and left_pad is None:
         return mask, position
-    past_pad = position.new_zeros(1, 1) if past_pad is None else past_pad  # (n_layer or 1, B or 1)
-    left_pad = position.new_zeros(1) if left_pad is None else left_pad  # (B or 1)
+    past_pad, left_pad = (position.new_zeros(1) if pad is None else pad for pad in (past_pad, left_pad))  # (B or 1)
     s = torch.arange(S, device=x.device)
-    empty = (s < past_pad[..., None]) | ((s >= P) & (s < P + left_pad[:, None]))  # (n_layer or 1, B, S)
-    mask = mask.masked_fill(empty[:, :, None, None] & (mask == 0), torch.finfo(x.dtype).min)
-    return mask, (position - (past_pad.amin(0) + left_pad)[:, None]).clamp_min(0)  # (B, T)
+    empty = (s < past_pad[:, None]) | ((s >= P) & (s < P + left_pad[:, None]))  # (B, S)
+    mask = mask.masked_fill(empty[:, None, None] & (mask == 0), torch.finfo(x.dtype).min)  # (B, 1, T, S)
+    return mask, (position - (past_pad + left_pad)[:, None]).clamp_min(0)  # (B, T)
 
 
 def next_token(logits, temperature, top_k, rng):

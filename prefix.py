@@ -31,7 +31,6 @@ def above_zero(text):
     return float(text)
 
 
-LAYERS = {"layers": {"type": positive, "help": "only the top N layers have rows (default: all; LLaMA-Adapter: half)"}}
 RANK = {"rank": {"type": positive, "help": "rank of the low-rank product (default 8)"}}
 
 
@@ -50,6 +49,7 @@ class Method(nn.Module):
     is_validated = True  # whether tuning keeps the best checkpoint on held-out questions
     default_trigger = None  # --trigger, where the instruction does not serve
     reads_examples = False  # whether its trigger has to be worked examples
+    reads_in_parts = False  # whether its trigger may be longer than the base's context
     # the default recipe: peak learning rate, examples in a batch, examples to learn from, passes over them
     lr, batch_size, examples, epochs = 2e-2, 8, 1000, 1
 
@@ -93,10 +93,6 @@ class Method(nn.Module):
         hidden = network(tokens, past)  # (B, T, C)
         loss = network.loss(hidden[answer], targets[answer])  # at answer positions only
         return loss
-
-    def penalty(self):
-        """What the gradient step adds to the loss, ()."""
-        return 0.0
 
     def learns(self):
         return any(p.requires_grad for p in self.parameters())
@@ -147,21 +143,15 @@ class HybridPrefix(Method):
 
     With `mlp` the model sees rows + MLP(rows): Li & Liang's reparameterization (section 4.3) as a residual that starts
     at zero, so that trigger rows start as words. Razdaibiedina et al. (2023), "Residual Prompt Tuning".
-
-    `l2_sp` weighs the mean squared distance of the rows to their start: Li et al. (2018), "Explicit Inductive Bias for
-    Transfer Learning with Convolutional Networks", section 3.2.
     """
 
     name, label, takes_n_random = "hybrid", "hybrid prefix", True
-    options = {
-        "mlp": {"action": "store_true", "help": "the rows go through an MLP while they are tuned"},
-        "l2_sp": {"type": above_zero, "help": "weight of the rows' squared distance to their start (default 0)"},
-    }
+    options = {"mlp": {"action": "store_true", "help": "the rows go through an MLP while they are tuned"}}
 
-    def __init__(self, model, n_random=0, trigger=(), seed=0, mlp=False, l2_sp=0.0):
+    def __init__(self, model, n_random=0, trigger=(), seed=0, mlp=False):
         super().__init__()
         assert n_random + len(trigger) > 0, "a prompt of no rows"
-        self.n_random, self.trigger, self.l2_sp = n_random, list(trigger), l2_sp
+        self.n_random, self.trigger = n_random, list(trigger)
         rng = torch.Generator().manual_seed(seed)
         table = model.wte.weight.detach().float().cpu()  # (vocab_size, C)
         C = table.size(1)
@@ -180,9 +170,6 @@ class HybridPrefix(Method):
 
     def prompt_cache(self, network):
         return network.prefill(self.embeddings()[None].to(network.wte.weight.dtype))
-
-    def penalty(self):
-        return self.l2_sp * (self.embeddings() - self.start).square().mean() if self.l2_sp else 0.0
 
     def n_rows(self):
         return len(self.rows)
@@ -313,15 +300,20 @@ class Warp(HybridPrefix):
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, labels=()):
         super().__init__(model, n_random, trigger, seed)
-        self.register_buffer("label_tokens", distinct_tokens(labels))  # (K)
+        tokens = sorted({token for label in labels for token in label})
+        self.register_buffer("label_tokens", torch.tensor(tokens, dtype=torch.long))  # (K)
         self.label_rows = nn.Parameter(model.head().detach()[self.label_tokens].float().cpu())  # (K, C)
 
     def network(self, model):
+        twin = share_weights(model)
+
         def logits(hidden):
             of_labels = hidden @ self.label_rows.to(hidden.dtype).T  # (..., K)
             return model.logits(hidden).index_copy(-1, self.label_tokens, of_labels)
 
-        return with_logits(share_weights(model), logits)
+        twin.logits = logits
+        twin.loss = lambda hidden, targets: F.cross_entropy(logits(hidden).float(), targets)
+        return twin
 
 
 # ---------------------------------------------------------------- keys and values in every layer
@@ -330,66 +322,40 @@ class Warp(HybridPrefix):
 class DeepPrefix(Method):
     """Keys and values in every layer, and nothing at the input: Liu et al. (2022).
 
-    "P-Tuning v2", section 3. With `layers` only the top ones have them; those below run as without a prefix, and
-    without gradients. rows (P, layers * 2 * n_kv_head * D) hold the keys of each layer, then its values, as in PEFT.
+    "P-Tuning v2", section 3. rows (P, n_layer * 2 * n_kv_head * D) hold the keys of each layer, then its values, as in
+    PEFT.
 
     The rows begin as what the base computes from n_random words, drawn as it expects texts to begin, and from the
     trigger (Li & Liang 2021, section 7.4). Random numbers of one spread for all layers learn nothing here, because
     activations differ too much from layer to layer.
-
-    With `head` a linear layer scores the K tokens of the labels in place of the base's output rows (section 3.2,
-    "Classification Head"). It starts at zero, and no other token can be written.
     """
 
-    name, label, lr, needs_labels, takes_n_random = "ptuning2", "P-tuning v2", 2e-2, True, True
-    options = LAYERS | {"head": {"action": "store_true", "help": "a classification head for the answers"}}
+    name, label, takes_n_random = "ptuning2", "P-tuning v2", True
 
-    def __init__(self, model, n_random=0, trigger=(), seed=0, layers=None, head=False, labels=()):
+    def __init__(self, model, n_random=0, trigger=(), seed=0):
         super().__init__()
         assert n_random + len(trigger) > 0, "a prompt of no rows"
         self.n_random, self.trigger = n_random, list(trigger)
-        c = model.config
-        self.layers = min(layers or c.n_layer, c.n_layer)
         rng, device = torch.Generator().manual_seed(seed), model.wte.weight.device
         with torch.no_grad():
             words = torch.tensor(trigger, dtype=torch.long)
             if n_random:
-                start = torch.tensor([[c.bos_token]], device=device)
+                start = torch.tensor([[model.config.bos_token]], device=device)
                 p = model.logits(model(start))[0, 0].float().softmax(-1).cpu()  # (vocab_size)
                 words = torch.cat([torch.multinomial(p, n_random, replacement=True, generator=rng), words])
-            rows = rows_of(model.prefill(words[None].to(device))[-self.layers :])
+            rows = rows_of(model.prefill(words[None].to(device)))
         self.rows = nn.Parameter(rows)
         self.register_buffer("start", rows.clone())
-        self.head = None
-        if head:
-            self.register_buffer("label_tokens", distinct_tokens(labels))  # (K)
-            self.head = nn.Linear(c.n_embd, len(self.label_tokens))
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
-
-    def network(self, model):
-        if self.head is None:
-            return model
-
-        def logits(hidden):
-            weight, bias = (p.to(hidden.dtype) for p in self.head.parameters())
-            scores = F.linear(hidden, weight, bias)  # (..., K)
-            ruled_out = scores.new_full((*hidden.shape[:-1], model.config.vocab_size), -torch.inf)
-            return ruled_out.index_copy(-1, self.label_tokens, scores)
-
-        return with_logits(share_weights(model), logits)
 
     def embeddings(self):
-        """(P, layers * 2 * n_kv_head * D): the keys and values of each row."""
+        """(P, n_layer * 2 * n_kv_head * D): the keys and values of each row."""
         return self.rows
 
     def prompt_cache(self, network):
         c = network.config
         rows = self.embeddings().to(network.wte.weight.dtype)
-        top = rows.view(len(rows), self.layers, 2, 1, c.n_kv_head, -1).permute(1, 2, 3, 4, 0, 5)
-        nothing = rows.new_zeros(2, 1, c.n_kv_head, 0, c.head_dim)
-        # keys and values of each layer, (1, n_kv_head, P, D) each, with P = 0 in the lower ones
-        return [tuple(pair) for pair in (*[nothing] * (c.n_layer - self.layers), *top)]
+        rows = rows.view(len(rows), c.n_layer, 2, 1, c.n_kv_head, -1).permute(1, 2, 3, 4, 0, 5)
+        return [tuple(pair) for pair in rows]  # keys and values of each layer, (1, n_kv_head, P, D) each
 
     def n_rows(self):
         return len(self.rows)
@@ -402,10 +368,10 @@ class PrefixTuning(DeepPrefix):
     P-tuning v2. It starts at zero.
     """
 
-    name, label, lr, needs_labels, options = "prefix", "prefix-tuning", 3e-3, False, LAYERS
+    name, label, lr = "prefix", "prefix-tuning", 3e-3
 
-    def __init__(self, model, n_random=0, trigger=(), seed=0, layers=None):
-        super().__init__(model, n_random, trigger, seed, layers)
+    def __init__(self, model, n_random=0, trigger=(), seed=0):
+        super().__init__(model, n_random, trigger, seed)
         rng = torch.Generator().manual_seed(seed)
         self.code = nn.Parameter(torch.randn(len(self.rows), model.config.n_embd, generator=rng))  # (P, C)
         self.mlp = zero_mlp(model.config.n_embd, self.rows.size(1), rng)
@@ -423,7 +389,8 @@ class AdapterPrefix(Method):
     y = softmax(q K') V + tanh(gate) softmax(q K(rows)') V(rows)
     """
 
-    name, label, options, takes_n_random = "adapter-prefix", "LLaMA-Adapter", LAYERS, True
+    name, label, takes_n_random = "adapter-prefix", "LLaMA-Adapter", True
+    options = {"layers": {"type": positive, "help": "only the top N layers have rows (default: half)"}}
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, layers=None):
         super().__init__()
@@ -544,21 +511,9 @@ def rows_of(cache):
     return rows[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1).float().cpu()
 
 
-def distinct_tokens(labels):
-    """Each token of a list of token lists once, (K)."""
-    return torch.tensor(sorted({token for label in labels for token in label}), dtype=torch.long)
-
-
 def share_weights(model):
     """Another network with the same parameters, not copied: hooks can change it, and the model stays as it is."""
     return copy.deepcopy(model, memo={id(p): p for p in model.parameters()})
-
-
-def with_logits(network, logits):
-    """The network with other logits, and the loss that follows from them."""
-    network.logits = logits
-    network.loss = lambda hidden, targets: F.cross_entropy(logits(hidden).float(), targets)
-    return network
 
 
 def block_linears(model):

@@ -95,7 +95,7 @@ def answer(bases, question, args):
         asked = [one.method.insert_rows(one.encode(question)) for one in batch]
         past, past_pad = stack_caches([one.past or empty_cache(network) for one in batch])
         for one, tokens in zip(batch, asked):
-            used = (one.past[-1][0].size(2) if one.past else 0) + len(tokens)
+            used = (one.past[0][0].size(2) if one.past else 0) + len(tokens)
             if not tokens or used + args.max_new_tokens > network.config.block_size:
                 raise UserError(
                     f"{one.name}: {used} tokens of prompt and question and --max-new-tokens {args.max_new_tokens} do "

@@ -19,7 +19,6 @@ import math
 import random
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -163,7 +162,7 @@ def train_step(method, network, batch, optimizers, dtype):
     weight = network.wte.weight
     with torch.autocast(weight.device.type, dtype, enabled=weight.dtype == torch.float32 != dtype):
         loss = method.loss(network, *batch)
-    (loss + method.penalty()).backward()
+    loss.backward()
     parameters = [p for group in groups(optimizers) for p in group["params"]]
     loss = processes.average(parameters, loss.detach(), weights=batch[2])  # over the answers
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)

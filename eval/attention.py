@@ -28,7 +28,7 @@ def attention_weights(network, tokens, past=None):
             k = torch.cat([pair[0].expand(len(k), -1, -1, -1), k], dim=2)  # (B, n_kv_head, P + T, D)
         k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)  # (B, n_head, P + T, D): heads may share keys
         scores = (q @ k.mT).float() / math.sqrt(q.size(-1))  # (B, n_head, T, P + T)
-        yield (scores + mask[..., -scores.size(-1) :]).softmax(-1)
+        yield (scores + mask).softmax(-1)
 
 
 @torch.no_grad()
@@ -39,21 +39,17 @@ def attention_to_rows(method, frozen, tokenizer, examples):
     questions  how many
     rows       [layer][head][row]: the share that each row of the prompt gets, from 0 to 1
     shares     [layer]: the share of all rows together, the mean of the layer's heads
-
-    A layer that has no rows gives them nothing.
     """
     network = method.network(frozen)
     past, S = method.past(network), 0 if method.shots is None else method.shots.size(1)
-    if past is None or past[-1][0].size(2) == S:
+    if past is None or past[0][0].size(2) == S:
         return None
-    device, P = past[-1][0].device, past[-1][0].size(2) - S
+    device, P = past[0][0].device, past[0][0].size(2) - S
     rows, n = torch.zeros(len(past), frozen.config.n_head, P), 0  # (n_layer, n_head, P)
     for tokens, _, answer in training_batches(encode(method.tokenizer(tokenizer), examples), 32, random.Random(0)):
         n += answer.sum().item()
         for i, weights in enumerate(attention_weights(network, tokens.to(device), past)):
-            own = weights.size(3) - S - tokens.size(1)  # rows of this layer: a prefix may stand in the upper ones only
-            if own:
-                rows[i] += weights.transpose(1, 2)[..., :own][answer.to(device)].sum(0).cpu()
+            rows[i] += weights.transpose(1, 2)[..., :P][answer.to(device)].sum(0).cpu()
     rows /= n
     return {
         "questions": len(examples),

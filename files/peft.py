@@ -67,16 +67,12 @@ def export_peft(method, model, folder):
 
 def why_not(method, model):
     """Why PEFT cannot hold a method, in one line, or None."""
-    position, layers, head = (method.init_kwargs.get(key) for key in ("position", "layers", "head"))
     if method.name not in (*ROWS, *DEEP, "lora"):
         return f"PEFT has no adapter for {method.name}"
     if has_text(method, model):
         return f"{method.label} with text in front (--shots, --trigger): PEFT's adapter would lose it"
-    if position not in (None, "before"):
-        return f"rows {position} the question: PEFT puts them before it"
-    if layers not in (None, model.config.n_layer):
-        return f"a prefix in the top {layers} of {model.config.n_layer} layers: PEFT knows none but in all"
-    return "a prefix with a classification head: PEFT's adapter would lose it" if head else None
+    position = method.init_kwargs.get("position", "before")
+    return f"rows {position} the question: PEFT puts them before it" if position != "before" else None
 
 
 def has_text(method, model):
@@ -108,7 +104,6 @@ def lora_adapter(lora, model):
         "peft_type": "LORA",
         "r": lora.init_kwargs["rank"],
         "lora_alpha": lora.init_kwargs["alpha"],
-        "use_rslora": lora.init_kwargs["rslora"],
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted({name.rpartition(".")[2] for name, _ in block_linears(model)}),
@@ -169,7 +164,9 @@ def import_lora(config, tensors, model, file):
         if shapes.get(name) != t.shape:
             asked = f"asks for {shapes[name]}" if name in shapes else "has no such update of its blocks"
             raise UserError(f"{file.parent}: {name} is {tuple(t.shape)}, {model.name} {asked}: give its --model")
-    lora = METHODS["lora"](model, rank=rank, alpha=config["lora_alpha"], rslora=config.get("use_rslora", False))
+    # Kalajdzievski (2023), "A Rank Stabilization Scaling Factor": alpha / sqrt(rank) in place of alpha / rank
+    alpha = config["lora_alpha"] * (rank**0.5 if config.get("use_rslora") else 1)
+    lora = METHODS["lora"](model, rank=rank, alpha=alpha)
     ours = lora_tensors(lora, model)
     for name, t in tensors.items():
         ours[name].copy_(t)

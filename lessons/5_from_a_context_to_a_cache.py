@@ -240,14 +240,12 @@ for name in "addition", "last_letter":
     questions.append(asked.question)
 with torch.no_grad():
     pasts = [prompt.past(model) for prompt in prompts]
-past, past_pad = [], []
+past = []
 for pairs in zip(*pasts):  # the (keys, values) of one layer, a pair for each prompt
-    (keys, empty), (values, _) = (stack(list(tensors)) for tensors in zip(*pairs))
+    (keys, past_pad), (values, _) = (stack(list(tensors)) for tensors in zip(*pairs))
     past.append((keys, values))
-    past_pad.append(empty)
-past_pad = torch.stack(past_pad)  # (n_layer, B)
 print(f"caches of {[p[0][0].size(2) for p in pasts]} positions -> keys {tuple(past[0][0].shape)}")
-print(f"empty positions: {past_pad[0].tolist()}\n")
+print(f"empty positions: {past_pad.tolist()}\n")
 asked = [tokenizer.encode_task(question) for question in questions]
 together = generate(model, asked, 60, past, past_pad, stop=stop)
 for question, tokens, own, answer in zip(questions, asked, pasts, together):

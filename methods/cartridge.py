@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from data.batches import training_batches
 from generate import generate
-from prefix import DeepPrefix, positive
+from prefix import DeepPrefix
 
 
 class Cartridge(DeepPrefix):
@@ -20,14 +20,13 @@ class Cartridge(DeepPrefix):
     loss = KL(p(next | text, x) || p(next | rows, x)), the mean over the tokens that the teacher wrote
     """
 
-    name, label, lr, needs_labels, needs_trigger = "cartridge", "cartridge", 3e-2, False, True
+    name, label, lr, needs_trigger = "cartridge", "cartridge", 3e-2, True
     is_validated = False  # which would read labels
     default_trigger = "example"
-    options = {"window": {"type": positive, "help": "tokens of the text that its teacher reads at once (default all)"}}
+    reads_in_parts = True
 
-    def __init__(self, model, n_random=0, trigger=(), seed=0, window=None):
+    def __init__(self, model, n_random=0, trigger=(), seed=0):
         super().__init__(model, 0, trigger[: n_random or None])
-        self.window = min(window or model.config.block_size, model.config.block_size)
         self.register_buffer("text", torch.tensor(trigger))  # (S)
         # The teacher begins and ends to read between worked examples: what ends the text ends each of them. In any
         # other text it begins and ends anywhere.
@@ -52,7 +51,7 @@ class Cartridge(DeepPrefix):
         questions = [row[: at[0] + 1].tolist() for row, at in zip(tokens, ends)]
         stop = targets[range(len(ends)), [at[-1] for at in ends]]  # (B)
         n = max(map(len, ends))
-        S = min(self.window, network.config.block_size - max(map(len, questions)) - n)
+        S = network.config.block_size - max(map(len, questions)) - n
         # of a longer text each step reads another part, of whole examples: behind half of one it answers nothing
         begin = self.rng.choice([i for i in self.cuts if i <= max(0, len(self.text) - S)])
         end = max((i for i in self.cuts if begin < i <= begin + S), default=begin + S)

@@ -27,7 +27,7 @@ class Translator(DeepPrefix):
     trigger: the examples' tokens. Without them it has n_random rows of zeros, into which a file of it is loaded.
     """
 
-    name, label, options, needs_labels, takes_n_random = "translator", "translator", {}, False, False
+    name, label, takes_n_random = "translator", "translator", False
     needs_trigger, default_trigger, reads_examples = True, "examples:8", True
 
     def __init__(self, model, n_random=0, trigger=(), seed=0):
@@ -38,7 +38,6 @@ class Translator(DeepPrefix):
             rows = torch.zeros(n_random, 2 * model.config.n_layer * model.config.n_kv_head * model.config.head_dim)
         Method.__init__(self)
         self.init_kwargs |= {"n_random": len(rows), "trigger": []}
-        self.layers, self.head = model.config.n_layer, None
         self.register_buffer("rows", rows)
 
     def tunable(self, model):

@@ -46,21 +46,17 @@ class LoRA(Method):
     """Low-rank updates of every matrix of every block: Hu et al. (2021).
 
     "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1. A begins at random and B at zero, so that nothing
-    changes at first. With `rslora` the scale is alpha / sqrt(rank): Kalajdzievski (2023), "A Rank Stabilization Scaling
-    Factor for Fine-Tuning with LoRA".
+    changes at first.
 
     y = W x + (alpha / rank) B A x
     """
 
     name, label, lr = "lora", "LoRA", 2e-3
-    options = RANK | {
-        "alpha": {"type": above_zero, "help": "the update is scaled by alpha / rank (default 16)"},
-        "rslora": {"action": "store_true", "help": "the update is scaled by alpha / sqrt(rank)"},
-    }
+    options = RANK | {"alpha": {"type": above_zero, "help": "the update is scaled by alpha / rank (default 16)"}}
 
-    def __init__(self, model, n_random=0, trigger=(), seed=0, rank=8, alpha=16.0, rslora=False):
+    def __init__(self, model, n_random=0, trigger=(), seed=0, rank=8, alpha=16.0):
         super().__init__()
-        self.scale = alpha / (rank**0.5 if rslora else rank)
+        self.scale = alpha / rank
         rng = torch.Generator().manual_seed(seed)
         self.A, self.B = nn.ParameterList(), nn.ParameterList()  # of each matrix: (rank, n_in), (n_out, rank)
         for _, linear in block_linears(model):

@@ -18,10 +18,10 @@ METHODS = "hybrid", "prompt", "lopt", "cpt", "prefix", "ptuning2"
 
 def load_base(args):
     """The frozen base, split among the processes."""
-    fits = args.method in METHODS and not args.options.get("head") and set(args.beside) <= {"scratch", "none"}
+    fits = args.method in METHODS and set(args.beside) <= {"scratch", "none"}
     if processes.n_processes() == 1 or not fits:
         names = ", ".join(METHODS)
-        raise UserError(f"start it with torchrun, for --method {names} without --head, with --beside scratch or none")
+        raise UserError(f"start it with torchrun, for --method {names}, with --beside scratch or none")
     model = load_model(args.model, "cpu", args.dtype).freeze()
     model.checkpoint_activations = args.checkpoint_activations
     model.fingerprint = fingerprint(model)

@@ -88,8 +88,7 @@ def build_method(args, name, model, tokenizer, task, examples, trigger=NO_TRIGGE
         raise UserError(f"--method {name} begins as a trigger: leave out --trigger none")
     if cls.takes_n_random and not given["n_random"] and not trigger.tokens:
         raise UserError("a prompt of no rows: raise --n-random or give a --trigger")
-    # a cartridge, which has a window, reads longer texts than the base
-    longest = given["n_random"] if "window" in cls.options else given["n_random"] + len(trigger.tokens)
+    longest = given["n_random"] + (0 if cls.reads_in_parts else len(trigger.tokens))
     if longest >= c.block_size:
         raise UserError(f"a prompt of {longest} rows exceeds block_size {c.block_size} of {model.name}: use fewer")
     if cls.needs_labels and task.classes:

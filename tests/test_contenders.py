@@ -58,7 +58,7 @@ def test_prompt_tuning_reports_and_stores_a_trigger_only_where_it_begins_as_one(
 
 
 def test_a_prompt_begins_as_that_of_another_task(tune, base):
-    """What it answers before tuning is what the other's file answers, and L2-SP pulls it there."""
+    """What it answers before tuning is what the other's file answers."""
     _, file = tune("one", "--task", "last_letter", "--lr", 0.1)
     results, second = tune("two", "--init-from", file)
     model, tokenizer, task = load_model(base), Tokenizer.load(base, 1024), tasks.load("word_reversal")

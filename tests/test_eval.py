@@ -39,14 +39,14 @@ def test_wilson_bounds_are_where_the_score_test_turns(correct, n):
 @pytest.mark.parametrize("name", tasks.names())
 def test_answers_equal_decoding_whether_few_or_most_are_right(tokenizer, monkeypatch, name):
     """nano-2 behind a worked example is mostly right, else it is not. Methods that read or write otherwise than it:
-    rows in the question, output rows, keys and values in upper layers, a network and a tokenizer of its own."""
+    rows in the question, output rows, keys and values, a network and a tokenizer of its own."""
     if name == "word_reversal":  # several threads share the network, and have a batch each
         monkeypatch.setattr(accuracy, "MOST_TOKENS", 64)
         monkeypatch.setattr(accuracy, "THREADS", 3)
     nano, task = load_model("data/nano-2").freeze(), tasks.load(name)
     shown = tokenizer.encode_task(as_text(task.worth_showing(task.examples(40, split="train"), 1)))
     ways = [HybridPrefix(nano, trigger=shown), PTuning(nano, 2, position="inside"), Scratch(block_size=200)]
-    for method in (*ways, DeepPrefix(nano, 0, shown, layers=2), Warp(nano, trigger=shown, labels=[shown])):
+    for method in (*ways, DeepPrefix(nano, 0, shown), Warp(nano, trigger=shown, labels=[shown])):
         network, letters, done = method.network(nano), method.tokenizer(tokenizer), []
         with torch.no_grad():
             past = method.past(network)

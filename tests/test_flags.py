@@ -29,7 +29,7 @@ BAD = [
     ("--device mps", "--device mps: this machine has none"),
     ("--out /dev/null", "/dev/null"),
     ("--out /proc/nothing", "/proc/nothing: No such file or directory"),
-    ("--layers 1", "--layers is not for --method hybrid: it is an option of ptuning2, prefix, adapter-prefix"),
+    ("--layers 1", "--layers is not for --method hybrid: it is an option of adapter-prefix"),
     ("--method lora --rank 0", "argument --rank: invalid positive value: '0'"),
     ("--method lora --rank 1_0", "argument --rank: invalid positive value: '1_0'"),
     ("--method cpt --n-random 50", "--method cpt has no random rows: leave out --n-random"),
@@ -51,7 +51,7 @@ def test_a_method_shows_its_own_options_and_no_other(run):
     plain, lora = run("--help").ok(), run("--method", "lora", "--help").ok()
     for word in ("--task", "--trigger", "--quick", "default 1000", *METHODS):
         assert word in plain.out
-    assert "--rank" in lora.out and "--rslora" in lora.out and "--mlp" not in lora.out
+    assert "--rank" in lora.out and "--alpha" in lora.out and "--mlp" not in lora.out
     assert "--rank" not in plain.out and "--mlp" not in plain.out
 
 

@@ -31,11 +31,10 @@ RUNS = [[name] for name in METHODS if name not in ("zero-shot", "few-shot", "scr
     ["prompt", "--init", "labels"],
     ["prompt", "--init", "trigger", "--n-random", 9],
     ["ptuning", "--position", "inside"],
-    ["ptuning2", "--layers", 1],
-    ["ptuning2", "--head"],
-    ["hybrid", "--mlp", "--l2-sp", 1, "--dtype", "bfloat16", "--shots", 1],
-    ["lora", "--rank", 2, "--rslora", "--trigger", "instruction"],
-    ["cartridge", "--trigger", "examples:3", "--n-random", 7, "--window", 50],
+    ["adapter-prefix", "--layers", 1],
+    ["hybrid", "--mlp", "--dtype", "bfloat16", "--shots", 1],
+    ["lora", "--rank", 2, "--trigger", "instruction"],
+    ["cartridge", "--trigger", "examples:3", "--n-random", 7],
 ]
 
 
@@ -69,7 +68,7 @@ def test_a_baseline_alone(run, tmp_path, method):
 def test_lora_multiplies_by_a_frozen_matrix_once_forwards_and_at_most_once_backwards(tiny):
     """Multiplications of one layer, by hand: x W and its two thin products, and backwards the gradients of x and of
     the thin matrices. None of them is that of W, and the lowest layer's input needs none of x either."""
-    layer = make("lora, rslora", tiny).network(tiny).h[0].mlp.c_fc
+    layer = make("lora, rank 3", tiny).network(tiny).h[0].mlp.c_fc
     n, n_in, n_out, rank = 10, 16, 64, 3
     for needs_gradient in (True, False):
         x = torch.randn(n, n_in, requires_grad=needs_gradient)
@@ -131,20 +130,19 @@ def test_a_cartridge_reads_no_label_and_one_of_the_whole_text_has_nothing_to_lea
 
 
 @pytest.mark.parametrize(
-    "window, room, step",
+    "room, step",
     [
-        (None, 96 - 3 - 4, 1),  # block_size less the longest question and answer
-        (10, 10, 1),
-        (None, 80, 10),  # 20 examples of 10 tokens, each with a 5 at its end, of which 8 fit
+        (96 - 3 - 4, 1),  # block_size less the longest question and answer
+        (80, 10),  # 20 examples of 10 tokens, each with a 5 at its end, of which 8 fit
     ],
 )
-def test_the_teacher_reads_another_part_of_a_text_that_is_too_long_each_time(tiny, window, room, step):
+def test_the_teacher_reads_another_part_of_a_text_that_is_too_long_each_time(tiny, room, step):
     """Of 200 tokens, behind which the base of 96 positions could write nothing: against every part there is."""
     text = torch.randint(6, 1024, (200,), generator=torch.Generator().manual_seed(3))
     if step > 1:
         text[9::10] = 5
     parts = text.unfold(0, room, step)  # (parts, room)
-    cartridge, found = Cartridge(tiny, n_random=4, trigger=text.tolist(), window=window), set()
+    cartridge, found = Cartridge(tiny, n_random=4, trigger=text.tolist()), set()
     for _ in range(4):
         tokens, answer, want = cartridge.teach(tiny, *BATCH)
         said = tiny.logits(tiny(torch.cat([parts, tokens[:1].expand(len(parts), -1)], 1)))[:, room:][:, answer[0]]

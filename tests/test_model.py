@@ -57,10 +57,10 @@ def test_empty_positions_are_not_seen_and_take_no_number(either):
         for pair, own in zip(past, either.prefill(before[row : row + 1, n:])):
             for x, y in zip(pair, own):
                 x[row, :, :n], x[row, :, n:] = 7, y[0]  # what stands in an empty position does not matter
-    both, _ = either.run(tokens, past, past_pad=gone.expand(2, -1), left_pad=left)
+    both, _ = either.run(tokens, past, past_pad=gone, left_pad=left)
     no_past, _ = either.run(tokens, left_pad=left)
     half_past = [tuple(x.bfloat16() for x in pair) for pair in past]
-    half, _ = copy.deepcopy(either).bfloat16().run(tokens, half_past, past_pad=gone.expand(2, -1), left_pad=left)
+    half, _ = copy.deepcopy(either).bfloat16().run(tokens, half_past, past_pad=gone, left_pad=left)
     assert half.isfinite().all()  # those of empty positions as well, which others multiply by 0
     for row, (n, skip) in enumerate(zip(gone, left)):
         text = tokens[row : row + 1, skip:]
@@ -73,10 +73,10 @@ def test_empty_positions_are_not_seen_and_take_no_number(either):
 def test_the_mask_is_the_drawn_one():
     """The rows that build_mask's docstring draws, and its numbers of positions."""
     drawing = [line.split() for line in build_mask.__doc__.splitlines() if line.count("_") > 1 and "x" in line]
-    past_pad, left_pad = torch.tensor([[1]]), torch.tensor([1])
+    past_pad, left_pad = torch.tensor([1]), torch.tensor([1])
     mask, position = build_mask(torch.zeros(1, 4, 8), 3, 7, past_pad=past_pad, left_pad=left_pad)
     meaning = {"x": 0, ".": -torch.inf, "_": torch.finfo(torch.float32).min}
-    assert mask[0, 0, 0].tolist() == [[meaning[mark] for mark in marks[1:8]] for marks in drawing]
+    assert mask[0, 0].tolist() == [[meaning[mark] for mark in marks[1:8]] for marks in drawing]
     (numbers,) = [line.split()[1:8] for line in build_mask.__doc__.splitlines() if "position   " in line]
     assert [str(n) for n in position[0, 1:].tolist()] == numbers[4:]
 

@@ -88,7 +88,7 @@ def test_an_adapter_that_says_or_holds_what_nobody_knows_is_not_imported(tiny, t
 
 
 EXPORTED = {"hybrid": {"mlp": True}, "lopt": {"rank": 3}, "ptuning": {}, "prefix": {}, "cartridge": {}, "cpt": {}}
-EXPORTED |= {"lora": {"rank": 3, "alpha": 5.0, "rslora": True}}
+EXPORTED |= {"lora": {"rank": 3, "alpha": 5.0}}
 FOR_LLAMA = "hybrid", "prefix", "lora"  # whose heads share keys and values
 
 
@@ -107,8 +107,6 @@ def test_our_export_gives_our_logits_in_peft_and_comes_back(request, tmp_path, f
     [
         ("adapter", {}, "no adapter for adapter"),
         ("ptuning", {"position": "after"}, "rows after the question"),
-        ("ptuning2", {"layers": 1}, "top 1 of 2 layers"),
-        ("ptuning2", {"head": True, "labels": [[3]]}, "a classification head"),
         ("hybrid", {}, "would lose it"),  # with worked examples behind it
     ],
 )

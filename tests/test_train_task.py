@@ -21,7 +21,7 @@ from files.safe import read_tensors
 from methods.weights import Scratch
 from prefix import HybridPrefix, Method
 from run import resume
-from train_task import train, train_step
+from train_task import train
 
 ALONE = "--beside", "none"
 
@@ -161,17 +161,6 @@ def test_the_best_checkpoint_is_judged_in_the_numerics_that_it_is_measured_in(ti
     train(prompt, tiny, encoded, 1, 4, 0.01, torch.bfloat16, 0, validation=Validation(encoded, record, {}))
     assert record["steps"] == [0, 1, 2]
     assert seen == {"tuning": {torch.bfloat16}, "judging": {torch.float32}}
-
-
-def test_a_step_adds_the_penalty_to_the_gradient_and_not_to_the_loss(tiny):
-    plain, pulled = HybridPrefix(tiny, n_random=2), HybridPrefix(tiny, n_random=2, l2_sp=1e9)
-    tokens, losses = torch.tensor([[3, 1, 4]]), []
-    for prompt in (plain, pulled):
-        prompt.rows.data += 1.0
-        how = prompt.optimizers(0.01, torch.float32), torch.float32
-        losses.append(train_step(prompt, tiny, (tokens, tokens, tokens > 0), *how))
-    assert losses[0] == losses[1]
-    assert (pulled.rows - pulled.start - 1.0).max() < 0 < (plain.rows - plain.start - 1.0).max()
 
 
 def test_a_used_folder_is_refused_and_kept(of_words, tmp_path):

@@ -53,7 +53,7 @@ OPTIONS = {  # of methods, where the defaults would leave something out
     "hybrid": {"mlp": True},
     "prompt": {"init": "labels"},
     "ptuning": {"position": "inside"},
-    "ptuning2": {"layers": 1, "head": True},
+    "adapter-prefix": {"layers": 1},
     "translator": {"trigger": []},  # whose file holds what it has read
 }
 SECONDS, MEMORY = 10, 100e6  # that an input may take
