@@ -16,8 +16,8 @@ FLOOR = {name: number for number, names in enumerate(FLOORS.split("<")) for name
 
 # the most lines that there may be
 LINES = {
-    "prefix.py": 570,
-    "train_task.py": 350,
+    "prefix.py": 525,
+    "train_task.py": 340,
     "README.md": 130,
     "train_task.py --help": 52,
     "Python outside of tests and lessons": 8335,
