@@ -85,6 +85,16 @@ def test_a_failed_run_is_left_out_with_its_last_line_and_the_study_goes_on(study
     assert "block_size 256" in line and line.endswith(f"/{compare.OUTPUT})")  # where its traceback would be
 
 
+def test_a_study_that_is_told_to_end_ends_its_runs(study_args, tmp_path, command, monkeypatch):
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
+    monkeypatch.setattr(compare, "start", lambda *args: sleeper)
+    monkeypatch.setattr("time.sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    done = command("research.compare", "prompt_position", "--model", study_args.model, "--out", tmp_path)
+    signal.signal(signal.SIGTERM, before)
+    assert done.code == 128 + signal.SIGTERM and sleeper.wait() == -signal.SIGTERM
+
+
 def test_a_cell_is_the_mean_over_seeds_by_hand():
     """Of another task its first range counts."""
 
