@@ -323,7 +323,7 @@ print(f"keys and values, P x layers x 2 x C      {P * c.n_layer * 2 * c.n_embd:>
 
 # %% [markdown]
 # Rows may be any numbers, so there are far more prompts of rows than prompts of words: rows need not be the
-# embeddings of anything. Keys and values of each layer may even be such as no rows at the input could leave there.
+# embeddings of anything. Keys and values of each layer may even be ones that no rows at the input could produce.
 #
 # ### Exercise 4. The gradient of a prompt (medium, 10 minutes)
 #

@@ -318,10 +318,11 @@ plt.show()
 #   {{listed(table["from the example, tuned"])}}%: where nearly everything is right already, tuning has little to add.
 # - **The best context**, which nobody tuned, answers {{listed(table["best context"])}}%.
 #
-# With 1,000 examples, checkpoints and one seed ([docs/results/methods.md](../docs/results/methods.md)) the sums of 8
+# In a study with held-out questions and one seed ([docs/results/methods.md](../docs/results/methods.md)) the sums of 8
 # digits get {{finding("methods", "addition", "hybrid, example", "8 digits"):.0f}}% from the example,
 # {{finding("methods", "addition", "hybrid", "8 digits"):.0f}}% from the instruction, and
-# {{finding("methods", "addition", "best context", "8 digits"):.0f}}% behind the best context.
+# {{finding("methods", "addition", "best context", "8 digits"):.0f}}% behind the best context. On
+# such long sums another seed may turn the order.
 #
 # So the title of this lesson is half a lie. Nobody learned addition here: nano-2 could add, and has done so in other
 # formats. What stands in front of the question tells it that this is wanted, and how it is to be written. One worked
@@ -450,14 +451,14 @@ print(f"correlation of a row's cost with the attention it gets: {correlation:.2f
 # {{whole["tuned"] + cost["tuned"][top["tuned"][0]]:.2f}}. Without any one of the 24 random rows it rises by at most
 # {{max(0, max(cost["tuned"][:n_random])):.4f}}. This fits what the table said: the prompt tells the *format*.
 #
-# Two warnings. A row may be worth nothing because another one says the same, so switching off one at a time finds no
+# Two warnings. A row may be worth nothing because another one says the same, so switching off one at a time misses
 # such pairs. And attention is no measure of worth: the correlation of the two is {{correlation:.1f}}, and some rows
 # that many heads look at can be taken out at no cost. Attention says how much is read from a row, not what that does.
 #
 # ## What to read next
 #
 # - `train_task.py`: the whole job in one file, with all contenders measured before and after: `python train_task.py
-#   --task addition`. Its loop warms the learning rate up, lets it fall, and keeps the best checkpoint.
+#   --task addition`. Its loop warms the learning rate up, lets it fall, and keeps what held-out questions choose.
 # - Lester et al. (2021), [The Power of Scale for Parameter-Efficient Prompt
 #   Tuning](https://arxiv.org/abs/2104.08691), section 7, on what the nearest words of a prompt say.
 # - Jain & Wallace (2019), [Attention is not Explanation](https://arxiv.org/abs/1902.10186).

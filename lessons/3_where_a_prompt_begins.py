@@ -166,8 +166,8 @@ plt.show()
 # **What did tuning add to the example?** It begins at {{listed(before["example"])}}% and ends at
 # {{listed(after["example"])}}%. Its loss was {{curves["example"]["loss"][0]:.4f}} at the first step, so there was
 # little to learn. AdamW divides a gradient by its recent size and takes steps as long as ever, and so tuning may also
-# take away. This is why `train_task.py` asks held-out questions while it tunes, and keeps the best checkpoint, the
-# start included.
+# take away. This is why `train_task.py` asks held-out questions while it tunes, and lets them choose the checkpoint
+# that it keeps, the start included.
 #
 # With checkpoints and one seed ([docs/results/init.md](../docs/results/init.md)) the prompt from the example ends at
 # {{finding("init", "addition", "hybrid: random and example", "8 digits"):.0f}}% at eight digits, that from the

@@ -312,7 +312,7 @@ for name, range_name in ("word_reversal", "in-distribution"), ("addition:plain",
 #
 # ## What to do next
 #
-# - The same as a command, on your own data: `python train_task.py --task train.jsonl test.jsonl --beside lora`.
+# - A command does the like on your own data: `python train_task.py --task train.jsonl test.jsonl --beside lora`.
 # - TREC: [Li and Roth (2002)](https://aclanthology.org/C02-1150/). A row of the file is
 #   `{"prompt": "Who was Galileo ?", "answer": "human"}`.
 # - Lester et al. (2021), [Prompt Tuning](https://arxiv.org/abs/2104.08691), figure 1: prompts come closer to

@@ -47,12 +47,14 @@ def draw_tasks(path):
     """Start and end of prompts, LoRA and the best context on every range, on nano-2 and on SmolLM2."""
     fig, panels = plt.subplots(1, 2, figsize=(11, 6.6))
     series = {"rows at the input": "hybrid", "keys and values": "ptuning2", "LoRA": "lora"}
+    series |= {"LoRA behind an example": "lora, 1 shot"}
     draw_base(panels[0], read_rows("nano-2/headline"), series)
     draw_base(panels[1], read_rows("smollm2/real_base_text") + read_rows("smollm2/real_base"), series)
     panels[0].set_title("nano-2: pretrained on such tasks")
-    panels[1].set_title("SmolLM2-135M: not pretrained on them")
-    labels = {label: handle for handle, label in zip(*panels[1].get_legend_handles_labels())}
-    fig.legend(labels.values(), labels, fontsize=12, loc="outside lower center", ncols=5)
+    panels[1].set_title("SmolLM2-135M: reversal is new to it")
+    panels[0].plot([], [], "o", ms=6, mfc="white", mec=plots.INK, label="before tuning")
+    labels = {label: handle for handle, label in zip(*panels[0].get_legend_handles_labels())}
+    fig.legend(labels.values(), labels, fontsize=12, loc="outside lower center", ncols=3)
     plots.write(fig, path)
 
 
@@ -66,11 +68,12 @@ def draw_base(panel, rows, series):
                 if (row := place.get((task, which))) is None:
                     continue
                 before, end = row["before"][name], row["accuracy"][name]
-                color, at = {"LoRA": PURPLE, "keys and values": BLUE}.get(label, RED), y + 0.22 - 0.22 * i
+                color, at = (RED, BLUE, PURPLE, PURPLE)[i], y + 0.3 - 0.2 * i
                 panel.plot(end[1:], [at] * 2, color=color, lw=4, alpha=0.25, solid_capstyle="round")
-                if label != "LoRA":
-                    panel.plot(before[0], at, "o", ms=6, mfc="white", mec=color, label="before tuning")
-                panel.plot(end[0], at, "D" if label == "LoRA" else "o", ms=6, color=color, label=label)
+                if "LoRA" not in label:
+                    panel.plot(before[0], at, "o", ms=6, mfc="white", mec=color)
+                fill = "white" if "example" in label else color
+                panel.plot(end[0], at, "D" if "LoRA" in label else "o", ms=6, color=color, mfc=fill, label=label)
             ticks[y] = f"{task.removesuffix('-train')}: {TUNED_ON[task]}" if name == "in-distribution" else name
             y -= 1
         y -= 0.7
