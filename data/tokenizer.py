@@ -176,7 +176,7 @@ class TokenizerFile:
             if content is None:  # GPT-2's two files
                 words = tokenizers.ByteLevelBPETokenizer.from_file(str(path), str(path.with_name("merges.txt")))
                 content = words.to_str().encode()
-            if fault := not schemas.fits(content, schemas.PlainTokenizer) and fault_of(content):
+            if fault := fault_of(content):
                 raise ValueError(fault)
             self.file = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises nothing more exact

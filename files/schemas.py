@@ -74,28 +74,6 @@ class Encoding(TypedDict):
     tokens: list[Annotated[str, Meta(pattern=r"\A[\x00-\xff]+\Z")]]
 
 
-# a tokenizer.json that is byte-level BPE and no more, as GPT-2's and SmolLM2's: nothing in it can loop or grow
-class Level(TypedDict):
-    type: Literal["ByteLevel", "Digits"]
-
-
-class Pieces(TypedDict):
-    type: Literal["ByteLevel", "Sequence"]
-    pretokenizers: NotRequired[list[Level]]
-
-
-class Template(TypedDict):
-    type: Literal["ByteLevel", "TemplateProcessing"]
-    single: NotRequired[list[TypedDict("Text", {"Sequence": dict})]]
-
-
-PlainTokenizer = TypedDict(
-    "PlainTokenizer",
-    {"normalizer": None, "pre_tokenizer": Pieces, "decoder": Level, "post_processor": Template | None}
-    | {"model": TypedDict("Model", {"type": Literal["BPE"]} | keys("dropout unk_token", NotRequired[None]))},
-)
-
-
 class LoRAConfig(TypedDict):
     """The part of PEFT's adapter_config.json that says what a LoRA is."""
 
