@@ -211,9 +211,6 @@ def locate(source):
                         raise UserError(f"{part} holds {key!r} beside {other[1]!r}: it is more than one model")
                     read = partial(read_stored, part, key, transposed(ours))
                     index[ours] = part, key, shape[:: -1 if transposed(ours) else 1], stored.get_dtype(), read
-                for other, key in (file.metadata() or {}).items():  # names of one tensor, which is stored under one
-                    if our_name(key) in index:
-                        index.setdefault(our_name(other), index[our_name(key)])
         except SafetensorError as error:
             raise UserError(f"{part} cannot be read ({error}): fetch it again") from None
     return folder / "config.json", schemas.read_json(folder / "config.json", dict), index
