@@ -17,21 +17,7 @@ from torch import nn
 METHODS = {}  # {name: class}: the methods of this file; `import methods` adds those of that folder
 
 
-def positive(text):
-    """An argparse type for options: a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:  # int reads 1_0 as well
-        raise ValueError
-    return int(text)
-
-
-def above_zero(text):
-    """An argparse type for options: a finite number above 0."""
-    if not 0 < float(text) < 1e30:
-        raise ValueError
-    return float(text)
-
-
-RANK = {"rank": {"type": positive, "help": "rank of the low-rank product (default 8)"}}
+RANK = {"rank": {"type": int, "help": "rank of the low-rank product (default 8)"}}
 
 
 class Method(nn.Module):
@@ -42,7 +28,7 @@ class Method(nn.Module):
     """
 
     name = label = ""  # what --method calls it, and what tables call it
-    options = {}  # its own constructor arguments, as argparse takes them
+    options = {}  # its own constructor arguments, as argparse takes them; of type int: at least 1, float: above 0
     takes_n_random = False  # whether n_random changes anything
     needs_trigger = False  # whether it is nothing without a trigger
     needs_labels = False  # whether the constructor takes `labels`, a token list for each answer
@@ -390,7 +376,7 @@ class AdapterPrefix(Method):
     """
 
     name, label, takes_n_random = "adapter-prefix", "LLaMA-Adapter", True
-    options = {"layers": {"type": positive, "help": "only the top N layers have rows (default: half)"}}
+    options = {"layers": {"type": int, "help": "only the top N layers have rows (default: half)"}}
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, layers=None):
         super().__init__()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prefix import RANK, HybridPrefix, Method, above_zero, share_weights
+from prefix import RANK, HybridPrefix, Method, share_weights
 
 
 class CPT(HybridPrefix):
@@ -20,7 +20,7 @@ class CPT(HybridPrefix):
     """
 
     name, label, takes_n_random, needs_trigger, default_trigger = "cpt", "CPT", False, True, "example"
-    options = {"epsilon": {"type": above_zero, "help": "radius of the ball, for a base 2,048 wide (default 1)"}}
+    options = {"epsilon": {"type": float, "help": "radius of the ball, for a base 2,048 wide (default 1)"}}
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, epsilon=1.0):
         super().__init__(model, 0, trigger)

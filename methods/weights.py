@@ -11,7 +11,7 @@ from torch import nn
 from data.tokenizer import Tokenizer
 from methods import muon
 from model import GPT, GPTConfig
-from prefix import RANK, Method, above_zero, block_linears, positive, share_weights
+from prefix import RANK, Method, block_linears, share_weights
 
 
 class Adapter(Method):
@@ -22,7 +22,7 @@ class Adapter(Method):
     """
 
     name, label, lr = "adapter", "adapter", 3e-3
-    options = {"bottleneck": {"type": positive, "help": "width of the hidden layer (default 16)"}}
+    options = {"bottleneck": {"type": int, "help": "width of the hidden layer (default 16)"}}
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, bottleneck=16):
         super().__init__()
@@ -52,7 +52,7 @@ class LoRA(Method):
     """
 
     name, label, lr = "lora", "LoRA", 2e-3
-    options = RANK | {"alpha": {"type": above_zero, "help": "the update is scaled by alpha / rank (default 16)"}}
+    options = RANK | {"alpha": {"type": float, "help": "the update is scaled by alpha / rank (default 16)"}}
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, rank=8, alpha=16.0):
         super().__init__()

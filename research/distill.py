@@ -19,7 +19,7 @@ from files.prompts import save_prefix
 from files.safe import check_unused, write_json
 from files.weights import load_model
 from methods.cartridge import Cartridge, divergence
-from run.flags import OWN_DATA_BASE, Parser, at_least, learning_rate, seed_number
+from run.flags import OWN_DATA_BASE, Parser, above_zero, at_least, seed_number
 from train_task import train
 
 PIECE, CONTINUATION = 8, 64  # tokens
@@ -38,7 +38,7 @@ def main(argv=None):
     p.add_base(OWN_DATA_BASE)
     p.add_argument("--n-random", type=at_least(1), default=24, metavar="N", help="keys and values a layer (default 24)")
     p.add_argument("--examples", type=at_least(1), default=4000, metavar="N", help="pieces of the text (default 4000)")
-    p.add_argument("--lr", type=learning_rate, default=Cartridge.lr, help="peak learning rate (default %(default)s)")
+    p.add_argument("--lr", type=above_zero, default=Cartridge.lr, help="peak learning rate (default %(default)s)")
     p.add_argument("--seed", type=seed_number, default=0, help="(default 0)")
     p.add_argument("--out", help="(default out/NAME-MODEL)")
     args = p.parse_args(argv)

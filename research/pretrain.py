@@ -23,7 +23,7 @@ from files.weights import save_model
 from methods import muon
 from model import GPT, GPTConfig
 from research import documents
-from run.flags import Parser, at_least, learning_rate, number, seed_number
+from run.flags import Parser, above_zero, at_least, number, seed_number
 
 # words with their leading space, each digit alone, runs of marks, white space
 PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
@@ -47,7 +47,7 @@ def parse_args(argv=None):
     p.add_argument("--n-layer", type=at_least(1, 1000), default=6, help="number of layers (default %(default)s)")
     p.add_argument("--n-embd", type=at_least(2, 65536), default=256, help="width, 64 a head (default %(default)s)")
     p.add_argument("--batch-tokens", type=at_least(1, 2**24), default=4096, help="tokens a step (default %(default)s)")
-    p.add_argument("--lr", type=learning_rate, default=0.02, help="by Muon; by AdamW a tenth (default %(default)s)")
+    p.add_argument("--lr", type=above_zero, default=0.02, help="by Muon; by AdamW a tenth (default %(default)s)")
     p.add_argument("--seed", type=seed_number, default=0, help="of weights, documents and windows (%(default)s)")
     p.add_argument("--compile", action="store_true", help="torch.compile the model")
     dtypes = "of the matrix products; the weights are trained in float32 (default: the faster)"

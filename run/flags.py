@@ -95,7 +95,8 @@ def at_least(least, most=1_000_000):
 
 
 seed_number = at_least(0, 2**63 - 1)  # what torch's generators take
-learning_rate = number(1e-30, 1e30)
+above_zero = number(1e-30, 1e30)
+KINDS = {int: at_least(1), float: above_zero}  # of a method's options, which may be of another type
 
 
 def some_text(text):
@@ -137,7 +138,7 @@ def train_parser(doc, cls, shown):
     g.add_argument("--examples", type=at_least(1), metavar="N", help="(default 1000; scratch: 20000; own data: all)")
     g.add_argument("--epochs", type=at_least(1), metavar="N", help="passes (default 1; scratch: 3; own data: up to 5)")
     g.add_argument("--batch-size", type=at_least(1, 65536), metavar="N", help="(default 8; scratch: 16)")
-    g.add_argument("--lr", type=learning_rate, metavar="RATE", help="peak learning rate (default: the method's)")
+    g.add_argument("--lr", type=above_zero, metavar="RATE", help="peak learning rate (default: the method's)")
     best = "held-out examples that choose the best checkpoint (default 128; 0: keep the last)"
     g.add_argument("--validation", type=at_least(0), default=128, metavar="N", help=best)
     g.add_argument("--checkpoint-activations", action="store_true", help="use less memory and more time")
@@ -147,7 +148,8 @@ def train_parser(doc, cls, shown):
     g = p.add_argument_group(f"options of --method {cls.name}")
     for name, spec in cls.options.items():
         hidden = {} if shown else {"help": argparse.SUPPRESS}
-        g.add_argument(f"--{name.replace('_', '-')}", **{"default": None} | spec | hidden)
+        kind = {"type": KINDS.get(spec["type"], spec["type"])} if "type" in spec else {}
+        g.add_argument(f"--{name.replace('_', '-')}", **{"default": None} | spec | kind | hidden)
     return p
 
 
