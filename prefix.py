@@ -83,10 +83,6 @@ class Method(nn.Module):
     def learns(self):
         return any(p.requires_grad for p in self.parameters())
 
-    def tunable(self, model):
-        """Returns self, or a trainable equivalent."""
-        return self
-
     def optimizers(self, lr, dtype):
         """The optimizers of its parameters. dtype is that of the matrix products."""
         parameters = [p for p in self.parameters() if p.requires_grad]

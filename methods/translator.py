@@ -40,12 +40,6 @@ class Translator(DeepPrefix):
         self.init_kwargs |= {"n_random": len(rows), "trigger": []}
         self.register_buffer("rows", rows)
 
-    def tunable(self, model):
-        """The same prompt as one of P-tuning v2."""
-        prompt = DeepPrefix(model, len(self.rows))
-        prompt.rows.data.copy_(self.rows)
-        return prompt.to(self.rows.device)
-
 
 class TranslatorNetwork(nn.Module):
     """Worked examples in, keys and values of P positions in every layer out.

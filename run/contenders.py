@@ -129,7 +129,6 @@ def build_prompts(args, model, tokenizer, task):
         method = build_method(args, args.method, model, tokenizer, task, examples, trigger, args.shots)
         return {args.method: method}, trigger
     method, header = load_prefix(args.init_from, model, tokenizer)
-    method = method.tunable(model)
     if method.name != args.method:
         raise UserError(f"{args.init_from} is of --method {method.name}, not {args.method}: give that")
     if hasattr(method, "start"):

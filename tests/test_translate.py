@@ -96,9 +96,7 @@ def test_a_file_of_a_prompt_needs_no_translator(base, tmp_path):
     save_prefix(method, tmp_path / "p.safetensors", model, tokenizer)
     model.folder = tmp_path  # where there is none
     again, _ = load_prefix(tmp_path / "p.safetensors", model, tokenizer)
-    for other in (again, method.tunable(model)):
-        torch.testing.assert_close(other.past(model), method.past(model), atol=0, rtol=0)
-    assert method.tunable(model).learns()
+    torch.testing.assert_close(again.past(model), method.past(model), atol=0, rtol=0)
 
 
 def test_it_answers_on_the_command_line(base, tmp_path, command):
