@@ -18,16 +18,15 @@ def generate(
     questions: B lists of token numbers, at least one number each; their lengths may differ.
     past: the KV cache that stands before the questions. Its batch is 1 (one prompt for all) or B (a prompt for each).
     past_pad: (B), how many positions at the beginning of each row's past are empty; see stack_caches.
-    stop: a token number; (B) of them; or (1 or B, E), several for each row, where -1 stands for none. A row ends with
-    the first of its stop tokens, else after max_new_tokens.
+    stop: (1 or B, E) tokens, of which the first that a row writes ends it; -1 stands for none. Others end after
+    max_new_tokens.
     temperature: 0 takes the likeliest token; above it tokens are sampled from the `top_k` likeliest, or from all.
     """
     device, B = network.wte.weight.device, len(questions)
     x, left_pad = pad_left(questions, device)  # (B, T), (B)
     kv_cache, cache_len = empty_cache(network, B, x.size(1) + max_new_tokens), 0
     rng = torch.Generator(device).manual_seed(seed)
-    stop = torch.as_tensor(-1 if stop is None else stop, device=device)  # no token has the number -1
-    stop = (stop if stop.dim() == 2 else stop.reshape(-1, 1)).expand(B, -1)  # (B, E)
+    stop = torch.as_tensor([[-1]] if stop is None else stop, device=device).expand(B, -1)  # (B, E)
     out = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device)
     lengths = torch.full((B,), max_new_tokens, device=device)
     rows, done = torch.arange(B, device=device), torch.zeros(B, dtype=torch.bool, device=device)  # those in the batch

@@ -102,7 +102,7 @@ def answer(bases, question, args):
                     f"not fit into block_size {network.config.block_size}: ask another question, or shorten one"
                 )
         stops = [one.tokenizer.stops(one.stop) for one in batch]
-        stop = torch.tensor([[*some, *[-1] * (max(map(len, stops)) - len(some))] for some in stops])  # (B, E)
+        stop = [[*some, *[-1] * (max(map(len, stops)) - len(some))] for some in stops]  # (B, E)
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}
         new = generate(network, asked, args.max_new_tokens, past, past_pad, stop, **sampling)
         for i, one, tokens in zip(rows, batch, new):

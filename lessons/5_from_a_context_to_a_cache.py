@@ -142,7 +142,7 @@ measure("eight rows, before", student)
 
 # %% tags=["measured"]
 encoded = encode(tokenizer, examples[8:])  # [(question tokens, answer tokens)]
-stop = tokenizer.encode_task(task.stop)[0]
+stop = [tokenizer.encode_task(task.stop)]
 with torch.no_grad():
     text = model.prefill(torch.tensor([eight]))  # what the teacher has read
 optimizer = torch.optim.AdamW(student.parameters(), lr=0.02, weight_decay=0)

@@ -49,7 +49,7 @@ class Cartridge(DeepPrefix):
         """
         ends = [row.nonzero().flatten().tolist() for row in answer]
         questions = [row[: at[0] + 1].tolist() for row, at in zip(tokens, ends)]
-        stop = targets[range(len(ends)), [at[-1] for at in ends]]  # (B)
+        stop = targets[range(len(ends)), [at[-1] for at in ends]][:, None]  # (B, 1)
         n = max(map(len, ends))
         S = network.config.block_size - max(map(len, questions)) - n
         # of a longer text each step reads another part, of whole examples: behind half of one it answers nothing

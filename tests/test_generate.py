@@ -35,7 +35,7 @@ def test_every_kind_of_prompt_in_one_batch_equals_one_at_a_time(either):
     assert generate(either, questions, 20, cache, past_pad) == free
     stops = [row[1 + i % 5] for i, row in enumerate(free)]
     want = [row[: row.index(stop) + 1] for row, stop in zip(free, stops)]
-    assert generate(either, questions, 20, cache, past_pad, torch.tensor(stops)) == want
+    assert generate(either, questions, 20, cache, past_pad, [[stop] for stop in stops]) == want
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -46,7 +46,7 @@ def test_rows_end_at_their_stop_token_and_change_nothing_for_the_rest(either, sh
     pasts = [[tuple(p if shared else p[i : i + 1] for p in pair) for pair in past] for i in range(8)]
     free = one_at_a_time(either, questions, 12, pasts)
     stops = [row[end] for row, end in zip(free, [1, 9, 2, 11, 1, 3, 10, 2])]
-    together = generate(either, questions, 12, past, stop=torch.tensor(stops))
+    together = generate(either, questions, 12, past, stop=[[stop] for stop in stops])
     assert together == [row[: row.index(stop) + 1] for row, stop in zip(free, stops)]
 
 
@@ -58,14 +58,14 @@ def test_a_row_ends_at_the_first_of_several_stop_tokens(either):
     assert generate(either, questions, 12, stop=[shared]) == want
     own = [[row[7], -1, row[2]] for row in free]
     want = [row[: 1 + min(row.index(t) for t in some if t >= 0)] for row, some in zip(free, own)]
-    assert generate(either, questions, 12, stop=torch.tensor(own)) == want
+    assert generate(either, questions, 12, stop=own) == want
 
 
 def test_the_batch_shrinks_and_decoding_ends_with_its_last_row(tiny, monkeypatch):
     questions, sizes, run = some_questions(4), [], GPT.run
     free = generate(tiny, questions, 9)
     monkeypatch.setattr(GPT, "run", lambda self, x, *args: sizes.append(len(x)) or run(self, x, *args))
-    generate(tiny, questions, 9, stop=torch.tensor([row[n] for row, n in zip(free, [0, 0, 1, 2])]))
+    generate(tiny, questions, 9, stop=[[row[n]] for row, n in zip(free, [0, 0, 1, 2])])
     assert sizes == [4, 2, 1]
 
 

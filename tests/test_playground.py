@@ -90,7 +90,7 @@ def test_the_graph_is_the_network_behind_every_prompt(made, graph, nano):
             _, cache, *_ = step(graph, rows[None], [], nothing)
             assert_close(cache, export.as_tensor(past), 1e-3)
         asked = tokenizer.encode_task(next(iter(about["questions"].values()))[0][0])
-        (written,) = generate(model, [asked], 60, past, stop=about["stops"][-1])
+        (written,) = generate(model, [asked], 60, past, stop=[about["stops"]])
         tokens = torch.tensor([asked + written])
         logits, _, *attention = step(graph, no_rows, asked + written, cache)
         torch.testing.assert_close(logits, model.logits(model(tokens, past)), atol=1e-3, rtol=0)
