@@ -147,7 +147,7 @@ def describe(args, task, model, contenders, trigger, context, data):
         context=context,
         labels={name: m.label for name, m in contenders.items()},
         trainable={n: sum(p.numel() for p in m.parameters() if p.requires_grad) for n, m in contenders.items()},
-        record=record.record(args.device, args.dtype, data),
+        record=record.record(args.device, data),
     )
 
 

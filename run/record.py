@@ -14,7 +14,7 @@ from eval import accuracy
 from files.errors import UserError
 
 
-def record(device, dtype, data):
+def record(device, data):
     """What a run's numbers depend on besides its command line and its base: results.json holds it under "record".
 
     data: [Example], those to learn from and those to test on.
@@ -28,7 +28,6 @@ def record(device, dtype, data):
         "commit": source(),
         "versions": {"python": platform.python_version()} | packages,
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
-        "dtype": str(dtype).removeprefix("torch."),
         "threads": {"tuning": torch.get_num_threads(), "measuring": accuracy.THREADS},
         "data": digest.hexdigest()[:16],
     }
