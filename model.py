@@ -166,11 +166,10 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def prefill(self, x, past=None):
-        """Tokens (B, T) or embeddings (B, T, C) -> the cache of their T positions, after those of `past` if given."""
+        """Tokens (B, T) or embeddings (B, T, C) -> the cache of their T positions, after `past`, a cache of batch B."""
         cache = self.run(x, past)[1]
         if past:
-            both = [zip(*pair) for pair in zip(past, cache)]  # of each layer: both keys, both values
-            cache = [tuple(torch.cat([p.expand(len(x), -1, -1, -1), o], dim=2) for p, o in pairs) for pairs in both]
+            cache = [tuple(torch.cat(parts, dim=2) for parts in zip(*pairs)) for pairs in zip(past, cache)]
         return cache
 
     def head(self):

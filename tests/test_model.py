@@ -30,7 +30,7 @@ def test_a_cache_changes_nothing(either, P):
     tokens = some_tokens(3, 20)
     tokens[:, :P] = tokens[0, :P]
     want, before = either.logits(either(tokens))[:, P:], tokens[:, :P]
-    in_two = either.prefill(before[:, P // 2 :], either.prefill(before[:1, : P // 2])) if P > 1 else None
+    in_two = either.prefill(before[:, P // 2 :], either.prefill(before[:, : P // 2])) if P > 1 else None
     for past in (either.prefill(before[:1]), either.prefill(before), in_two, either.prefill(either.wte(before))):
         if past:
             assert_close(either.logits(either(tokens[:, P:], past)), want, 1e-5)
