@@ -29,8 +29,7 @@ def encode_chat(tokenizer, config, template, question):
     how = {"trim_blocks": True, "lstrip_blocks": True, "extensions": ["jinja2.ext.loopcontrols"]}
     environment = ImmutableSandboxedEnvironment(**how)
     environment.globals |= {"raise_exception": refuse, "strftime_now": time.strftime, "tools": None, "documents": None}
-    bos = [config.bos_token] if hasattr(config, "bos_token") else tokenizer.ends[:1]
-    names = {"bos_token": tokenizer.decode(bos), "eos_token": tokenizer.decode(tokenizer.ends[:1])}
+    names = {"bos_token": tokenizer.decode([config.bos_token]), "eos_token": tokenizer.decode(tokenizer.ends[:1])}
     names |= {"messages": [{"role": "user", "content": question}]}
     try:
         text = environment.from_string(template).render(names, add_generation_prompt=True)
