@@ -89,8 +89,7 @@ TranslatorHeader = TypedDict(
 PrefixHeader = TypedDict(
     "PrefixHeader",
     {"format": Literal["nanoprompt prefix"], "tokenize": Literal["bytes", "bpe", "special"]}
-    | keys("method init_kwargs base base_fingerprint tokenizer trigger stop", str)
-    | keys("task init_from", NotRequired[str])
+    | keys("method init_kwargs base base_fingerprint tokenizer task trigger stop init_from", str)
     | {"question_format": Annotated[str, Meta(pattern=r"\{\}")]},  # {} for the question
 )
 

@@ -134,7 +134,7 @@ def build_prompts(args, model, tokenizer, task):
     if hasattr(method, "start"):
         method.start.copy_(method.embeddings().detach())
     method.shots = None
-    method.label += f" from that of {header.get('task') or 'a text'}"
+    method.label += f" from that of {header['task'] or 'a text'}"
     add_text(args, method, tokenizer, task, examples, trigger, args.shots)
     return {args.method: method}, Trigger("trigger", header["trigger"], method.trigger)
 
