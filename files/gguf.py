@@ -5,15 +5,13 @@ python -m files.gguf smollm2 FOLDER
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from files import schemas
 from files.errors import Parser, UserError, run_main
 from files.gguf_reader import bos_and_eos, read_header
-from files.safe import write_json, write_text
+from files.safe import check_unused, write_json, write_text
 from files.weights import load_model, save_model
 
 LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -89,7 +87,9 @@ def write_tokenizer(path, folder):
     names = {"bos_token": ends["bos_token_id"], "eos_token": next(iter(t["eos_token_id"]), None)}
     own = {name: t["tokens"][i] for name, i in names.items() if i in range(len(t["tokens"]))}
     own |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": t.get("chat_template")}
-    write_text(folder / "tokenizer.json", json.dumps(tokenizer_json(path, t), ensure_ascii=False))
+    content = json.dumps(tokenizer_json(path, t), ensure_ascii=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "tokenizer.json", content)
     write_json(folder / "tokenizer_config.json", own)
     write_json(folder / "generation_config.json", ends)
 
@@ -99,16 +99,11 @@ def main(argv=None):
     p.add_argument("file", help="a .gguf file, or smollm2")
     p.add_argument("folder", help="what is written; it must not exist yet")
     args = p.parse_args(argv)
-    folder = Path(args.folder).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already: name another, or remove it")
-    model, temporary = load_model(args.file), folder.with_name(f"tmp-{os.getpid()}-{folder.name}")
-    try:
-        save_model(model, temporary)
-        write_tokenizer(model.folder, temporary)
-        os.replace(temporary, folder)  # which may be there and empty
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    folder = Path(args.folder)
+    check_unused(folder)
+    model = load_model(args.file)
+    write_tokenizer(model.folder, folder)  # first: it refuses kinds that are not known
+    save_model(model, folder)
     print(f"wrote {sum(p.numel() for p in model.parameters()):,} parameters to {folder}")
 
 

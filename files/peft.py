@@ -14,7 +14,7 @@ from data.tokenizer import Tokenizer
 from files import gguf, schemas
 from files.errors import Parser, UserError, run_main
 from files.prompts import ROWS, load_prefix, save_prefix
-from files.safe import read_tensors, write_json, write_tensors
+from files.safe import check_unused, read_tensors, write_json, write_tensors
 from files.weights import BUNDLED, HUB, hub_name, load_model, save_model
 from llama import Llama
 from prefix import METHODS, DeepPrefix, HybridPrefix, block_linears
@@ -209,8 +209,7 @@ def main(argv=None):
     p.add_argument("--model", help=f"the base (default: what the run was tuned on; import: {BUNDLED[0]})")
     args = p.parse_args(argv)
     source, target = Path(args.source), Path(args.target)
-    if target.exists():
-        raise UserError(f"{target} exists already: name another, or remove it")
+    check_unused(target)
     model = load_model(args.model or (BUNDLED[0] if args.what == "import" else base_of(source))).freeze()
     tokenizer = Tokenizer.load(model.folder, model.config.vocab_size)
     if args.what == "import":

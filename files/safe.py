@@ -86,7 +86,7 @@ def write_text(path, text):
 def check_unused(path):
     """Raise UserError where a file or folder is there already."""
     if Path(path).exists():
-        raise UserError(f"{path} is already in use: give another --out")
+        raise UserError(f"{path} is already in use: name another, or remove it")
 
 
 def read_tensors(path):

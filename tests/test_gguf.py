@@ -235,8 +235,7 @@ def check_export(command, source, folder, line):
     asked = torch.tensor([tokenizer.encode(line)])
     with torch.no_grad():
         assert ours.generate(asked, 12, prompt.past(ours)).tolist() == greedy(theirs, asked, 12)
-    command("files.gguf", source, folder / "base").refused("exists already: name another")
-    assert sorted(p.name for p in folder.glob("tmp-*")) == []
+    command("files.gguf", source, folder / "base").refused("is already in use: name another")
 
 
 def test_the_folder_of_a_file_is_a_base_for_peft(tmp_path, command):

@@ -161,7 +161,7 @@ def test_export_and_import_from_the_command_line(base, tokenizer, tmp_path, comm
     assert torch.equal(again.rows, prompt.rows)
     assert (header["tokenize"], header["stop"]) == ("bpe", "")
     (tmp_path / "run" / "results.json").unlink()
-    command("files.peft", "export", tmp_path / "run", tmp_path / "adapter").refused("exists already")
+    command("files.peft", "export", tmp_path / "run", tmp_path / "adapter").refused("already in use")
     done = command("files.peft", "export", tmp_path / "run", tmp_path / "other")
     done.refused("was tuned on the base 'base': name its folder")
 

@@ -48,7 +48,7 @@ def test_the_same_command_gives_the_same_base(command, prose, tmp_path, monkeypa
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
     log = json.loads((tmp_path / "one" / "log.json").read_text())
     assert [row["tokens"] for row in log] == [1280, 2560] and log[1]["documents"] < log[0]["documents"]
-    assert "already in use: give another --out" in command("research.pretrain", *argv).err
+    assert "already in use: name another" in command("research.pretrain", *argv).err
 
 
 def test_input_without_training(command, tmp_path):

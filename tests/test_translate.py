@@ -139,6 +139,6 @@ def test_the_program_trains_measures_and_writes(tmp_path, tokenizer, command, mo
     more = "--steps", 1, "--seed", 1, "--init-from", out, "--out", tmp_path / "more"
     command("research.translate", *argv, *more).ok()
     refused = command("research.translate", *argv, "--out", out)
-    assert refused.code == 2 and refused.err.endswith(f"{out} is already in use: give another --out\n")
+    assert refused.code == 2 and refused.err.endswith(f"{out} is already in use: name another, or remove it\n")
     measured = command("research.translate", *argv, "--init-from", out, "--steps", 0).ok()
     assert measured.out == done.out[done.out.index("| examples |") :]
