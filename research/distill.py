@@ -73,7 +73,6 @@ def main(argv=None):
     for name, value in kl.items():
         print(f"  {name:<14}{value:.3f}")
     print(f"\nwrote prefix.safetensors, results.json to {out}")
-    return results
 
 
 if __name__ == "__main__":

@@ -58,7 +58,6 @@ def main(argv=None):
         write_json(out / "results.json", results.for_json())
         checkpoint.finish()
     print(f"\n{report.table(results.for_json())}\n\nwrote results.json to {out}")
-    return results
 
 
 if __name__ == "__main__":
