@@ -16,11 +16,11 @@ FLOOR = {name: number for number, names in enumerate(FLOORS.split("<")) for name
 
 # the most lines that there may be
 LINES = {
-    "prefix.py": 525,
+    "prefix.py": 510,
     "train_task.py": 340,
     "README.md": 130,
     "train_task.py --help": 52,
-    "Python outside of tests and lessons": 8335,
+    "Python outside of tests and lessons": 8277,
 }
 
 
