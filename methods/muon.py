@@ -15,10 +15,6 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
         self.dtype, self.fused = dtype, set(fused)
 
-    def matrices(self, p, t):
-        """The parts of t, of the shape of parameter p, that are matrices of their own."""
-        return t.chunk(3 if p in self.fused else 1)
-
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
@@ -27,7 +23,8 @@ class Muon(torch.optim.Optimizer):
                 m = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 m.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(m, group["momentum"])  # Nesterov
-                for weight, u in zip(self.matrices(p, p), self.matrices(p, update)):
+                n = 3 if p in self.fused else 1  # matrices
+                for weight, u in zip(p.chunk(n), update.chunk(n)):
                     by_shape.setdefault(u.shape, []).append((weight, u))
             for (rows, columns), pairs in by_shape.items():
                 x = torch.stack([u for _, u in pairs]).to(self.dtype)  # (n, rows, columns)
