@@ -49,8 +49,6 @@ class Method(nn.Module):
         given = inspect.signature(cls.__init__).bind_partial(method, *args, **kwargs)
         given.apply_defaults()
         method.init_kwargs = {k: v for k, v in given.arguments.items() if k not in ("self", "model")}
-        if "trigger" in method.init_kwargs:
-            method.init_kwargs["trigger"] = list(method.init_kwargs["trigger"])
         return method
 
     def __init__(self):
