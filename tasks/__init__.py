@@ -80,10 +80,8 @@ class Task:
         return text.rpartition("=")[2] if stop else ""
 
     def kind_of_error(self, answer, text):
-        """What went wrong where a text first differs from the true answer, in two or three words; '' where nothing did.
-        Tasks with steps tell more kinds apart."""
-        if text == answer:
-            return ""
+        """What went wrong where another text first differs from the true answer, in two or three words. Tasks with
+        steps tell more kinds apart."""
         i = first_difference(answer, text)
         if text[i : i + 1] in ("", self.stop):
             return "stopped early"
