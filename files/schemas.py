@@ -6,7 +6,6 @@ schema says. Keys that a schema does not name are left out of what is returned.
 """
 
 import inspect
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired, TypedDict
 
@@ -163,13 +162,6 @@ def decode(value, schema, name, remedy):
         return msgspec.convert(value, schema)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: {error}: {remedy}") from None
-
-
-def fits(value, schema):
-    """Whether JSON text, or a value that is parsed already, follows a schema."""
-    with suppress(UserError):
-        return decode(value, schema, "it", "") is not None
-    return False
 
 
 def check_settings(stated, allowed, name):

@@ -153,8 +153,10 @@ def variants_of(file):
     variants = importlib.import_module(f"tasks.{file}").variants
     for name, task in variants.items() if isinstance(variants, dict) else [("", variants)]:
         parts = [name, task.stop, task.tokenize, task.ranges] if isinstance(task, Task) else []
-        if not schemas.fits(parts, schemas.Variant) or [*task.ranges][:1] != [IN_DISTRIBUTION]:
-            raise UserError(f"tasks/{file}.py: variants is {{'': a Task}}, with a range {IN_DISTRIBUTION!r} and a stop")
+        wanted = f"variants is {{'': a Task}}, with a range {IN_DISTRIBUTION!r} and a stop"
+        schemas.decode(parts, schemas.Variant, f"tasks/{file}.py", wanted)
+        if [*task.ranges][:1] != [IN_DISTRIBUTION]:
+            raise UserError(f"tasks/{file}.py: {wanted}")
     return variants
 
 
