@@ -15,9 +15,7 @@ THREADS = torch.get_num_threads()  # as torch begins: the cores, or OMP_NUM_THRE
 
 
 def wilson(correct, n, z=1.959964):
-    """The 95% interval (low, high) of a proportion, (0, 1) if n is 0: Wilson (1927)."""
-    if n == 0:
-        return 0.0, 1.0
+    """The 95% interval (low, high) of a proportion: Wilson (1927)."""
     p = correct / n
     center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, (center - half) / (1 + z * z / n)), min(1.0, (center + half) / (1 + z * z / n))
