@@ -67,7 +67,7 @@ def story(results):
     sentences = []
     if method in before:
         start, end = percent(before[method][first]), percent(after[method][first])
-        sentences.append(f"Tuning the {labels[method]}: {start:.1f}% before and {end:.1f}% after, {scope}")
+        sentences.append(f"Tuning the {labels[method]}: {start:.1f}% {scope} before, {end:.1f}% after")
     texts = [name for name in TEXTS if name in after and name != method]
     if texts:
         sentences.append(f"Without tuning: {shares(after, texts, first, labels)}")

@@ -145,7 +145,7 @@ def test_the_table_shows_every_number():
     start = f"{report.percent(results['before']['hybrid']['in-distribution']):.1f}%"
     at_questions = next(i for i, line in enumerate(lines) if line.startswith("questions"))
     assert lines[at_questions + 1 :][:2] == [
-        f"Tuning the prefix for $1 or $2: {start} before and {percents['hybrid']} after, in distribution",
+        f"Tuning the prefix for $1 or $2: {start} in distribution before, {percents['hybrid']} after",
         f"Without tuning: zero-shot {percents['zero-shot']}, best context (1 longest) {percents['few-shot']}",
     ]
     assert lines[-1] == (
