@@ -90,7 +90,7 @@ def test_each_accuracy_stands_beside_its_start_and_the_best_context(runs, show, 
                 assert f"{gain:+.1f} to its start, {over:+.1f} to the best context" in text
     lede = shown.locator(".lede").inner_text()
     assert results["labels"]["few-shot"] in lede and results["labels"][results["method"]] in lede
-    assert f"from {percent(next(iter(before[results['method']].values())))}% to" in lede
+    assert f": {percent(next(iter(before[results['method']].values())))}% " in lede
     assert shown.locator("#again pre").inner_text() == results["command"]
     assert shown.locator("#play").evaluate("a => a.hash") == f"#{runs[name].name}"
     word = shown.locator("dfn", has_text="best context").first
