@@ -169,8 +169,8 @@ plt.show()
 # take away. This is why `train_task.py` asks held-out questions while it tunes, and lets them choose the checkpoint
 # that it keeps, the start included.
 #
-# With checkpoints and one seed ([docs/results/init.md](../docs/results/init.md)) the prompt from the example ends at
-# {{finding("init", "addition", "hybrid: random and example", "8 digits"):.0f}}% at eight digits, that from the
+# With checkpoints and three seeds ([docs/results/init.md](../docs/results/init.md)) the prompt from the example ends
+# at {{finding("init", "addition", "hybrid: random and example", "8 digits"):.0f}}% at eight digits, that from the
 # instruction at {{finding("init", "addition", "hybrid: random and instruction", "8 digits"):.0f}}%, and 48 random rows
 # at {{finding("init", "addition", "hybrid: random only", "8 digits"):.0f}}%. So "the prompt from the example
 # generalizes best" is true there and misleading: it began at
@@ -345,7 +345,7 @@ for e, text in wrong[:2]:
 #
 # ## What to read next
 #
-# - [docs/results/init.md](../docs/results/init.md): all starts and ends, one seed, 100 questions a range.
+# - [docs/results/init.md](../docs/results/init.md): all starts and ends, three seeds, 100 questions a range.
 # - Li & Liang (2021), [Prefix-Tuning](https://arxiv.org/abs/2101.00190), section 7.4, and Lester et al. (2021),
 #   [Prompt Tuning](https://arxiv.org/abs/2104.08691), section 3.2, on how to begin; Razdaibiedina et al. (2023),
 #   [Residual Prompt Tuning](https://arxiv.org/abs/2305.03937), on the MLP.
