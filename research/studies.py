@@ -187,7 +187,7 @@ def real_base(args, task):
 @study("addition")
 def length_generalization(args, task):
     """What keeps a prompt right beyond the lengths it was tuned on: from an example, one thing changed at a time."""
-    example, words, last, more = "--trigger example", "--trigger instruction", "--validation 0", "--examples 20000"
+    example, words, last = "--trigger example", "--trigger instruction", "--validation 0"
     shot, random_rows = "--shots 1", "--n-random 65 --trigger none"
     # as long as the tasks' instructions and about none of them: whether it is an instruction's words that help
     rain = "The rain had stopped, and the two old men walked slowly home along the river without a word."
@@ -199,9 +199,7 @@ def length_generalization(args, task):
         "24 random + instruction": words,
         "MLP": f"--mlp --lr 0.003 {example}",
         "4000 examples": f"--examples 4000 {example}",
-        "20000 examples": f"{more} {example}",
         "the last state": f"{last} {example}",
-        "20000 examples, the last state": f"{more} {last} {example}",
         "1 shot behind it": f"{shot} {example}",
         "keys, values: example": f"--method ptuning2 --n-random 0 {example}",
         "keys, values: 24 random + example": f"--method ptuning2 {example}",
