@@ -201,8 +201,7 @@ class GPT(nn.Module):
 
 def build_mask(x, P, S, cache_len=0, past_pad=None, left_pad=None):
     """A mask for the scores of the T new positions of x (B, T, C), (T, S) or (B, 1, T, S), and the numbers of these
-    positions, (T) or (B, T). A batch row with past_pad 1 and left_pad 1, P = 3 past positions
-    and the text "abc":
+    positions, (T) or (B, T). A batch row "abc" with past_pad 1 and left_pad 1 behind P = 3 past positions:
 
                    past     text
         position   _ 0 1   _ 2 3 4

@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from torch import nn
 
 METHODS = {}  # {name: class}: the methods of this file; `import methods` adds those of that folder
-
-
 RANK = {"rank": {"type": int, "help": "rank of the low-rank product (default 8)"}}
 
 
@@ -302,8 +300,7 @@ class Warp(HybridPrefix):
 class DeepPrefix(Method):
     """Keys and values in every layer, and nothing at the input: Liu et al. (2022).
 
-    "P-Tuning v2", section 3. rows (P, n_layer * 2 * n_kv_head * D) hold the keys of each layer, then its values, as in
-    PEFT.
+    "P-Tuning v2", section 3. rows (P, n_layer * 2 * n_kv_head * D) hold each layer's keys, then its values, as in PEFT.
 
     The rows begin as what the base computes from n_random words, drawn as it expects texts to begin, and from the
     trigger (Li & Liang 2021, section 7.4). Random numbers of one spread for all layers learn nothing here, because

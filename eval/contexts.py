@@ -1,5 +1,6 @@
 """Baselines without tuning: the best worked examples that a context holds, and a classifier of word frequencies."""
 
+import math
 import random
 
 import torch
@@ -39,7 +40,7 @@ def best_context(model, tokenizer, task, examples, max_tokens, seed=0, draws=2, 
             continue
         past = model.prefill(torch.tensor([tokens], device=model.wte.weight.device))
         exact, loss = count_exact(model, past, encode(tokenizer, questions))
-        if loss == 1e9:  # here, before all else is measured with such a network
+        if not math.isfinite(loss):  # here, before all else is measured with such a network
             raise FloatingPointError(f"the loss of {model.name} behind a worked example is infinite or NaN")
         n = len(questions)
         if (exact / n, -loss) > best_score:

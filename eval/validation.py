@@ -55,7 +55,7 @@ class Validation:
             self.best.update({name: t.detach().cpu().clone() for name, t in trained(method).items()})
         r["steps"].append(step)
         r["exact_match"].append(exact)
-        r["loss"].append(loss)
+        r["loss"].append(min(1e9, loss))  # finite, as JSON needs it
 
     def put_back(self, method):
         method.load_state_dict(self.best, strict=False)

@@ -27,8 +27,8 @@ class Parser(argparse.ArgumentParser):
     """argparse with the program's docstring as its help, and errors as UserError."""
 
     def __init__(self, doc, **kwargs):
-        kwargs |= {"description": doc, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        super().__init__(prog=command(), **kwargs)
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=command(), description=doc, formatter_class=formatter, **kwargs)
 
     def error(self, message):
         raise UserError(f"{message}; --help shows what there is")

@@ -46,8 +46,12 @@ def draw_addition(results, path):
 def draw_tasks(path):
     """Start and end of prompts, LoRA and the best context on every range, on nano-2 and on SmolLM2."""
     fig, panels = plt.subplots(1, 2, figsize=(11, 6.6))
-    series = {"rows at the input": "hybrid", "keys and values": "ptuning2", "LoRA": "lora"}
-    series |= {"LoRA behind an example": "lora, 1 shot"}
+    series = {
+        "rows at the input": ("hybrid", {"color": RED, "marker": "o"}),
+        "keys and values": ("ptuning2", {"color": BLUE, "marker": "o"}),
+        "LoRA": ("lora", {"color": PURPLE, "marker": "D"}),
+        "LoRA behind an example": ("lora, 1 shot", {"color": PURPLE, "marker": "D", "mfc": "white"}),
+    }
     draw_base(panels[0], read_rows("nano-2/headline"), series)
     draw_base(panels[1], read_rows("smollm2/real_base_text") + read_rows("smollm2/real_base"), series)
     panels[0].set_title("nano-2: pretrained on such tasks")
@@ -59,21 +63,20 @@ def draw_tasks(path):
 
 
 def draw_base(panel, rows, series):
-    """A line for each range of each task. series: {label of the figure: name in the rows}."""
+    """A line for each range of each task. series: {label of the figure: (name in the rows, its color and marker)}."""
     place, ticks, y = {(r["task"], r["series"]): r for r in rows}, {}, 0
     for task in [name for name in TUNED_ON if (name, "best context") in place]:
         for name, context in place[task, "best context"]["accuracy"].items():
             panel.plot([context[0]] * 2, [y - 0.36, y + 0.36], color=GREEN, lw=2.5, label="best context")
-            for i, (label, which) in enumerate(series.items()):
+            for i, (label, (which, style)) in enumerate(series.items()):
                 if (row := place.get((task, which))) is None:
                     continue
                 before, end = row["before"][name], row["accuracy"][name]
-                color, at = (RED, BLUE, PURPLE, PURPLE)[i], y + 0.3 - 0.2 * i
+                color, at = style["color"], y + 0.3 - 0.2 * i
                 panel.plot(end[1:], [at] * 2, color=color, lw=4, alpha=0.25, solid_capstyle="round")
-                if "LoRA" not in label:
+                if style["marker"] == "o":  # a prompt: LoRA begins as the base
                     panel.plot(before[0], at, "o", ms=6, mfc="white", mec=color)
-                fill = "white" if "example" in label else color
-                panel.plot(end[0], at, "D" if "LoRA" in label else "o", ms=6, color=color, mfc=fill, label=label)
+                panel.plot(end[0], at, ls="none", ms=6, label=label, **style)
             ticks[y] = f"{task.removesuffix('-train')}: {TUNED_ON[task]}" if name == "in-distribution" else name
             y -= 1
         y -= 0.7
