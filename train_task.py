@@ -46,8 +46,8 @@ from tasks import IN_DISTRIBUTION
 NO_SETTINGS = "out", "overwrite", "resume", "command"
 
 
-def parse_args(argv=None):
-    return flags.parse_args(__doc__, argv)
+def parse_args(argv=None, doc=__doc__):
+    return flags.parse_args(doc, argv)
 
 
 def load_task(args):
@@ -79,8 +79,8 @@ class Run(NamedTuple):
     checkpoint: resume.Checkpoint
 
 
-def main(argv=None, load_base=load_base):
-    args = parse_args(argv)
+def main(argv=None, load_base=load_base, doc=__doc__):
+    args = parse_args(argv, doc)
     processes.start(args.device)
     if processes.n_processes() > 1 and args.method in ("hard", "cartridge"):
         raise UserError(f"--method {args.method} draws at random what its step does: run it without torchrun")

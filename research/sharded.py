@@ -43,7 +43,7 @@ def shard(model, device):
 
 
 def main(argv=None):
-    train_task.main(argv, load_base)
+    train_task.main(argv, load_base, __doc__)
 
 
 if __name__ == "__main__":

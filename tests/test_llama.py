@@ -14,7 +14,8 @@ from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError
 from tokenizers import decoders, normalizers, pre_tokenizers, processors, trainers
 
 import prefix
-from data.tokenizer import Tokenizer, note
+from data import trial
+from data.tokenizer import Tokenizer, fault_of, note
 from files.errors import UserError
 from files.weights import load_model
 
@@ -313,3 +314,9 @@ def test_a_tokenizer_that_breaks_its_library_is_refused(tmp_path, capfd, parts, 
     with pytest.raises(UserError, match=message):
         Tokenizer.load(tmp_path, 1024)
     assert capfd.readouterr().err == ""
+
+
+def test_a_trial_that_the_system_kills_says_so(tmp_path, monkeypatch):
+    (tmp_path / "killed.py").write_text("import os\nos.kill(os.getpid(), 9)")
+    monkeypatch.setattr(trial, "__file__", str(tmp_path / "killed.py"))
+    assert "runs out of memory" in fault_of(b"{}")
