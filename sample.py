@@ -23,12 +23,11 @@ import torch
 
 from data.chat import chat_template, encode_chat
 from data.tokenizer import Tokenizer
-from files.peft import base_of
-from files.prompts import load_prefix
 from files.weights import load_model
 from generate import empty_cache, generate, stack_caches
 from prefix import METHODS, Method
 from run.flags import DEFAULT_BASE, TOKENIZE, Parser, at_least, number, seed_number
+from run.prompts import base_of, load_prefix
 from tasks.your_data import MOST_CHARACTERS
 
 

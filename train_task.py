@@ -34,11 +34,11 @@ from eval.contexts import tfidf
 from eval.neighbors import init_words, nearest_tokens
 from eval.validation import Validation, hold_back
 from files.errors import UserError, run_main
-from files.prompts import save_prefix
 from files.safe import write_json, write_text
 from files.weights import fingerprint, load_model
 from run import flags, processes, record, resume
 from run.contenders import build, n_epochs, n_examples, shown_examples
+from run.prompts import save_prefix
 from run.results import Results
 from tasks import IN_DISTRIBUTION
 

@@ -40,13 +40,13 @@ from data.tokenizer import Tokenizer
 from eval.accuracy import generate_answers, score
 from eval.contexts import as_text
 from files.errors import UserError
-from files.peft import export_peft
-from files.prompts import load_prefix, save_prefix
 from files.weights import load_model, save_model
 from generate import generate
 from lessons import checks
 from lessons.drawing import BLUE, GRAY, GREEN, RED
 from prefix import DeepPrefix, TextPrompt
+from research.peft import export_peft
+from run.prompts import load_prefix, save_prefix
 from train_task import evaluate, train
 
 model = load_model("nano-2").freeze()
@@ -273,7 +273,7 @@ except UserError as error:
     print("on another base:", str(error).partition(" was ")[2].partition(": ")[0])
 
 # %% [markdown]
-# PEFT, the library that most people use for prompts, reads the same numbers. `python -m files.peft export RUN FOLDER`
+# PEFT, the library that most people use for prompts, reads the same numbers. `python -m research.peft export RUN DIR`
 # does what the next cell does; it compares the logits, if transformers and PEFT are installed.
 
 # %%
@@ -359,6 +359,6 @@ print(f"the vote:     {together:.0f}%")
 # - Eyuboglu et al. (2025), [Cartridges](https://arxiv.org/abs/2506.06266); Snell et al. (2022), [Learning by
 #   Distilling Context](https://arxiv.org/abs/2209.15189).
 # - Lester et al. (2021), [Prompt Tuning](https://arxiv.org/abs/2104.08691), section 6, on ensembles of prompts.
-# - `sample.py`, `files/peft.py` and `generate.py` of this project: all of this as commands.
+# - `sample.py`, `research/peft.py` and `generate.py` of this project: all of this as commands.
 # - You have seen the whole project. A method or a task of your own is one file: see
 #   [README](../README.md#your-task-method-data-and-base).

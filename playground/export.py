@@ -18,12 +18,11 @@ from eval.contexts import as_text
 from eval.neighbors import nearest_tokens
 from files import schemas
 from files.errors import Parser, UserError, run_main
-from files.peft import base_of
-from files.prompts import load_prefix
 from files.safe import replacing, write_json, write_tensors
 from files.weights import fingerprint, load_model
 from generate import empty_cache
 from prefix import METHODS
+from run.prompts import base_of, load_prefix
 
 
 class Step(torch.nn.Module):

@@ -15,11 +15,11 @@ from data.batches import training_batches
 from data.tokenizer import Tokenizer
 from files import schemas
 from files.errors import UserError, run_main
-from files.prompts import save_prefix
 from files.safe import check_unused, write_json
 from files.weights import load_model
 from methods.cartridge import Cartridge, divergence
 from run.flags import OWN_DATA_BASE, Parser, above_zero, at_least, seed_number
+from run.prompts import save_prefix
 from train_task import train
 
 PIECE, CONTINUATION = 8, 64  # tokens

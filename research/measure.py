@@ -14,11 +14,11 @@ from data.tokenizer import Tokenizer
 from eval import report
 from eval.neighbors import nearest_tokens
 from files.errors import Parser, run_main
-from files.prompts import load_prefix
 from files.safe import read_tensors, write_json
 from prefix import METHODS
 from run import resume
 from run.contenders import Trigger, build
+from run.prompts import load_prefix
 
 
 def parse_args(argv=None):

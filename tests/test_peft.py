@@ -1,4 +1,4 @@
-"""files/peft.py: adapters that peft reads, and adapters that peft wrote."""
+"""research/peft.py: adapters that peft reads, and adapters that peft wrote."""
 
 import json
 import shutil
@@ -10,11 +10,11 @@ from conftest import assert_close, greedy, in_transformers, randomize, some_toke
 from safetensors.torch import load_file, save_file
 
 import prefix
-from files import peft as peft_io
 from files.errors import UserError
-from files.prompts import load_prefix, save_prefix
 from files.weights import load_model, save_model
 from model import GPT
+from research import peft as peft_io
+from run.prompts import load_prefix, save_prefix
 
 SIX = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 6}
 LORA = {"task_type": "CAUSAL_LM", "fan_in_fan_out": True}
@@ -151,18 +151,18 @@ def test_export_and_import_from_the_command_line(base, tokenizer, tmp_path, comm
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text(json.dumps({"args": {"model": str(tmp_path / "base")}}))
     save_prefix(prompt, tmp_path / "run" / "prefix.safetensors", base, tokenizer, "addition")
-    done = command("files.peft", "export", tmp_path / "run", tmp_path / "adapter")  # results.json names the base
+    done = command("research.peft", "export", tmp_path / "run", tmp_path / "adapter")  # results.json names the base
     assert (done.code, done.out) == (0, f"wrote 5 rows to {tmp_path / 'adapter'}\n")
     theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()  # it finds the base
     assert_same(prompt, base, theirs)
     new = tmp_path / "again.safetensors"
-    assert command("files.peft", "import", tmp_path / "adapter", new, "--model", tmp_path / "base").code == 0
+    assert command("research.peft", "import", tmp_path / "adapter", new, "--model", tmp_path / "base").code == 0
     again, header = load_prefix(new, base, tokenizer)
     assert torch.equal(again.rows, prompt.rows)
     assert (header["tokenize"], header["stop"]) == ("bpe", "")
     (tmp_path / "run" / "results.json").unlink()
-    command("files.peft", "export", tmp_path / "run", tmp_path / "adapter").refused("already in use")
-    done = command("files.peft", "export", tmp_path / "run", tmp_path / "other")
+    command("research.peft", "export", tmp_path / "run", tmp_path / "adapter").refused("already in use")
+    done = command("research.peft", "export", tmp_path / "run", tmp_path / "other")
     done.refused("was tuned on the base 'base': name its folder")
 
 
@@ -172,10 +172,10 @@ def test_merged_from_the_command_line(base, tokenizer, tmp_path, command):
     save_prefix(lora, tmp_path / "lora.safetensors", base, tokenizer)
     save_prefix(prefix.HybridPrefix(base, n_random=3), tmp_path / "rows.safetensors", base, tokenizer)
     flags = "--model", tmp_path / "base"
-    assert command("files.peft", "merge", tmp_path / "lora.safetensors", tmp_path / "merged", *flags).code == 0
+    assert command("research.peft", "merge", tmp_path / "lora.safetensors", tmp_path / "merged", *flags).code == 0
     network, merged = lora.network(base), load_model(tmp_path / "merged")
     assert_close(merged(some_tokens(2, 5)), network(some_tokens(2, 5)))
-    done = command("files.peft", "merge", tmp_path / "rows.safetensors", tmp_path / "other", *flags)
+    done = command("research.peft", "merge", tmp_path / "rows.safetensors", tmp_path / "other", *flags)
     done.refused("only --method lora")
     assert not (tmp_path / "other").exists()
 

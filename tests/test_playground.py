@@ -19,11 +19,11 @@ import tasks
 from data.tokenizer import Tokenizer
 from eval.attention import attention_weights
 from eval.contexts import as_text
-from files.prompts import load_prefix, save_prefix
 from files.safe import read_tensors, write_json
 from files.weights import load_model
 from generate import generate
 from prefix import METHODS, HybridPrefix
+from run.prompts import load_prefix, save_prefix
 
 export = pytest.importorskip("playground.export", reason="needs onnx: pip install '.[playground]'")
 onnxruntime = pytest.importorskip("onnxruntime")

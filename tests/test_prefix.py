@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from conftest import assert_close, in_transformers, some_tokens
 
 import prefix
-from files.prompts import METHODS
 from generate import generate
+from run.prompts import METHODS
 
 LABELS = [[11, 12], [13]]
 TEXTS = [[3, 1, 4, 1, 5], [9, 2, 6]]

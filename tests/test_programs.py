@@ -9,9 +9,9 @@ import torch
 from conftest import read_results, results_of
 
 from data.tokenizer import Tokenizer
-from files.prompts import load_prefix
 from files.weights import load_model, save_model
 from prefix import DeepPrefix
+from run.prompts import load_prefix
 
 FEW = "--task", "last_letter", "--examples", 32, "--test-examples", 4, "--beside", "none"
 

@@ -1,4 +1,4 @@
-"""files/prompts.py: whose file a prompt's is, and what it holds."""
+"""run/prompts.py: whose file a prompt's is, and what it holds."""
 
 import json
 import os
@@ -8,10 +8,10 @@ import torch
 
 import prefix
 from files.errors import UserError
-from files.prompts import load_prefix, save_prefix
 from files.safe import read_tensors, write_tensors
 from files.weights import save_model
 from model import GPT
+from run.prompts import load_prefix, save_prefix
 
 
 def test_another_base_tokenizer_or_file_is_refused(tiny, tokenizer, tmp_path):

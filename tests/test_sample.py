@@ -8,9 +8,9 @@ import torch
 from conftest import randomize
 
 from data.tokenizer import Tokenizer
-from files.prompts import METHODS, load_prefix, save_prefix
 from files.weights import load_model
 from prefix import DeepPrefix, HybridPrefix
+from run.prompts import METHODS, load_prefix, save_prefix
 
 
 @pytest.fixture(scope="module")

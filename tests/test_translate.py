@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from data.tokenizer import Tokenizer
 from files.errors import UserError
-from files.prompts import load_prefix, save_prefix
 from files.safe import read_tensors, write_tensors
 from files.weights import load_model, save_model
 from methods.translator import TRANSLATOR, Translator, TranslatorNetwork, load_translator, save_translator
 from model import GPT, GPTConfig
 from research import documents, translate
+from run.prompts import load_prefix, save_prefix
 
 TEXTS = [[7, 8, 9, 10, 11, 12, 13], [20, 21, 22, 23]]
 

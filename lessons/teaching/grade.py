@@ -77,9 +77,9 @@ def attend(submission, check):
 def low_rank(submission, check):
     import torch
 
-    from files.prompts import load_prefix, save_prefix
     from model import GPT, GPTConfig
     from prefix import HybridPrefix
+    from run.prompts import load_prefix, save_prefix
 
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=40, block_size=64, n_layer=2, n_head=2, n_embd=16))

@@ -38,15 +38,15 @@ import train_task
 from data.tokenizer import Tokenizer, byte_alphabet
 from eval import page
 from files import errors, gguf_reader
-from files import peft as peft_files
-from files.prompts import save_prefix
 from files.safe import write_json, write_tensors
 from files.weights import load_model, save_model
 from llama import Llama, LlamaConfig
 from methods.translator import TRANSLATOR, TranslatorNetwork, save_translator
 from model import GPT, GPTConfig
 from research import compare
+from research import peft as peft_files
 from run import resume
+from run.prompts import save_prefix
 
 METHODS = [name for name in prefix.METHODS if name != "scratch"]  # which train_task.py does not save
 OPTIONS = {  # of methods, where the defaults would leave something out

@@ -1,6 +1,5 @@
 """The file of a trained prompt, prefix.safetensors: what it was tuned on, and its tensors."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -9,11 +8,8 @@ import torch
 from files import schemas
 from files.errors import UserError
 from files.safe import read_tensors, trained, write_tensors
-from files.weights import fingerprint
-from prefix import METHODS
-
-importlib.import_module("methods")  # fills METHODS, which a file's method is looked up in; nothing here calls it
-ROWS = "hybrid", "prompt", "cpt", "lopt", "ptuning"  # the methods that are rows at the input, and nothing else
+from files.weights import BUNDLED, HUB, fingerprint
+from methods import METHODS
 
 
 def save_prefix(method, path, model, tokenizer, task="", trigger="", question_format="{}", stop="", init_from=""):
@@ -69,3 +65,14 @@ def load_prefix(path, model, tokenizer):
     except (AssertionError, ValueError, IndexError, RuntimeError) as error:
         raise UserError(f"{path} is no complete {name}, or its header is wrong: {error}: train it again") from None
     return method.to(model.wte.weight.device), header
+
+
+def base_of(source):
+    """The --model that a run was tuned on, from its results.json or its prompt's header."""
+    file = source / "prefix.safetensors" if source.is_dir() else source
+    if (file.parent / "results.json").is_file():
+        return schemas.read_json(file.parent / "results.json", schemas.Run, "give --model")["args"]["model"]
+    name = read_tensors(file)[0].get("base", "")
+    if name not in (*BUNDLED, *HUB) and "/" not in name:  # a name with a slash is the hub's
+        raise UserError(f"{source} was tuned on the base {name!r}: name its folder with --model")
+    return name

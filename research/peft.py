@@ -1,8 +1,8 @@
 """Soft prompts and LoRA to PEFT's files and back.
 
-    python -m files.peft export out/addition-nano-2 DIR      a run's prompt or LoRA as a PEFT adapter
-    python -m files.peft import DIR prefix.safetensors       a PEFT adapter as a prompt's file, for sample.py
-    python -m files.peft merge out/lora DIR                  a run's LoRA in the base's weights, an ordinary checkpoint
+    python -m research.peft export out/addition-nano-2 DIR   a run's prompt or LoRA as a PEFT adapter
+    python -m research.peft import DIR prefix.safetensors    a PEFT adapter as a prompt's file, for sample.py
+    python -m research.peft merge out/lora DIR               a run's LoRA in the base's weights, an ordinary checkpoint
 """
 
 import shutil
@@ -13,12 +13,14 @@ import torch
 from data.tokenizer import Tokenizer
 from files import gguf, schemas
 from files.errors import Parser, UserError, run_main
-from files.prompts import ROWS, load_prefix, save_prefix
 from files.safe import check_unused, read_tensors, write_json, write_tensors
 from files.weights import BUNDLED, HUB, hub_name, load_model, save_model
 from llama import Llama
-from prefix import METHODS, DeepPrefix, HybridPrefix, block_linears
+from methods.weights import LoRA
+from prefix import DeepPrefix, HybridPrefix, block_linears
+from run.prompts import base_of, load_prefix, save_prefix
 
+ROWS = "hybrid", "prompt", "cpt", "lopt", "ptuning"  # the methods that are rows at the input, and nothing else
 DEEP = "ptuning2", "prefix", "cartridge", "translator"  # the methods that are keys and values in every layer
 PEFT_PROMPTS = {  # PEFT's kinds of prompts, and what they are here. It writes an encoder's output, not the encoder.
     "PROMPT_TUNING": HybridPrefix,
@@ -166,7 +168,7 @@ def import_lora(config, tensors, model, file):
             raise UserError(f"{file.parent}: {name} is {tuple(t.shape)}, {model.name} {asked}: give its --model")
     # Kalajdzievski (2023), "A Rank Stabilization Scaling Factor": alpha / sqrt(rank) in place of alpha / rank
     alpha = config["lora_alpha"] * (rank**0.5 if config.get("use_rslora") else 1)
-    lora = METHODS["lora"](model, rank=rank, alpha=alpha)
+    lora = LoRA(model, rank=rank, alpha=alpha)
     ours = lora_tensors(lora, model)
     for name, t in tensors.items():
         ours[name].copy_(t)
@@ -188,17 +190,6 @@ def save_merged(lora, model, folder):
     for file in model.folder.iterdir():
         if file.is_file() and not file.name.endswith(WEIGHTS):
             shutil.copy(file, folder)
-
-
-def base_of(source):
-    """The --model that a run was tuned on, from its results.json or its prompt's header."""
-    file = source / "prefix.safetensors" if source.is_dir() else source
-    if (file.parent / "results.json").is_file():
-        return schemas.read_json(file.parent / "results.json", schemas.Run, "give --model")["args"]["model"]
-    name = read_tensors(file)[0].get("base", "")
-    if name not in (*BUNDLED, *HUB) and "/" not in name:  # a name with a slash is the hub's
-        raise UserError(f"{source} was tuned on the base {name!r}: name its folder with --model")
-    return name
 
 
 def main(argv=None):
