@@ -147,8 +147,8 @@ class GPT(nn.Module):
             x = self.wte(x)  # (B, T, C)
         P, T = past[0][0].size(2) if past else 0, x.size(1)
         S = P + (kv_cache[0][0].size(2) if kv_cache else T)
-        n, limit = P + cache_len + T, self.config.block_size
-        assert n <= limit, f"{n - T} prompt rows and {T} tokens exceed block_size {limit}: shorten one"
+        n, limit = cache_len + T, self.config.block_size  # n: tokens of the text so far
+        assert P + n <= limit, f"{P} prompt rows and {n} tokens exceed block_size {limit}: shorten one"
         mask, position = build_mask(x, P, S, cache_len, past_pad, left_pad)
         x, turn = self.add_positions(x, position)
         new_cache = []

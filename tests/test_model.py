@@ -10,6 +10,7 @@ from conftest import assert_close, assert_same_logits, greedy, some_tokens, thei
 
 import kernels
 from files.weights import load_model
+from generate import generate
 from llama import Llama, LlamaConfig
 from model import GPT, GPTConfig, build_mask
 
@@ -99,6 +100,8 @@ def test_what_cannot_be_is_refused(either):
     either(some_tokens(1, 6), past)
     with pytest.raises(AssertionError, match="90 prompt rows and 7 tokens exceed block_size 96"):
         either(some_tokens(1, 7), past)
+    with pytest.raises(AssertionError, match="90 prompt rows and 7 tokens exceed block_size 96"):  # read one by one
+        generate(either, [[1]], 7, past)
     with pytest.raises(AssertionError, match="n_embd 10 is no multiple of n_head 3"):
         GPT(GPTConfig(10, 10, 1, 3, 10))
     with pytest.raises(AssertionError, match="n_head 3 is no multiple of n_kv_head 2"):
