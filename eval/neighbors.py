@@ -12,7 +12,8 @@ def nearest_tokens(model, tokenizer, method, k=3):
     rows = method.input_rows()
     if rows is None:
         return []
-    table, now, start = (F.normalize(x.float(), dim=-1) for x in (model.wte.weight, rows, method.start))  # (P, C)
+    now, start = (F.normalize(x.float(), dim=-1) for x in (rows, method.start))  # (P, C) each
+    table = F.normalize(model.wte.weight.float(), dim=-1)  # (vocab_size, C)
 
     def closest(rows):
         cosines, tokens = (rows @ table.T).topk(k)  # (P, k) each
@@ -21,16 +22,17 @@ def nearest_tokens(model, tokenizer, method, k=3):
 
     return [
         {
-            "init_token": None if i < method.n_random else before[0][0],
+            "init_token": word,
             "init_nearest": before,
             "nearest": after,
             "cosine_to_init": round((now[i] @ start[i]).item(), 3),
         }
-        for i, (before, after) in enumerate(zip(closest(start), closest(now)))
+        for i, (word, before, after) in enumerate(zip(init_words(method, tokenizer), closest(start), closest(now)))
     ]
 
 
 def init_words(method, tokenizer):
     """The token that each row of a prompt began as, None for random rows."""
-    trigger = method.init_kwargs.get("trigger", [])[: method.n_rows() - method.n_random]
-    return [None] * method.n_random + [tokenizer.decode([t]) for t in trigger]
+    n = method.n_rows() - method.n_random
+    tokens = (list(method.init_kwargs.get("trigger", ())) * n)[:n]  # prompt tuning repeats its trigger
+    return [None] * (method.n_rows() - len(tokens)) + [tokenizer.decode([t]) for t in tokens]

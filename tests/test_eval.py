@@ -22,7 +22,7 @@ from files.weights import load_model
 from generate import generate
 from methods.weights import Scratch
 from model import GPT, GPTConfig
-from prefix import DeepPrefix, HybridPrefix, PTuning, TextPrompt, Warp
+from prefix import DeepPrefix, HybridPrefix, PromptTuning, PTuning, TextPrompt, Warp
 
 
 @pytest.mark.parametrize("correct, n", [(0, 20), (20, 20), (990, 1000)])
@@ -82,6 +82,11 @@ def test_nearest_tokens_are_those_of_the_greatest_cosine(tiny, tokenizer):
     a, b = tiny.wte.weight[65].tolist(), prompt.start[2].tolist()
     cosine = sum(x * y for x, y in zip(a, b)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
     assert math.isclose(rows[2]["cosine_to_init"], cosine, abs_tol=1e-3)
+    # what the model sees of these at the start is not the token, or the token more than once
+    add = tokenizer.encode("Add")
+    for prompt in PTuning(tiny, 2, add), PromptTuning(tiny, 5, add, init="trigger"):
+        want = [None, None, *words] if prompt.n_random else (5 * words)[:5]
+        assert [r["init_token"] for r in nearest_tokens(tiny, tokenizer, prompt)] == want
 
 
 # ---------------------------------------------------------------- tables and figures
