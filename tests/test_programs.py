@@ -28,8 +28,9 @@ def test_a_prompt_measures_as_its_run_did(run, command, base, tmp_path, flags):
     assert after["accuracy"][name] == before["accuracy"][name]
     assert after["before"] == before["before"]  # the start is made again from the file
     assert after["nearest_tokens"] == before["nearest_tokens"] and after["loss"] == {}
-    command("research.measure", file, *few, "--task", "next_letter", "--beside", "none", "--overwrite").ok()
-    assert list(read_results(tmp_path / "out")["accuracy"]) == [name]
+    command("research.measure", file, *few, "--task=next_letter", "--beside", "none", "--overwrite").ok()
+    measured = read_results(tmp_path / "out")
+    assert (list(measured["accuracy"]), measured["task"]) == ([name], "next_letter")
 
 
 def test_a_run_is_reproduced_from_its_record(run, command, base, tmp_path):
