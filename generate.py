@@ -18,8 +18,8 @@ def generate(
     questions: B lists of token numbers, at least one number each; their lengths may differ.
     past: the KV cache that stands before the questions. Its batch is 1 (one prompt for all) or B (a prompt for each).
     past_pad: (B), how many positions at the beginning of each row's past are empty; see stack_caches.
-    stop: (1 or B, E) tokens, of which the first that a row writes ends it; -1 stands for none. Others end after
-    max_new_tokens.
+    stop: (1 or B, E) tokens. A row ends with the first of them that it writes, or after max_new_tokens; -1 stands for
+    no token.
     temperature: 0 takes the likeliest token; above it tokens are sampled from the `top_k` likeliest, or from all.
     """
     device, B = network.wte.weight.device, len(questions)
@@ -29,7 +29,8 @@ def generate(
     stop = torch.as_tensor([[-1]] if stop is None else stop, device=device).expand(B, -1)  # (B, E)
     out = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device)
     lengths = torch.full((B,), max_new_tokens, device=device)
-    rows, done = torch.arange(B, device=device), torch.zeros(B, dtype=torch.bool, device=device)  # those in the batch
+    rows = torch.arange(B, device=device)  # the question of each row, since finished rows leave the batch
+    done = torch.zeros(B, dtype=torch.bool, device=device)
     for n in range(max_new_tokens):
         hidden, _ = network.run(x, past, kv_cache, cache_len, past_pad, left_pad)  # (B, T, C), then (B, 1, C)
         cache_len += x.size(1)
@@ -48,12 +49,12 @@ def generate(
 
 
 def pad_left(questions, device):
-    """Questions of any lengths -> tokens (B, T) that end at the same column, so that the next token of every row is in
-    the last one, and left_pad (B), or None where all have the same length, which is faster."""
-    lengths = [len(q) for q in questions]
-    T = max(lengths)
+    """Questions of any lengths -> tokens (B, T) that end at the same column, so that the last column predicts the next
+    token of every row, and left_pad (B), or None where all have the same length, which is faster."""
+    T = max(map(len, questions))
     tokens = torch.tensor([[0] * (T - len(q)) + q for q in questions], device=device)
-    return tokens, torch.tensor([T - n for n in lengths], device=device) if min(lengths) < T else None
+    left_pad = torch.tensor([T - len(q) for q in questions], device=device)
+    return tokens, (left_pad if left_pad.any() else None)
 
 
 def drop_finished(done, past, past_pad, kv_cache, left_pad):
@@ -61,8 +62,8 @@ def drop_finished(done, past, past_pad, kv_cache, left_pad):
     kv_cache = [(keys[~done], values[~done]) for keys, values in kv_cache]
     if past and past[0][0].size(0) == len(done):  # a prompt for each row, not one for all
         past = [(keys[~done], values[~done]) for keys, values in past]
-    past_pad = None if past_pad is None else past_pad[~done]
-    return past, past_pad, kv_cache, None if left_pad is None else left_pad[~done]
+    past_pad, left_pad = (None if pad is None else pad[~done] for pad in (past_pad, left_pad))
+    return past, past_pad, kv_cache, left_pad
 
 
 def stack_caches(caches):

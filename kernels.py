@@ -70,10 +70,10 @@ class SplitAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, past_k, past_v, k, v, y, lse = ctx.saved_tensors
-        new_q, new_k, new_v = fused_backward(grad, q, k, v, y, lse, is_causal=True)
+        new_dq, dk, dv = fused_backward(grad, q, k, v, y, lse, is_causal=True)
         grad, past_q, y, lse = (by_key_head(x, past_k) for x in (grad, q, y, lse))
-        past_q, past_k, past_v = fused_backward(grad, past_q, past_k, past_v, y, lse, is_causal=False)
-        return by_row(past_q, q) + new_q, past_k, past_v, new_k, new_v
+        past_dq, past_dk, past_dv = fused_backward(grad, past_q, past_k, past_v, y, lse, is_causal=False)
+        return by_row(past_dq, q) + new_dq, past_dk, past_dv, dk, dv
 
 
 def by_key_head(x, keys):
@@ -102,7 +102,7 @@ def fused(q, k, v, is_causal):
 
 
 def fused_backward(grad, q, k, v, y, lse, is_causal):
-    """The gradients of q, k and v. y and lse may be those of an attention that reads more than k and v."""
+    """The gradients of q, k and v. y and lse may be of an attention that reads more positions than those of k and v."""
     if q.is_cuda:
         lse, seed = F.pad(lse[..., 0], (0, -q.size(2) % 32), value=torch.inf), torch.zeros((), dtype=torch.long)
         args = grad, q, k, v, None, y, lse.contiguous(), seed, seed, 0.0, [True, True, True, False], is_causal
@@ -123,7 +123,7 @@ class CrossEntropy(torch.autograd.Function):
         for h, t, g in zip(hidden.split(n), targets[:, None].split(n), grad.split(n)):
             p = (h @ table.T).softmax(-1, dtype=torch.float32)  # (n, vocab_size)
             right = p.gather(1, t)  # (n, 1)
-            loss -= right.clamp_min(torch.finfo().tiny).log().sum() / len(hidden)
+            loss -= right.clamp_min(torch.finfo().tiny).log().sum() / len(hidden)  # the log of 0 would be infinite
             g.copy_(p.scatter_(1, t, right - 1).div_(len(hidden)).to(table.dtype) @ table)
         ctx.save_for_backward(grad)
         return loss

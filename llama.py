@@ -37,7 +37,7 @@ class LlamaConfig:  # the defaults are SmolLM2-135M's
 
 
 def rotation(config, position):
-    """Positions (T) or (B, T) -> cosines and sines of the angles by which they turn, (1 or B, 1, T, D / 2) each.
+    """Positions (T) or (B, T) -> cosines and sines of their angles, (1 or B, 1, T, D / 2) each.
 
     Each pair of numbers of a query or key turns by an angle for each position, so that the product of the two depends
     on their distance alone: Su et al. (2021), "RoFormer", section 3.2.
@@ -74,12 +74,12 @@ class Attention(model.Attention):
         self.k_norm = nn.RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
         self.head_dim = D
 
-    def qkv(self, x, turn=None):
-        """x (B, T, C) -> queries (B, n_head, T, D), keys and values (B, n_kv_head, T, D) each. turn: what `rotation`
+    def qkv(self, x, rope=None):
+        """x (B, T, C) -> queries (B, n_head, T, D), keys and values (B, n_kv_head, T, D) each. rope: what `rotation`
         returns for their positions; without it they stand at position 0."""
         q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)) for f in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (y.transpose(1, 2) for y in (self.q_norm(q), self.k_norm(k), v))  # (B, heads, T, D) each
-        return (q, k, v) if turn is None else (rotate(q, *turn), rotate(k, *turn), v)
+        return (q, k, v) if rope is None else (rotate(q, *rope), rotate(k, *rope), v)
 
     def out(self, y):
         return self.o_proj(y.transpose(1, 2).flatten(2))

@@ -28,7 +28,7 @@ class GPTConfig:
 
     @property
     def n_kv_head(self):
-        return self.n_head  # every head has keys and values of its own
+        return self.n_head  # each head of queries has a head of keys and values
 
     @property
     def head_dim(self):
@@ -46,13 +46,13 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, mask, past=None, kv_cache=None, cache_len=0, turn=None):
+    def forward(self, x, mask, past=None, kv_cache=None, cache_len=0, rope=None):
         """x (B, T, C) -> y (B, T, C), and the keys and values of these T positions, (B, n_kv_head, T, D) each."""
-        q, k, v = self.qkv(x, turn)
+        q, k, v = self.qkv(x, rope)
         return self.out(self.attend(q, k, v, mask, past, kv_cache, cache_len)), (k, v)
 
-    def qkv(self, x, turn=None):
-        """x (B, T, C) -> queries, keys and values, (B, n_head, T, D) each."""
+    def qkv(self, x, rope=None):
+        """x (B, T, C) -> queries, keys and values, (B, n_head, T, D) each. rope: the Llama family's, None here."""
         qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, -1))  # (B, T, 3, n_head, D)
         return qkv.permute(2, 0, 3, 1, 4)
 
@@ -150,16 +150,16 @@ class GPT(nn.Module):
         n, limit = cache_len + T, self.config.block_size  # n: tokens of the text so far
         assert P + n <= limit, f"{P} prompt rows and {n} tokens exceed block_size {limit}: shorten one"
         mask, position = build_mask(x, P, S, cache_len, past_pad, left_pad)
-        x, turn = self.add_positions(x, position)
+        x, rope = self.add_positions(x, position)
         new_cache = []
         for i, block in enumerate(self.h):
-            args = x, mask, past[i] if past else None, kv_cache[i] if kv_cache else None, cache_len, turn
+            args = x, mask, past[i] if past else None, kv_cache[i] if kv_cache else None, cache_len, rope
             x, new_kv = kernels.run_block(block, args, self.checkpoint_activations)
             new_cache.append(new_kv)
         return self.final_norm(x), new_cache
 
     def add_positions(self, x, position):
-        """Embeddings x (B, T, C) with positions (T) or (B, T), and what each layer's queries and keys turn by: None."""
+        """x (B, T, C) plus the embeddings of its positions, (T) or (B, T); and `rope`, which GPT-2 has not: None."""
         return x + self.wpe(position), None
 
     def final_norm(self, x):

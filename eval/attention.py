@@ -22,8 +22,8 @@ def attention_weights(network, tokens, past=None):
     network(tokens, past)
     for hook in hooks:
         hook.remove()
-    for attention, (x, mask, pair, _, _, turn) in seen:  # x (B, T, C); pair: the past's keys and values in this layer
-        q, k, _ = attention.qkv(x, turn)  # (B, n_head, T, D), (B, n_kv_head, T, D); turn: a Llama's positions
+    for attention, (x, mask, pair, _, _, rope) in seen:  # x (B, T, C); pair: the past's keys and values in this layer
+        q, k, _ = attention.qkv(x, rope)  # (B, n_head, T, D), (B, n_kv_head, T, D)
         if pair is not None:
             k = torch.cat([pair[0].expand(len(k), -1, -1, -1), k], dim=2)  # (B, n_kv_head, P + T, D)
         k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)  # (B, n_head, P + T, D): heads may share keys

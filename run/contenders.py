@@ -165,7 +165,7 @@ def draw_examples(args, task, model, tokenizer, n_positions):
     """(training examples, as many as the contender with the most wants; {range: test examples}; the number of positions
     that the longest question and the longest answer leave free). n_positions is the largest number of rows in front of
     them. Raises UserError where they are too long for the base."""
-    limit = model.config.block_size - n_positions
+    block_size = model.config.block_size
     for note in task.notes if args.own_data and processes.is_main() else ():
         print(note, file=sys.stderr)
     wanted = [n_examples(args, METHODS[name]) for name in {args.method, *args.beside} - {"none"}]
@@ -173,12 +173,10 @@ def draw_examples(args, task, model, tokenizer, n_positions):
     tests = {name: draw(task, args.test_examples, name) for name in task.ranges}
     questions, answers = zip(*encode(tokenizer, [*examples, *sum(tests.values(), [])]))
     longest = max(map(len, questions)) + max(map(len, answers))
-    if longest > limit:
-        raise UserError(
-            f"{n_positions} prompt rows and {longest} tokens of text exceed block_size {model.config.block_size}: use "
-            "fewer rows or shots"
-        )
-    return examples, tests, model.config.block_size - longest
+    if n_positions + longest > block_size:
+        sizes = f"{n_positions} prompt rows and {longest} tokens of text exceed block_size {block_size}"
+        raise UserError(f"{sizes}: use fewer rows or shots")
+    return examples, tests, block_size - longest
 
 
 def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=None):
