@@ -34,20 +34,18 @@ def fused_attention(q, k, v, past):
 def matmul_parts(q, keys):
     """q @ torch.cat(keys, 2).mT: the scores of q (B, n_head, T, D), for keys (1 or B, n_kv_head, any, D) each."""
     (B, n_head, T, D), n_kv_head = q.shape, keys[0].size(1)
-    q = q.reshape(B, n_kv_head, n_head // n_kv_head * T, D)  # heads that share keys stand below each other
+    q = q.reshape(B, n_kv_head, n_head // n_kv_head * T, D)  # as by_key_head, so that `view` copies no scores
     return torch.cat([matmul_shared(q, k.mT) for k in keys], dim=-1).view(B, n_head, T, -1)
 
 
 def sum_parts(weights, values):
     """weights @ torch.cat(values, 2), for weights (B, n_head, T, S) and values (1 or B, n_kv_head, any, D) each."""
-    (B, n_head, T, S), n_kv_head = weights.shape, values[0].size(1)
-    weights = weights.view(B, n_kv_head, n_head // n_kv_head * T, S)
     first, *more = map(matmul_shared, weights.split([v.size(2) for v in values], -1), values)
-    return sum(more, first).reshape(B, n_head, T, -1)
+    return sum(more, first)  # (B, n_head, T, D)
 
 
 def matmul_shared(a, b):
-    """a @ b, for a (B, n_head, T, X) and b (1 or B, n_kv_head, X, Y): a b that rows share is multiplied once."""
+    """a @ b, for a (B, n_head, T, X) and b (1 or B, n_kv_head, X, Y): one product for all that read the same b."""
     return by_row(by_key_head(a, b) @ b, a)  # (B, n_head, T, Y)
 
 
