@@ -32,8 +32,8 @@ class LlamaConfig:  # the defaults are SmolLM2-135M's
     tied: bool = True  # whether the head is the embedding table
     qkv_bias: bool = False  # Qwen2
     qk_norm: bool = False  # Qwen3
-    bos_token: int = 0  # what a text begins behind, and what ends it
-    eos_token: int = 0
+    bos_token: int = 0  # stands in front of every text
+    eos_token: int = 0  # ends a text
 
 
 def rotation(config, position):

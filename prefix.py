@@ -19,7 +19,7 @@ RANK = {"rank": {"type": int, "help": "rank of the low-rank product (default 8)"
 
 
 class Method(nn.Module):
-    """Whatever stands before a question or reads it. A subclass overrides what differs, often `prompt_cache` alone.
+    """Base class: a method provides a KV cache, a network of its own, or both. Most override `prompt_cache` alone.
 
     Constructors take the frozen model; n_random, the number of rows that begin as random numbers; trigger, the token
     numbers that the other rows begin as; seed; and the options that the class declares.
@@ -85,11 +85,11 @@ class Method(nn.Module):
         # betas below the usual 0.9 and 0.999: a run of fifty steps has no time for a long memory
         return [torch.optim.AdamW(parameters, lr, (0.8, 0.95), weight_decay=0)] if parameters else []
 
-    def after_backward(self, network, batch, loss):
-        """A step of its own, after the optimizers' step on a batch (tokens, targets, answer)."""
+    def after_step(self, network, batch, loss):
+        """Called after each step of the optimizers, with its batch (tokens, targets, answer) and its loss, ()."""
 
     def insert_rows(self, question):
-        """The question's tokens, a list, with rows of its own among them: numbers past the vocabulary."""
+        """The question's tokens, a list, with the method's rows among them as token numbers past the vocabulary."""
         return question
 
     def tokenizer(self, tokenizer):
@@ -213,7 +213,7 @@ class PTuning(HybridPrefix):
             torch.manual_seed(seed)
             self.lstm = nn.LSTM(C, C, num_layers=2, bidirectional=True, batch_first=True)
             self.head = nn.Sequential(nn.Linear(2 * C, 2 * C), nn.ReLU(), nn.Linear(2 * C, C))
-        self.position, self.first = position, model.config.vocab_size
+        self.position, self.first_row = position, model.config.vocab_size  # the number of the first row, as a token
         self.start.copy_(self.embeddings().detach())
 
     def embeddings(self):
@@ -231,16 +231,16 @@ class PTuning(HybridPrefix):
 
     def embed(self, wte, x):
         """Tokens x (B, T) -> embeddings (B, T, C); numbers past the vocabulary are the prompt's rows."""
-        is_row = x >= self.first  # (B, T)
+        is_row = x >= self.first_row  # (B, T)
         if not is_row.any():
             return wte(x)
         # F.embedding, since two threads add up the gradients of rows[...] in a random order
-        rows = F.embedding((x - self.first).clamp_min(0), self.embeddings().to(wte.weight.dtype))  # (B, T, C)
+        rows = F.embedding((x - self.first_row).clamp_min(0), self.embeddings().to(wte.weight.dtype))  # (B, T, C)
         return torch.where(is_row[..., None], rows, wte(x.masked_fill(is_row, 0)))
 
     def insert_rows(self, question):
         middle = {"before": 0, "inside": len(question) // 2, "after": len(question)}[self.position]
-        rows = list(range(self.first, self.first + len(self.rows))) if self.position != "before" else []
+        rows = list(range(self.first_row, self.first_row + len(self.rows))) if self.position != "before" else []
         return question[:middle] + rows + question[middle:]
 
 
@@ -258,7 +258,7 @@ class SoftWords(HybridPrefix):
         shifted = share_weights(model)
         for i, block in enumerate(shifted.h):
             block.register_forward_pre_hook(partial(self.shift, i))
-        self.shifted = [shifted]  # in a list, so that it is no part of the method
+        self.shifted = [shifted]  # in a list, so that its weights are no parameters of the method
 
     def shift(self, layer, block, args):
         x, *others = args  # x (1, P, C)
@@ -317,12 +317,12 @@ class DeepPrefix(Method):
         with torch.no_grad():
             words = torch.tensor(trigger, dtype=torch.long)
             if n_random:
-                start = torch.tensor([[model.config.bos_token]], device=device)
-                p = model.logits(model(start))[0, 0].float().softmax(-1).cpu()  # (vocab_size)
+                bos = torch.tensor([[model.config.bos_token]], device=device)  # (1, 1)
+                p = model.logits(model(bos))[0, 0].float().softmax(-1).cpu()  # (vocab_size)
                 words = torch.cat([torch.multinomial(p, n_random, replacement=True, generator=rng), words])
             rows = rows_of(model.prefill(words[None].to(device)))
         self.rows = nn.Parameter(rows)
-        self.register_buffer("start", rows.clone())
+        self.register_buffer("start", rows.clone())  # where each row began
 
     def embeddings(self):
         """(P, n_layer * 2 * n_kv_head * D): the keys and values of each row."""
@@ -456,7 +456,7 @@ class HardPrompt(TextPrompt):
         return True
 
     @torch.no_grad()
-    def after_backward(self, network, batch, loss):
+    def after_step(self, network, batch, loss):
         """Exchange one word, drawn at random, for the candidate with the lowest loss on the batch, if it is lower."""
         i = torch.randint(len(self.tokens), (), generator=self.rng).item()
         change = network.wte.weight @ self.rows.grad[i]  # (vocab_size): the loss with each word there, to first order

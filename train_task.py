@@ -169,7 +169,7 @@ def train_step(method, network, batch, optimizers, dtype):
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    method.after_backward(network, batch, loss)
+    method.after_step(network, batch, loss)
     return loss
 
 

@@ -38,8 +38,8 @@ def pad(encoded):
 
 
 def by_length(lengths, most_tokens):
-    """Yields the indices of texts of these lengths in batches, the shortest first: each as many as are together, padded
-    to the longest of them, at most `most_tokens`, or one."""
+    """Yields batches of indices of texts with these lengths, the shortest first. A batch has at most `most_tokens`
+    tokens after padding to its longest text; a longer text is a batch by itself."""
     batch = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if (len(batch) + 1) * lengths[i] > most_tokens and batch:

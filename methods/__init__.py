@@ -21,7 +21,7 @@ for file in sorted(Path(__file__).parent.glob("[!_]*.py")):
 
 
 def find(name):
-    """The class of the method with that name, or None. Raises what a broken file raised where it may define it."""
+    """The class of the method with that name, or None. Raises a broken file's exception rather than return None."""
     if name not in METHODS and broken:
         raise broken[0]
     return METHODS.get(name)

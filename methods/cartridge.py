@@ -51,10 +51,10 @@ class Cartridge(DeepPrefix):
         questions = [row[: at[0] + 1].tolist() for row, at in zip(tokens, ends)]
         stop = targets[range(len(ends)), [at[-1] for at in ends]][:, None]  # (B, 1)
         n = max(map(len, ends))
-        S = network.config.block_size - max(map(len, questions)) - n
-        # of a longer text each step reads another part, of whole examples: behind half of one it answers nothing
-        begin = self.rng.choice([i for i in self.cuts if i <= max(0, len(self.text) - S)])
-        end = max((i for i in self.cuts if begin < i <= begin + S), default=begin + S)
+        room = network.config.block_size - max(map(len, questions)) - n  # positions that are left for the text
+        # of a longer text each step reads another part, of whole examples: behind half of one the base answers nothing
+        begin = self.rng.choice([i for i in self.cuts if i <= max(0, len(self.text) - room)])
+        end = max((i for i in self.cuts if begin < i <= begin + room), default=begin + room)
         past, seed = network.prefill(self.text[None, begin:end]), self.rng.getrandbits(32)
         new = generate(network, questions, n, past, stop=stop, temperature=1.0, seed=seed)
         (batch,) = training_batches(list(zip(questions, new)), len(new), self.rng)

@@ -27,7 +27,7 @@ class CPT(HybridPrefix):
         self.radius = epsilon * (self.rows.size(1) / 2048) ** 0.5
 
     @torch.no_grad()
-    def after_backward(self, network, batch, loss):
+    def after_step(self, network, batch, loss):
         shift = self.rows - self.start  # (P, C)
         self.rows.copy_(self.start + shift * self.radius / shift.norm(dim=1, keepdim=True).clamp_min(self.radius))
 
@@ -86,7 +86,7 @@ class DePT(HybridPrefix):
                     position = (position - left_pad[:, None]).clamp_min(0)  # (B, T)
                 shift = self.A[position] @ self.B  # (T, C) or (B, T, C)
                 x = twin.wte(x) + shift.to(twin.wte.weight.dtype)
-            return model.__class__.run(twin, x, past, kv_cache, cache_len, past_pad, left_pad)
+            return type(model).run(twin, x, past, kv_cache, cache_len, past_pad, left_pad)
 
         twin.run = run
         return twin

@@ -67,19 +67,19 @@ class TranslatorNetwork(nn.Module):
         twin = self.lora.network(model)
         for i, block in enumerate(twin.h):
             block.register_forward_pre_hook(partial(self.look, i))
-        self.twin = [twin]  # in a list, so that it is no part of the network
+        self.twin = [twin]  # in a list, so that the base's weights are no parameters of this network
 
     def forward(self, model, texts):
         """D lists of tokens -> a cache of batch D and P positions. No text may be shorter than P."""
-        P, weight, longest = len(self.rows), model.wte.weight, max(map(len, texts))
+        P, weight, S = len(self.rows), model.wte.weight, max(map(len, texts))
         assert min(map(len, texts)) >= P, f"the translator reads at least {P} tokens"
-        tokens = torch.zeros(len(texts), longest, dtype=torch.long, device=weight.device)  # (D, S)
-        mask = torch.zeros(len(texts), 1, 1, longest, dtype=weight.dtype, device=weight.device)
+        tokens = torch.zeros(len(texts), S, dtype=torch.long, device=weight.device)  # (D, S)
+        mask = torch.zeros(len(texts), 1, 1, S, dtype=weight.dtype, device=weight.device)  # (D, 1, 1, S)
         for i, text in enumerate(texts):  # padding stands behind the text, where it changes nothing before it
             tokens[i, : len(text)] = torch.tensor(text)
             mask[i, ..., len(text) :] = -torch.inf
         with torch.no_grad():
-            self.examples = model(tokens), mask  # (D, S, C)
+            self.examples = model(tokens), mask  # (D, S, C); `look` reads them in front of each block
             tail = model.wte(torch.tensor([text[-P:] for text in texts], device=weight.device))  # (D, P, C)
         return self.twin[0].prefill(tail + self.rows.to(tail.dtype))
 

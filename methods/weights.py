@@ -17,8 +17,8 @@ from prefix import RANK, Method, block_linears, share_weights
 class Adapter(Method):
     """A bottleneck after each block: Houlsby et al. (2019).
 
-    "Parameter-Efficient Transfer Learning for NLP", section 2.1: y + W_up gelu(W_down y), with W_up zero at first. They
-    have two in each block; one does as well according to Pfeiffer et al. (2021), "AdapterFusion", section 3.2.
+    "Parameter-Efficient Transfer Learning for NLP", section 2.1: y + W_up gelu(W_down y), with W_up zero at first. The
+    paper has two in each block; one does as well according to Pfeiffer et al. (2021), "AdapterFusion", section 3.2.
     """
 
     name, label, lr = "adapter", "adapter", 3e-3
@@ -71,7 +71,6 @@ class LoRA(Method):
         return twin
 
     def update(self, i, linear, args, y):
-        # W learns nothing, so its backward pass is one product, and none where x needs no gradient
         x, A, B = args[0], self.A[i].to(args[0].dtype), self.B[i].to(args[0].dtype)
         return y + F.linear(F.linear(x, A), self.scale * B)  # (..., n_out)
 

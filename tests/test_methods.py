@@ -169,7 +169,7 @@ def test_cpt_takes_the_steps_of_peft(tiny, tmp_path):
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        ours.after_backward(tiny, None, None)
+        ours.after_step(tiny, None, None)
         shift = theirs.get_prompt(1)[0] - ours.start  # PEFT puts it into the ball where it is read
         assert_close(ours.rows - ours.start, shift)
         torch.testing.assert_close(shift.norm(dim=1), torch.full((4,), 0.5 * (16 / 2048) ** 0.5))

@@ -264,5 +264,5 @@ def test_a_hard_prompt_finds_the_best_of_all_words(tiny):
     prompt.candidates = 99
     now = prompt.loss(tiny, tokens, targets, answer)
     now.backward()
-    prompt.after_backward(tiny, (tokens, targets, answer), now)
+    prompt.after_step(tiny, (tokens, targets, answer), now)
     assert loss(prompt.tokens.item()) == pytest.approx(min(loss(word) for word in range(100)), abs=1e-5)
