@@ -100,9 +100,9 @@ def score(task, examples, texts):
     pairs = [(task.final_answer(e.answer), task.final_answer(text)) for e, text in zip(examples, texts)]
     right = [true == chosen for true, chosen in pairs]
     errors = Counter(task.kind_of_error(e.answer, text) for e, text in zip(examples, texts) if text != e.answer)
-    by_length = {}
+    of_length = {}  # {length: [whether right]}
     for e, ok in sorted(zip(examples, right), key=lambda pair: pair[0].length):
-        by_length.setdefault(str(e.length), []).append(ok)
+        of_length.setdefault(str(e.length), []).append(ok)
     low, high = wilson(sum(right), len(right))
     found = {
         "correct": sum(right),
@@ -111,7 +111,7 @@ def score(task, examples, texts):
         "high": high,
         "exact_match": sum(text == e.answer for e, text in zip(examples, texts)),
         "errors": dict(errors.most_common()),
-        "by_length": {length: {"correct": sum(ok), "n": len(ok)} for length, ok in by_length.items()},
+        "by_length": {length: {"correct": sum(ok), "n": len(ok)} for length, ok in of_length.items()},
     }
     if task.classes:
         times = Counter(pairs)
@@ -127,7 +127,7 @@ def rank_choices(network, past, tokenizer, task, encoded, progress=lambda n: Non
     the question's cache, and of the others only those whose first token alone is as likely as that.
     """
     labels, device = [tokenizer.encode_task(task.answer_line(a)) for a in task.classes], network.wte.weight.device
-    A, chosen = max(2, *map(len, labels)), [0] * len(encoded)
+    A, chosen = max(2, *map(len, labels)), [0] * len(encoded)  # at least 2: run reads A - 1 tokens of a label
     padded = torch.tensor([label + [-1] * (A - len(label)) for label in labels], device=device)  # (K, A)
     for batch in by_length([len(question) + A for question, _ in encoded], MOST_TOKENS):
         x, left_pad = pad_left([encoded[i][0] for i in batch], device)  # (B, T), (B)
@@ -139,8 +139,9 @@ def rank_choices(network, past, tokenizer, task, encoded, progress=lambda n: Non
             likely = ((first >= bound) & (whole == -torch.inf)).nonzero()
             for rows, k in [some.T for some in likely.split(len(batch)) if len(some)]:  # (N) each
                 cache = [(keys[rows], values[rows]) for keys, values in kv_cache]
-                pad = None if left_pad is None else left_pad[rows]
-                hidden, _ = network.run(padded[k, :-1].clamp_min(0), past, cache, x.size(1), None, pad)  # (N, A - 1, C)
+                empty = None if left_pad is None else left_pad[rows]  # (N)
+                read = padded[k, :-1].clamp_min(0)  # (N, A - 1)
+                hidden, _ = network.run(read, past, cache, x.size(1), None, empty)  # (N, A - 1, C)
                 log_p, rest = network.logits(hidden).float().log_softmax(-1), padded[k, 1:]  # (N, A - 1, vocab_size)
                 log_p = log_p.gather(2, rest.clamp_min(0)[..., None])[..., 0]  # (N, A - 1)
                 whole[rows, k] = first[rows, k] + log_p.masked_fill(rest < 0, 0).sum(1)
