@@ -159,9 +159,9 @@ def parse_args(doc, argv=None):
     args.options holds those of the method that were given.
     """
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
-    first = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    first.add_argument("--method", nargs="?")
-    given = first.parse_known_args(argv)[0].method
+    method_parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    method_parser.add_argument("--method", nargs="?")
+    given = method_parser.parse_known_args(argv)[0].method
     name = given or "hybrid"
     cls = methods.find(name)
     if cls is None:
@@ -177,7 +177,7 @@ def parse_args(doc, argv=None):
     args = train_parser(doc, cls, shown=given is not None).parse_args(argv)
     args.command = shlex.join(["python", "train_task.py", *argv])
     args.options = {o: getattr(args, o) for o in cls.options if getattr(args, o)}
-    args.own_data = Path(args.task[0]).suffix.lower() in tasks.FILES
+    args.own_data = Path(args.task[0]).suffix.lower() in tasks.ENDINGS
     task, trigger, beside = " ".join(args.task), args.trigger or "example", args.beside or []
     refusals = {
         f"--task {task}: give one task, or a file to tune on and one to test on": len(args.task) > 1 + args.own_data,

@@ -19,7 +19,7 @@ from files.errors import UserError
 
 FOLDER = Path(__file__).parent
 IN_DISTRIBUTION = "in-distribution"
-FILES = (".jsonl", ".csv", ".tsv")  # endings of your own data
+ENDINGS = (".jsonl", ".csv", ".tsv")  # of the files of your own data
 
 
 class Example(NamedTuple):
@@ -62,7 +62,8 @@ class Task:
         while len(examples) < n and misses < 10_000:
             length = rng.randint(low, high)
             question, answer = check(self, self.example(rng, length, range_name in self.new_words))
-            if in_distribution and (split == "test") != in_test(question) or (split == "test" and question in seen):
+            of_other_split = in_distribution and in_test(question) != (split == "test")
+            if of_other_split or (split == "test" and question in seen):
                 misses += 1
                 continue
             misses = 0
@@ -97,7 +98,7 @@ class Task:
 def check(task, made):
     """(question, answer) of what a task made, which may be an Example. Raises UserError where it is something else, or
     where nothing could be compared: the answer ends with the task's stop, and its final answer is not empty."""
-    texts = made[:2] if isinstance(made, tuple | list) else ()  # and half of a surrogate pair is no text
+    texts = made[:2] if isinstance(made, tuple | list) else ()  # half of a surrogate pair, below, is no text
     if len([t for t in texts if isinstance(t, str) and t and t.encode(errors="replace").decode() == t]) < 2:
         fault = "no question and answer, two texts that are not empty"
     elif texts[1].partition(task.stop)[1:] != (task.stop, ""):
@@ -129,7 +130,7 @@ def words(new):
     return by_length
 
 
-def files():
+def task_files():
     return sorted(path.stem for path in FOLDER.glob("[!_]*.py") if path.is_file())
 
 
@@ -137,7 +138,7 @@ def names():
     """Every task's name, variants behind a colon: addition, addition:plain, ... A file that cannot be imported is left
     out, with one line on stderr."""
     found = []
-    for file in files():
+    for file in task_files():
         try:
             found += [f"{file}:{variant}" if variant else file for variant in variants_of(file)]
         except (Exception, SystemExit) as error:  # of a file that somebody is writing
@@ -161,12 +162,11 @@ def variants_of(file):
 
 
 def load(name, **own):
-    """The task of that name, or of that .jsonl, .csv or .tsv file, with `own` the rest of what YourData takes. Only the
-    file asked for is imported. Raises UserError that lists the names."""
-    if Path(name).suffix.lower() in FILES:
+    """The task of that name, or YourData(name, **own) for a file of data. Raises UserError that lists the names."""
+    if Path(name).suffix.lower() in ENDINGS:
         return importlib.import_module("tasks.your_data").YourData(name, **own)
     file, _, variant = name.partition(":")
-    variants = variants_of(file) if file in files() else {}
+    variants = variants_of(file) if file in task_files() else {}
     if variant not in variants:
         raise UserError(f"no task {name!r}: choose from {', '.join(names())}, or name a .jsonl, .csv or .tsv file")
     variants[variant].name = name

@@ -26,7 +26,7 @@ class InColumns(Task):
         place = i % 5  # in its column
         column, last = text[i - place : i - place + 5], i - place + 4 == final  # whether it should be the last one
         ends = re.match(r"00\d=", column)
-        if i == len(text) or self.stop in column[:4] or ends and not last:
+        if i == len(text) or self.stop in column[:4] or (ends and not last):
             return "stopped early"
         if not ends and not re.match(r"\d{4};", column):
             return "another format"
