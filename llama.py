@@ -118,8 +118,8 @@ class Llama(model.GPT):
 
     def __init__(self, config):
         nn.Module.__init__(self)
-        self.config, (n, n_kv) = config, (config.n_head, config.n_kv_head)
-        assert n % n_kv == 0, f"n_head {n} is no multiple of n_kv_head {n_kv}"
+        self.config = config
+        assert config.n_head % config.n_kv_head == 0, f"{config.n_head=} is no multiple of {config.n_kv_head=}"
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd, config.norm_eps)

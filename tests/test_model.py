@@ -104,7 +104,7 @@ def test_what_cannot_be_is_refused(either):
         generate(either, [[1]], 7, past)
     with pytest.raises(AssertionError, match="n_embd 10 is no multiple of n_head 3"):
         GPT(GPTConfig(10, 10, 1, 3, 10))
-    with pytest.raises(AssertionError, match="n_head 3 is no multiple of n_kv_head 2"):
+    with pytest.raises(AssertionError, match="n_head=3 is no multiple of config.n_kv_head=2"):
         Llama(LlamaConfig(n_head=3, n_kv_head=2))
 
 
