@@ -181,9 +181,9 @@ def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, curve=Non
     """Minimize a method's loss over `encoded`, [(question tokens, answer tokens)].
 
     The rates warm up over a tenth of the steps, then fall as a cosine. With a checkpoint the training can be stopped,
-    and goes on behind the last step of `curve`. With a validation it ends as one of the checkpoints. Returns the curve,
-    {"examples": [...], "loss": [...]}: examples seen, and loss in nats per answer token, after each step. Raises
-    UserError where the loss becomes infinite or NaN, and FloatingPointError where the first one is.
+    and goes on behind the last step of `curve`. With a validation the method ends as the state that this kept. Returns
+    the curve, {"examples": [...], "loss": [...]}: examples seen, and loss in nats per answer token, after each step.
+    Raises FloatingPointError if the first loss is infinite or NaN, UserError if a later one is.
     """
     network, device = method.network(model), model.wte.weight.device
     encoded = [(method.insert_rows(question), answer) for question, answer in encoded]
@@ -233,8 +233,8 @@ def tune(run, name, method, examples):
     args, task, results, checkpoint = run.args, run.task, run.results, run.checkpoint
     in_prompt = task.worth_showing(examples, max(1, args.shots)) + shown_examples(args, task, examples)
     n_held_out = args.validation if method.is_validated else 0
-    tuned_on, held_out = hold_back(task, examples[: n_examples(args, method)], n_held_out, in_prompt)
-    tuned_on, held_out = (encode(method.tokenizer(run.tokenizer), some) for some in (tuned_on, held_out))
+    parts = hold_back(task, examples[: n_examples(args, method)], n_held_out, in_prompt)
+    tuned_on, held_out = (encode(method.tokenizer(run.tokenizer), part) for part in parts)
     epochs = n_epochs(args, method, len(tuned_on))
     results.examples[name] = len(tuned_on), epochs
     curve = results.loss.setdefault(name, {"examples": [], "loss": []})
@@ -242,10 +242,10 @@ def tune(run, name, method, examples):
     if held_out:
         validation = Validation(held_out, results.validation.setdefault(name, {}), checkpoint.best)
     lr = args.lr if args.lr and method.name == args.method else method.lr
+    batch_size = args.batch_size or method.batch_size
     checkpoint.modules[name] = method
     with checkpoint.part(f"{method.label}, tuning"):
-        settings = epochs, args.batch_size or method.batch_size, lr, args.dtype, args.seed
-        train(method, run.model, tuned_on, *settings, curve, checkpoint, validation)
+        train(method, run.model, tuned_on, epochs, batch_size, lr, args.dtype, args.seed, curve, checkpoint, validation)
         results.record["peak_gb"] = max(record.peak_memory(args.device), results.record.get("peak_gb", 0))
         checkpoint.best.clear()
 
@@ -259,8 +259,8 @@ def measure(run, when, name, method):
     results = run.results
     if name in getattr(results, when):
         return
-    after = "after" if name in results.before else "measuring"
-    desc = f"{method.label}, {'before' if when == 'before' else after}"
+    stage = "before" if when == "before" else "after" if name in results.before else "measuring"
+    desc = f"{method.label}, {stage}"
     with run.checkpoint.part(desc):
         score, answers = evaluate(method, run.model, run.tokenizer, run.task, run.tests, desc)
         getattr(results, when)[name], results.written[when][name] = score, answers
@@ -268,14 +268,14 @@ def measure(run, when, name, method):
 
 @torch.no_grad()
 def evaluate(method, model, tokenizer, task, tests, desc):
-    """({range: score}, {range: a method's answers}). These are the likeliest classes, else what was written."""
+    """({range: score}, {range: answers}): the likeliest class if the task has classes, else the generated text."""
     network, tokenizer = method.network(model), method.tokenizer(tokenizer)
     past, encoded, limits = method.past(network), [], []
     for examples in tests.values():
         asked = [(method.insert_rows(question), answer) for question, answer in encode(tokenizer, examples)]
         encoded += asked
         limits += [max(len(answer) for _, answer in asked)] * len(asked)  # tokens of an answer, by range
-    # each process answers its part, but all of them everything where they compute each block together
+    # each process answers its part; of a sharded base all answer everything, since they compute each block together
     together = processes.is_sharded(network)
     mine, limits = (x if together else processes.part(x) for x in (encoded, limits))
     with tqdm(total=len(mine), desc=desc, unit=" questions", disable=not processes.is_main()) as bar:

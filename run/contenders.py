@@ -54,7 +54,7 @@ def n_examples(args, method):
 
 
 def n_epochs(args, method, n):
-    """How many passes it makes over n examples. Few rows of your own data are read up to five times."""
+    """How many passes a method makes over n examples. Few rows of your own data are read up to five times."""
     return args.epochs or (max(1, min(5, 4000 // n)) if args.own_data else method.epochs)
 
 
@@ -204,8 +204,8 @@ def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=
     else:
         some = examples[: n_examples(args, METHODS[args.method])]
         read = len(some) * n_epochs(args, METHODS[args.method], len(some))
-        share = {"n_questions": min(100, max(4, read // 100)), "quiet": not processes.is_main()}
-        tokens, best = best_context(model, tokenizer, task, some, max_tokens, args.seed, **share)
+        how = {"n_questions": min(100, max(4, read // 100)), "quiet": not processes.is_main()}
+        tokens, best = best_context(model, tokenizer, task, some, max_tokens, args.seed, **how)
     if not tokens:
         raise UserError(f"no worked example fits into the {max_tokens} tokens that {model.name} leaves: shorten it")
     add("few-shot", tokens, f"best context ({best['shots']} {best['lengths']})")
@@ -216,7 +216,7 @@ def baselines(args, model, tokenizer, task, examples, tests, max_tokens):
     """{name: Method} of --beside. Methods that start from the base run both zero-shot and one-shot, with the example
     that prompts begin as, where max_tokens hold it."""
     found = {}
-    for name in [args.method] * (args.method == "scratch") + args.beside:
+    for name in ["scratch", *args.beside] if args.method == "scratch" else args.beside:
         if name == "scratch":
             longest = max(len((e.question + e.answer).encode()) for e in [*examples, *sum(tests.values(), [])])
             found[name] = METHODS[name](seed=args.seed, block_size=longest).to(args.device)
