@@ -18,8 +18,7 @@ def generate(
     questions: B lists of token numbers, at least one number each; their lengths may differ.
     past: the KV cache that stands before the questions. Its batch is 1 (one prompt for all) or B (a prompt for each).
     past_pad: (B), how many positions at the beginning of each row's past are empty; see stack_caches.
-    stop: (1 or B, E) tokens. A row ends with the first of them that it writes, or after max_new_tokens; -1 stands for
-    no token.
+    stop: (1 or B, E) tokens, -1 for none. A row ends with the first of them that it writes, or after max_new_tokens.
     temperature: 0 takes the likeliest token; above it tokens are sampled from the `top_k` likeliest, or from all.
     """
     device, B = network.wte.weight.device, len(questions)

@@ -218,7 +218,8 @@ def build_mask(x, P, S, cache_len=0, past_pad=None, left_pad=None):
     past_pad, left_pad = (position.new_zeros(1) if pad is None else pad for pad in (past_pad, left_pad))  # (B or 1)
     s = torch.arange(S, device=x.device)
     empty = (s < past_pad[:, None]) | ((s >= P) & (s < P + left_pad[:, None]))  # (B, S)
-    mask = mask.masked_fill(empty[:, None, None] & (mask == 0), torch.finfo(x.dtype).min)  # (B, 1, T, S)
+    lowest = max(torch.finfo(dtype).min for dtype in (x.dtype, torch.bfloat16))  # finite in autocast's bfloat16 as well
+    mask = mask.masked_fill(empty[:, None, None] & (mask == 0), lowest)  # (B, 1, T, S)
     return mask, (position - (past_pad + left_pad)[:, None]).clamp_min(0)  # (B, T)
 
 

@@ -20,6 +20,13 @@ def some_questions(n, seed=1):
     return [torch.randint(1024, (length,), generator=rng).tolist() for length in lengths]
 
 
+def test_padding_is_finite_where_autocast_makes_bfloat16_of_it(either):
+    """Without a past, all that a padded position may attend to is padding."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden, _ = either.run(torch.tensor([[0, 0, 4]]), left_pad=torch.tensor([2]))
+    assert hidden.isfinite().all()
+
+
 def test_every_kind_of_prompt_in_one_batch_equals_one_at_a_time(either):
     """Rows at the input, keys and values in all layers, and words; each row with its stop token."""
     prompts = [

@@ -76,7 +76,7 @@ def test_the_mask_is_the_drawn_one():
     drawing = [line.split() for line in build_mask.__doc__.splitlines() if line.count("_") > 1 and "x" in line]
     past_pad, left_pad = torch.tensor([1]), torch.tensor([1])
     mask, position = build_mask(torch.zeros(1, 4, 8), 3, 7, past_pad=past_pad, left_pad=left_pad)
-    meaning = {"x": 0, ".": -torch.inf, "_": torch.finfo(torch.float32).min}
+    meaning = {"x": 0, ".": -torch.inf, "_": torch.finfo(torch.bfloat16).min}
     assert mask[0, 0].tolist() == [[meaning[mark] for mark in marks[1:8]] for marks in drawing]
     (numbers,) = [line.split()[1:8] for line in build_mask.__doc__.splitlines() if "position   " in line]
     assert [str(n) for n in position[0, 1:].tolist()] == numbers[4:]
