@@ -93,13 +93,12 @@ def answer(bases, question, args):
         batch = [bases[i] for i in rows]
         asked = [one.method.insert_rows(one.encode(question)) for one in batch]
         past, past_pad = stack_caches([one.past or empty_cache(network) for one in batch])
-        for one, tokens in zip(batch, asked):
-            used = (one.past[0][0].size(2) if one.past else 0) + len(tokens)
-            if not tokens or used + args.max_new_tokens > network.config.block_size:
-                raise UserError(
-                    f"{one.name}: {used} tokens of prompt and question and --max-new-tokens {args.max_new_tokens} do "
-                    f"not fit into block_size {network.config.block_size}: ask another question, or shorten one"
-                )
+        # every row is padded to the longest prompt and the longest question
+        used, limit = past[0][0].size(2) + max(map(len, asked)), network.config.block_size
+        if not all(asked) or used + args.max_new_tokens > limit:
+            names = ", ".join(one.name for one in batch)
+            sizes = f"{used} tokens of prompt and question and --max-new-tokens {args.max_new_tokens} do not fit"
+            raise UserError(f"{names}: {sizes} into block_size {limit}: ask another question, or shorten one")
         stops = [one.tokenizer.stops(one.stop) for one in batch]
         stop = [[*some, *[-1] * (max(map(len, stops)) - len(some))] for some in stops]  # (B, E)
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}

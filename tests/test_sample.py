@@ -39,6 +39,15 @@ def run(monkeypatch, command, base):
     return run
 
 
+def test_what_does_not_fit_together_is_refused(run, base):
+    """The question as bytes fits behind the 4 rows of its prompt, but not behind the 6 of the other one."""
+    adding, asking = base / "adding" / "prefix.safetensors", base / "asking.safetensors"
+    how = "--max-new-tokens", 4, "--prompt", "a" * (load_model(base).config.block_size - 4 - 4)
+    assert run("--prefix", adding, *how).code == 0
+    done = run("--prefix", adding, asking, *how)
+    assert done.code == 2 and "adding, asking: " in done.err
+
+
 def test_every_prompt_and_the_base_answer_in_their_own_form(run, base):
     """Against each question alone behind its prompt, by the specification of decoding."""
     files = {"adding": base / "adding" / "prefix.safetensors"}
