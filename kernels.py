@@ -102,7 +102,8 @@ def fused(q, k, v, is_causal):
 def fused_backward(grad, q, k, v, y, lse, is_causal):
     """The gradients of q, k and v. y and lse may be of an attention that reads more positions than those of k and v."""
     if q.is_cuda:
-        lse, seed = F.pad(lse[..., 0], (0, -q.size(2) % 32), value=torch.inf), torch.zeros((), dtype=torch.long)
+        lse = F.pad(lse[..., 0], (0, -q.size(2) % 32), value=torch.inf)
+        seed = torch.zeros((), dtype=torch.long)  # of dropout, which has rate 0
         args = grad, q, k, v, None, y, lse.contiguous(), seed, seed, 0.0, [True, True, True, False], is_causal
         return torch.ops.aten._scaled_dot_product_efficient_attention_backward(*args)[:3]
     args = grad, q, k, v, y, lse[..., 0], 0.0, is_causal

@@ -30,7 +30,7 @@ def pad(encoded):
     answer = torch.zeros(B, T, dtype=torch.bool)
     for row, (question, reply) in enumerate(encoded):
         n = len(question) + len(reply) - 1
-        # padding stands behind the text, where causal attention never looks back from
+        # padding stands behind the text, so that causal attention never reads it
         tokens[row, :n] = torch.tensor((question + reply)[:-1])
         targets[row, :n] = torch.tensor((question + reply)[1:])
         answer[row, len(question) - 1 : n] = True

@@ -121,14 +121,14 @@ def plot_lengths(results):
         if before and name != "scratch":
             drawn.append((before, f"{label}, before", {"ls": "--", "mfc": "white"}))
         for by_range, text, style in drawn:
-            x, y, errors = by_length(by_range, results["new_words"])
+            x, y, errors = length_curve(by_range, results["new_words"])
             axis.errorbar(x, y, errors, label=text, color=color_of(results, name), marker="o", ms=4, **style)
         axis.set_xticks(x)
     axis.set(xlabel=results["unit"], ylabel="final-answer accuracy (%)", ylim=(-4, 104), title=results["task"])
     return add_legend(fig, axis)
 
 
-def by_length(by_range, new_words):
+def length_curve(by_range, new_words):
     """Lengths, accuracy in %, and the reach of its interval below and above, of the ranges without new words."""
     counts = {int(x): c for name, a in by_range.items() if name not in new_words for x, c in a["by_length"].items()}
     shares = [(c["correct"] / c["n"], *wilson(c["correct"], c["n"])) for _, c in sorted(counts.items())]

@@ -24,9 +24,9 @@ def hold_back(task, examples, n, shown):
 
 
 class Validation:
-    """Checks a method now and then while it is tuned, and restores a checkpoint at the end: the last one that answers
-    exactly as many questions as the best, within a standard error, and no fewer than the start did. Breiman et al.
-    (1984), "Classification and Regression Trees", section 3.4.3.
+    """Checks a method now and then while it is tuned, and restores a checkpoint at the end: the last one whose exact
+    answers are within a standard error of the most, and no fewer than the start's. Breiman et al. (1984),
+    "Classification and Regression Trees", section 3.4.3.
 
     encoded: [(question tokens, answer tokens)], never tuned on. record: a dict for results.json that receives what is
     measured. best: a dict that receives the checkpoint, {name: tensor}. A resumed run passes both as they were.

@@ -23,8 +23,8 @@ class Muon(torch.optim.Optimizer):
                 m = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 m.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(m, group["momentum"])  # Nesterov
-                n = 3 if p in self.fused else 1  # matrices
-                for weight, u in zip(p.chunk(n), update.chunk(n)):
+                parts = 3 if p in self.fused else 1
+                for weight, u in zip(p.chunk(parts), update.chunk(parts)):
                     by_shape.setdefault(u.shape, []).append((weight, u))
             for (rows, columns), pairs in by_shape.items():
                 x = torch.stack([u for _, u in pairs]).to(self.dtype)  # (n, rows, columns)

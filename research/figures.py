@@ -30,11 +30,11 @@ def draw_addition(results, path):
     """Accuracy of the demo's contenders by number of digits: the prompt's start and end, text, and from scratch."""
     fig, panel = plt.subplots(figsize=(8, 3.4))
     panel.axvspan(0.5, max(results["in_distribution_lengths"]) + 0.5, color="#000000", alpha=0.06, lw=0)
-    before, after = (plots.by_length(results[key]["hybrid"], [])[:2] for key in ("before", "accuracy"))
+    before, after = (plots.length_curve(results[key]["hybrid"], [])[:2] for key in ("before", "accuracy"))
     panel.fill_between(before[0], before[1], after[1], color=RED, alpha=0.13, lw=0, label="what tuning adds")
     panel.plot(*after, color=RED, marker="o", ms=5, lw=2, label="prompt, end")
     for name, label in DEMO.items():
-        x, y, _ = plots.by_length(results["accuracy"][name], [])
+        x, y, _ = plots.length_curve(results["accuracy"][name], [])
         panel.plot(x, y, color=plots.COLORS[name], lw=2, label=label)
     panel.plot(*before, color=RED, marker="o", ms=5, mfc="white", ls="--", label="prompt, start")
     panel.set(xlabel="digits of the numbers (gray: tuned on)", ylim=(-4, 106), xticks=before[0])

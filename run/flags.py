@@ -154,10 +154,8 @@ def train_parser(doc, cls, shown):
 
 
 def parse_args(doc, argv=None):
-    """The arguments of train_task.py, checked, with the defaults that depend on the task and the method.
-
-    args.options holds those of the method that were given.
-    """
+    """The arguments of train_task.py, checked, with the defaults that depend on the task and the method. args.options
+    holds those of the method that were given."""
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
     method_parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     method_parser.add_argument("--method", nargs="?")
