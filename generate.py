@@ -23,7 +23,8 @@ def generate(
     """
     device, B = network.wte.weight.device, len(questions)
     x, left_pad = pad_left(questions, device)  # (B, T), (B)
-    kv_cache, cache_len = empty_cache(network, B, x.size(1) + max_new_tokens), 0
+    kv_cache = empty_cache(network, B, x.size(1) + max_new_tokens)
+    cache_len = 0
     rng = torch.Generator(device).manual_seed(seed)
     stop = torch.as_tensor([[-1]] if stop is None else stop, device=device).expand(B, -1)  # (B, E)
     out = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device)

@@ -145,7 +145,8 @@ class GPT(nn.Module):
         """
         if not x.is_floating_point():
             x = self.wte(x)  # (B, T, C)
-        P, T = past[0][0].size(2) if past else 0, x.size(1)
+        T = x.size(1)
+        P = past[0][0].size(2) if past else 0
         S = P + (kv_cache[0][0].size(2) if kv_cache else T)
         n, limit = cache_len + T, self.config.block_size  # n: tokens of the text so far
         assert P + n <= limit, f"{P} prompt rows and {n} tokens exceed block_size {limit}: shorten one"

@@ -51,7 +51,8 @@ class Method(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.n_random, self.trigger = 0, []  # how many rows began as random numbers, and the tokens behind them
+        self.n_random = 0  # how many rows began as random numbers
+        self.trigger = []  # the tokens that the others began as
         self.register_buffer("shots", None)  # text behind the prompt, for instance worked examples: tokens (1, S)
 
     def network(self, model):
@@ -213,7 +214,8 @@ class PTuning(HybridPrefix):
             torch.manual_seed(seed)
             self.lstm = nn.LSTM(C, C, num_layers=2, bidirectional=True, batch_first=True)
             self.head = nn.Sequential(nn.Linear(2 * C, 2 * C), nn.ReLU(), nn.Linear(2 * C, C))
-        self.position, self.first_row = position, model.config.vocab_size  # the number of the first row, as a token
+        self.position = position
+        self.first_row = model.config.vocab_size  # the number of the first row, as a token
         self.start.copy_(self.embeddings().detach())
 
     def embeddings(self):
@@ -371,7 +373,8 @@ class AdapterPrefix(Method):
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, layers=None):
         super().__init__()
-        self.n_random, self.trigger, c = n_random, list(trigger), model.config
+        c = model.config
+        self.n_random, self.trigger = n_random, list(trigger)
         layers = min(layers or c.n_layer // 2 or 1, c.n_layer)
         rows = HybridPrefix(model, n_random, trigger, seed).start  # (P, C)
         self.rows = nn.Parameter(rows.repeat(layers, 1, 1))  # (layers, P, C)
@@ -438,14 +441,16 @@ class HardPrompt(TextPrompt):
     "AutoPrompt", section 2.2. It begins as n_random words drawn from the vocabulary, then those of the trigger.
     """
 
-    name, label, needs_trigger, takes_n_random = "hard", "hard prompt", False, True
+    name, label = "hard", "hard prompt"
+    needs_trigger, takes_n_random = False, True
     candidates = 8  # words that each step tries
 
     def __init__(self, model, n_random=0, trigger=(), seed=0):
         rng = torch.Generator().manual_seed(seed)
         words = torch.randint(model.config.vocab_size, (n_random,), generator=rng).tolist()
         super().__init__(model, trigger=[*words, *trigger])
-        self.n_random, self.trigger, self.rng = n_random, list(trigger), rng
+        self.n_random, self.trigger = n_random, list(trigger)
+        self.rng = rng
 
     def prompt_cache(self, network):
         # the search reads the gradient of these embeddings

@@ -104,7 +104,8 @@ def main(argv=None, load_base=load_base, doc=__doc__):
         run = Run(args, task, model, tokenizer, tests, results, checkpoint)
         prompt = None if args.method in flags.NO_PROMPTS else contenders[args.method]
         # a prompt is untuned until here; one that does not learn looks the same at the end
-        look_before = where_answers_look(run, prompt) if prompt and prompt.learns() else None
+        with_page = args.beside != ["none"] and not processes.is_sharded(model) and processes.is_main()
+        look_before = where_answers_look(run, prompt) if with_page and prompt and prompt.learns() else None
         for name, method in contenders.items():
             checkpoint.restore(name, method)
             if name in results.accuracy:
@@ -118,7 +119,7 @@ def main(argv=None, load_base=load_base, doc=__doc__):
         if task.classes and args.beside != ["none"]:
             measure_texts(run, examples)
         if processes.is_main():
-            finish(run, prompt, look_before)
+            finish(run, prompt, with_page, look_before)
             checkpoint.finish()
             print(f"\nwrote {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))} to {out}")
     return results
@@ -192,8 +193,10 @@ def train(method, model, encoded, epochs, batch_size, lr, dtype, seed, curve=Non
     curve = curve or {"examples": [], "loss": []}
     if checkpoint:
         checkpoint.restore_optimizers(optimizers)
-    step, steps_per_epoch = len(curve["loss"]), math.ceil(len(encoded) / batch_size)
-    steps, seen = epochs * steps_per_epoch, curve["examples"][-1] if step else 0
+    step = len(curve["loss"])
+    seen = curve["examples"][-1] if step else 0
+    steps_per_epoch = math.ceil(len(encoded) / batch_size)
+    steps = epochs * steps_per_epoch
     rng = random.Random(seed)
     if validation and not validation.record["steps"]:
         validation.check(method, network, 0, processes.first)
@@ -263,7 +266,8 @@ def measure(run, when, name, method):
     desc = f"{method.label}, {stage}"
     with run.checkpoint.part(desc):
         score, answers = evaluate(method, run.model, run.tokenizer, run.task, run.tests, desc)
-        getattr(results, when)[name], results.written[when][name] = score, answers
+        getattr(results, when)[name] = score
+        results.written[when][name] = answers
 
 
 @torch.no_grad()
@@ -303,15 +307,12 @@ def measure_texts(run, examples):
 
 
 def where_answers_look(run, prompt):
-    """The attention of some answers to the rows of the prompt, for the page of the run. None where there is no page, or
-    no such rows."""
-    if prompt is None or run.args.beside == ["none"] or processes.is_sharded(run.model) or not processes.is_main():
-        return None
-    return attention_to_rows(prompt, run.model, run.tokenizer, next(iter(run.tests.values()))[:64])
+    """The attention of some answers to the rows of the prompt, for the page of the run, or None."""
+    return prompt and attention_to_rows(prompt, run.model, run.tokenizer, next(iter(run.tests.values()))[:64])
 
 
-def finish(run, prompt, look_before):
-    """Write results.json and the prompt, print the table, then draw the pictures and the page."""
+def finish(run, prompt, with_page, look_before):
+    """Write results.json and the prompt, print the table, then draw the pictures and, if wanted, the page."""
     from eval import page, plots  # imported here, so that --help need not wait for matplotlib
 
     args, task, results, out = run.args, run.task, run.results, run.checkpoint.folder
@@ -323,7 +324,7 @@ def finish(run, prompt, look_before):
     write_json(out / "results.json", content)
     print("\n" + report.table(content))
     plots.draw_run(content, out)
-    if args.beside != ["none"] and not processes.is_sharded(run.model):
+    if with_page:
         words = init_words(prompt, run.tokenizer) if prompt else []
         look_after = where_answers_look(run, prompt)
         details = page.details(task, run.tests, results.written, words, look_before, look_after)

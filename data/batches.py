@@ -25,7 +25,8 @@ def training_batches(encoded, batch_size, rng, skip=0):
 
 def pad(encoded):
     """[(question tokens, answer tokens)] -> tokens, targets and answer, (B, T) each, as `training_batches` yields."""
-    B, T = len(encoded), max(sum(map(len, pair)) for pair in encoded) - 1
+    B = len(encoded)
+    T = max(sum(map(len, pair)) for pair in encoded) - 1
     tokens, targets = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)
     answer = torch.zeros(B, T, dtype=torch.bool)
     for row, (question, reply) in enumerate(encoded):

@@ -32,7 +32,8 @@ def generate_answers(network, past, tokenizer, task, encoded, limits=None, progr
     bfloat16.
     """
     limits = limits or [max((len(answer) for _, answer in encoded), default=0)] * len(encoded)
-    texts, left = [tokenizer.cut(answer, task.stop) for _, answer in encoded], set(range(len(encoded)))
+    texts = [tokenizer.cut(answer, task.stop) for _, answer in encoded]  # the true ones, until another is written
+    left = set(range(len(encoded)))
     for exact, rows, _ in exact_answers(network, past, encoded):
         left.difference_update(i for i, right in zip(rows, exact.tolist()) if right)
         if 3 * exact.sum() < 2 * len(exact):
@@ -75,7 +76,8 @@ def exact_answers(network, past, encoded):
     @torch.no_grad()
     def exact_rows(rows):
         tokens, targets, answer = (t.to(device) for t in pad([encoded[i] for i in rows]))  # (B, T) each
-        hidden, targets, found = network(tokens, past)[answer], targets[answer], []  # (N, C), (N)
+        hidden, targets = network(tokens, past)[answer], targets[answer]  # (N, C), (N)
+        found = []
         for some, target in zip(hidden.split(256), targets.split(256)):  # the logits of all would fill the memory
             logits = network.logits(some).float()  # (256, vocab_size)
             found.append((logits.argmax(-1) == target, F.cross_entropy(logits, target, reduction="none")))
@@ -126,8 +128,9 @@ def rank_choices(network, past, tokenizer, task, encoded, progress=lambda n: Non
     Each token of a label makes it less likely. So the label with the likeliest first token is read to its end, behind
     the question's cache, and of the others only those whose first token alone is as likely as that.
     """
-    labels, device = [tokenizer.encode_task(task.answer_line(a)) for a in task.classes], network.wte.weight.device
-    A, chosen = max(2, *map(len, labels)), [0] * len(encoded)  # at least 2: run reads A - 1 tokens of a label
+    device, chosen = network.wte.weight.device, [0] * len(encoded)
+    labels = [tokenizer.encode_task(task.answer_line(a)) for a in task.classes]
+    A = max(2, *map(len, labels))  # at least 2: run reads A - 1 tokens of a label
     padded = torch.tensor([label + [-1] * (A - len(label)) for label in labels], device=device)  # (K, A)
     for batch in by_length([len(question) + A for question, _ in encoded], MOST_TOKENS):
         x, left_pad = pad_left([encoded[i][0] for i in batch], device)  # (B, T), (B)

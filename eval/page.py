@@ -61,7 +61,7 @@ def main(argv=None):
     read = [schemas.read_json(out / name, dict, "run it again") for name in ("results.json", "details.json")]
     try:
         write_page(out / "report.html", *read)
-    except UserError:  # it cannot be written
+    except (UserError, jinja2.TemplateSyntaxError):  # it cannot be written, or is somebody's work
         raise
     except Exception as error:  # a value of another type fails wherever it is read
         raise UserError(f"{out} holds no results of this version ({error!r}): run it again") from None

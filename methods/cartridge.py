@@ -55,7 +55,8 @@ class Cartridge(DeepPrefix):
         # of a longer text each step reads another part, of whole examples: behind half of one the base answers nothing
         begin = self.rng.choice([i for i in self.cuts if i <= max(0, len(self.text) - room)])
         end = max((i for i in self.cuts if begin < i <= begin + room), default=begin + room)
-        past, seed = network.prefill(self.text[None, begin:end]), self.rng.getrandbits(32)
+        past = network.prefill(self.text[None, begin:end])
+        seed = self.rng.getrandbits(32)
         new = generate(network, questions, n, past, stop=stop, temperature=1.0, seed=seed)
         (batch,) = training_batches(list(zip(questions, new)), len(new), self.rng)
         tokens, _, answer = (t.to(tokens.device) for t in batch)

@@ -19,7 +19,8 @@ class CPT(HybridPrefix):
     |row - start| <= epsilon sqrt(C / 2048)
     """
 
-    name, label, takes_n_random, needs_trigger, default_trigger = "cpt", "CPT", False, True, "example"
+    name, label, takes_n_random = "cpt", "CPT", False
+    needs_trigger, default_trigger = True, "example"
     options = {"epsilon": {"type": float, "help": "radius of the ball, for a base 2,048 wide (default 1)"}}
 
     def __init__(self, model, n_random=0, trigger=(), seed=0, epsilon=1.0):

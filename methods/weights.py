@@ -71,7 +71,8 @@ class LoRA(Method):
         return twin
 
     def update(self, i, linear, args, y):
-        x, A, B = args[0], self.A[i].to(args[0].dtype), self.B[i].to(args[0].dtype)
+        (x,) = args
+        A, B = self.A[i].to(x.dtype), self.B[i].to(x.dtype)
         return y + F.linear(F.linear(x, A), self.scale * B)  # (..., n_out)
 
     @torch.no_grad()
@@ -111,7 +112,8 @@ class Scratch(Method):
     block_size: the longest text, in bytes.
     """
 
-    name, label, lr, batch_size, examples, epochs = "scratch", "from scratch", 1e-2, 16, 20_000, 3
+    name, label = "scratch", "from scratch"
+    lr, batch_size, examples, epochs = 1e-2, 16, 20_000, 3
     is_validated = False  # it begins as nothing that could be lost
 
     def __init__(self, model=None, n_random=0, trigger=(), seed=0, block_size=256):

@@ -184,7 +184,7 @@ def parse_args(doc, argv=None):
         f"--method {name} has no random rows: leave out --n-random": args.n_random and not cls.takes_n_random,
         f"--method {name} reads worked examples: leave out --trigger {trigger}": cls.reads_examples
         and not trigger.startswith("example"),
-        f"--init-from is for what learns on the base, not for {name}": args.init_from and name in NO_PROMPTS,
+        f"--method {name}: leave out --init-from and --shots": (args.init_from or args.shots) and name in NO_PROMPTS,
         f"--beside {' '.join(beside)}: none stands alone": "none" in beside and len(beside) > 1,
     }
     for message, is_wrong in refusals.items():

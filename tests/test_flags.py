@@ -35,7 +35,8 @@ BAD = [
     ("--method cpt --n-random 50", "--method cpt has no random rows: leave out --n-random"),
     ("--method text --trigger none", "--method text begins as a trigger: leave out --trigger none"),
     ("--method prompt --init trigger --trigger none", "--method prompt begins as a trigger"),
-    ("--method scratch --init-from README.md", "--init-from is for what learns on the base"),
+    ("--method scratch --init-from README.md", "--method scratch: leave out --init-from"),
+    ("--method few-shot --shots 2", "--method few-shot: leave out --init-from and --shots"),
 ]
 
 
