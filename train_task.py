@@ -92,7 +92,7 @@ def main(argv=None, load_base=load_base, doc=__doc__):
     known = known and schemas.decode(known, schemas.Context, f"the context in {out}", "give another --out")
     contenders, examples, tests, trigger, context = build(args, model, tokenizer, task, known)
     results = describe(args, task, model, contenders, trigger, context, [*examples, *sum(tests.values(), [])])
-    if saved:
+    if saved and saved.state:
         record.check_same(out, saved.state, asdict(results))
         results = Results.read(saved.state)
         if saved.finished:

@@ -43,7 +43,7 @@ class Checkpoint:
     """`with Checkpoint(folder, state, saved) as checkpoint:` a run that is alone in its folder and saves its state.
 
     state: a function that returns what JSON can hold. seconds: a dict within it, the time of each part of the run.
-    saved: what `load` returned, of the run that goes on; None begins a new one.
+    saved: what `load` returned, of the run that goes on; None, or an empty state, begins a new one.
     modules: {name: module}, whose weights are saved; the run adds and removes them.
     best: {name: tensor} of the best checkpoint so far of what is being tuned, saved as well.
     Raises UserError where the folder cannot be written to, or another run is in it.
@@ -51,8 +51,8 @@ class Checkpoint:
 
     def __init__(self, folder, state, seconds, saved=None):
         self.folder, self.state, self.seconds, self.modules = Path(folder), state, seconds, {}
-        self.saved = saved or Saved({}, {}, finished=False)
-        self.tensors, self.is_new = dict(self.saved.tensors), saved is None
+        self.saved, self.is_new = saved, not (saved and saved.state)
+        self.tensors = dict(saved.tensors) if saved else {}
         self.best = self.take("best/")
         self.signal, self.lock, self.handlers = None, None, {}
         self.part_name, self.last_save = None, time.monotonic()  # not time.time(), which jumps when the clock is set
@@ -74,6 +74,8 @@ class Checkpoint:
             self.lock.acquire(timeout=1)  # is_busy may look at it
             for path in filter(is_half_file, self.folder.iterdir()):
                 path.unlink()
+            if self.is_new and self.saved and load(self.folder).state:
+                raise UserError(f"another run has been at work in {self.folder}: the same command again goes on")
             if self.is_new:
                 (self.folder / LOG).unlink(missing_ok=True)
                 self.save()  # from now on the folder holds an unfinished run, whatever else is in it
@@ -184,14 +186,14 @@ def optimizer_states(optimizers):
 
 
 def load(folder):
-    """What is Saved of the run in a folder: its checkpoint, or its results where it is finished, or None."""
+    """What is Saved of the run in a folder: its checkpoint, or its results where it is finished, or nothing."""
     folder = Path(folder)
     if os.path.lexists(folder / NEWEST):
         header, tensors = read_tensors(folder / NEWEST)
         state = schemas.decode(header.get("state", ""), dict, folder / NEWEST, "begin again in another --out")
         return Saved(state, tensors, finished=False)
     if not (folder / "results.json").exists():
-        return None
+        return Saved({}, {}, finished=False)
     return Saved(schemas.read_json(folder / "results.json", dict, "give another --out"), {}, finished=True)
 
 

@@ -158,3 +158,18 @@ def test_the_commit_of_the_source(tmp_path, monkeypatch):
     assert len(commit) == 40
     (tmp_path / "one.py").write_text("1")
     assert record.source() == f"{commit}-dirty"
+
+
+def test_what_another_run_has_done_since_the_folder_was_read_is_not_done_again(run, tmp_path, monkeypatch):
+    """The other run ends between the look into the folder and the lock on it."""
+    out, open_folder = tmp_path / "run", resume.Checkpoint.open_folder
+
+    def late(checkpoint):
+        monkeypatch.undo()
+        run("--resume", "--out", out).ok()
+        open_folder(checkpoint)
+
+    monkeypatch.setattr(resume.Checkpoint, "open_folder", late)
+    run("--resume", "--out", out).refused("has been at work")
+    assert resume.is_finished(out)
+    assert "nothing is left to do" in run("--resume", "--out", out).ok().out
