@@ -38,7 +38,7 @@ def parse_args(argv=None):
     p.add_argument("--compare", action="store_true", help="show the base without a prompt beside each")
     p.add_argument("--chat", action="store_true", help="show what the base answers in its chat template")
     p.add_argument("--prompt", metavar="TEXT", help="one question (default: ask, or read lines from stdin)")
-    p.add_argument("--max-new-tokens", type=at_least(1), default=100, help="(default %(default)s)")
+    p.add_argument("--max-new-tokens", type=at_least(1), default=100, help="of an answer (default %(default)s)")
     p.add_argument("--temperature", type=number(0, 1000), default=0.0, help="0 is greedy (default %(default)s)")
     p.add_argument("--top-k", type=at_least(1), help="sample from the likeliest only (default: from all)")
     p.add_argument("--seed", type=seed_number, default=0, help="of sampling (default %(default)s)")
@@ -95,10 +95,12 @@ def answer(bases, question, args):
         past, past_pad = stack_caches([one.past or empty_cache(network) for one in batch])
         # every row is padded to the longest prompt and the longest question
         used, limit = past[0][0].size(2) + max(map(len, asked)), network.config.block_size
-        if not all(asked) or used + args.max_new_tokens > limit:
-            names = ", ".join(one.name for one in batch)
+        names = ", ".join(one.name for one in batch)
+        if not all(asked):
+            raise UserError(f"{names}: the question is empty: write one")
+        if used + args.max_new_tokens > limit:
             sizes = f"{used} tokens of prompt and question and --max-new-tokens {args.max_new_tokens} do not fit"
-            raise UserError(f"{names}: {sizes} into block_size {limit}: ask another question, or shorten one")
+            raise UserError(f"{names}: {sizes} into block_size {limit}: lower the flag, or shorten the question")
         stops = [one.tokenizer.stops(one.stop) for one in batch]
         stop = [[*some, *[-1] * (max(map(len, stops)) - len(some))] for some in stops]  # (B, E)
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}

@@ -71,8 +71,8 @@ def story(results):
     texts = [name for name in TEXTS if name in after and name != method]
     if texts:
         sentences.append(f"Without tuning: {shares(after, texts, first, labels)}")
-    if others:
-        hardest = min(others, key=lambda r: max(percent(by_range[r]) for by_range in after.values()))
+    hardest = min([first, *others], key=lambda r: max(percent(by_range[r]) for by_range in after.values()))
+    if hardest != first:
         sentences.append(f"The least accurate range, {hardest}: {shares(after, list(after), hardest, labels)}")
     return sentences
 
@@ -94,13 +94,13 @@ def remarks(results):
     without = [name for name in ("tfidf", "majority") if name in right]
     best = max((n for name, n in right.items() if name not in (*without, "scratch")), default=0)
     for name in [name for name in without if best <= right[name]][:1]:
-        sentences.append(f"No contender does better than {labels[name]!r}: the base is the limit here, not the method")
+        sentences.append(f"No contender does better than {labels[name]!r}")
     for name, (n, epochs) in results["examples"].items():
         text = f"{labels[name]} learned from {n:,} examples in {epochs} pass{'es' * (epochs > 1)}"
         if r := results["validation"].get(name):
             exact, kept, last = dict(zip(r["steps"], r["exact_match"])), r["kept_step"], r["steps"][-1]
             text += f" and is kept as it was after step {kept} of {last}: {exact[kept]} of {r['questions']} held-out "
-            text += f"training questions right; {exact[0]} at the start, {exact[last]} at the end"
+            text += f"training questions written exactly; {exact[0]} at the start, {exact[last]} at the end"
         sentences.append(text)
     if gb := results["record"].get("peak_gb"):
         sentences.append(f"At most {gb:.1f} GB of memory were in use up to the end of tuning")

@@ -134,7 +134,7 @@ def read_bytes(path, limit=JSON_LIMIT):
     """The content of a regular file of at most `limit` bytes: a pipe or a device might never end."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no file {path}: name a regular one")
+        raise UserError(f"no file {path}: name another")
     if path.stat().st_size > limit:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes: at most {limit:,} are read")
     return path.read_bytes()

@@ -318,11 +318,11 @@ plt.show()
 #   {{listed(table["from the example, tuned"])}}%: where nearly everything is right already, tuning has little to add.
 # - **The best context**, which nobody tuned, answers {{listed(table["best context"])}}%.
 #
-# In a study with held-out questions and one seed ([docs/results/methods.md](../docs/results/methods.md)) the sums of 8
+# In a study with held-out questions, three seeds ([docs/results/methods.md](../docs/results/methods.md)) the sums of 8
 # digits get {{finding("methods", "addition", "hybrid, example", "8 digits"):.0f}}% from the example,
 # {{finding("methods", "addition", "hybrid", "8 digits"):.0f}}% from the instruction, and
 # {{finding("methods", "addition", "best context", "8 digits"):.0f}}% behind the best context. On
-# such long sums another seed may turn the order.
+# such long sums seeds differ widely.
 #
 # So the title of this lesson is half a lie. Nobody learned addition here: nano-2 could add, and has done so in other
 # formats. What stands in front of the question tells it that this is wanted, and how it is to be written. One worked

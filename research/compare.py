@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import tasks
 from eval import report
 from files import schemas
 from files.errors import UserError, run_main
@@ -195,6 +196,9 @@ def do_study(name, args):
 def main(argv=None):
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # do_all then ends its runs
+    for task in args.tasks or ():
+        if Path(task.split()[0]).suffix not in tasks.ENDINGS:  # your own data are read by each run
+            tasks.load(task)
     if any([do_study(name, args) for name in args.studies]):
         sys.exit(1)
 

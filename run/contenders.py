@@ -1,6 +1,5 @@
 """What a run compares: the prompt, its baselines, and what text alone can do."""
 
-import re
 import sys
 from collections import Counter
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from tasks import IN_DISTRIBUTION
 class Trigger(NamedTuple):
     """What the rows behind the random ones begin as."""
 
-    kind: str  # "example", "instruction", "trigger" for a text of the user's, or ""
+    kind: str  # "example", "examples", "instruction", "trigger" for a text of the user's, or ""
     text: str
     tokens: list
 
@@ -62,11 +61,11 @@ def trigger_of(args, task, tokenizer, examples):
     kind = args.trigger or ("instruction" if task.trigger else "example")
     if kind == "none":
         return NO_TRIGGER
-    if kind == "instruction" or not re.fullmatch(r"example|examples:[1-9]\d{0,2}", kind):
+    if kind != "example" and not kind.startswith("examples:"):
         kind, words = ("instruction", task.trigger) if kind == "instruction" else ("trigger", kind)
         return Trigger(kind, words + "\n", tokenizer.bos + tokenizer.encode(words + "\n"))
     text = as_text(shown_examples(args, task, examples))
-    return Trigger("example", text, tokenizer.bos + tokenizer.encode_task(text))
+    return Trigger(kind.partition(":")[0], text, tokenizer.bos + tokenizer.encode_task(text))
 
 
 def shown_examples(args, task, examples):
@@ -193,7 +192,7 @@ def contexts(args, model, tokenizer, task, examples, trigger, max_tokens, known=
         found["zero-shot"] = build_method(args, "zero-shot", model, tokenizer, task, examples)
     if not alone and trigger.tokens and args.method != "text":
         add("text", trigger.tokens, f"the {trigger.kind} as text")
-    if not alone and trigger.kind != "example":
+    if not alone and not trigger.kind.startswith("example"):
         one = tokenizer.bos + tokenizer.encode_task(as_text(task.worth_showing(examples, 1)))
         if len(one) <= max_tokens:
             add("one-shot", one, "one worked example as text")

@@ -96,13 +96,15 @@ def at_least(least, most=1_000_000):
 
 seed_number = at_least(0, 2**63 - 1)  # what torch's generators take
 above_zero = number(1e-30, 1e30)
-KINDS = {int: at_least(1), float: above_zero}  # of a method's options, which may be of another type
+KINDS = {int: at_least(1, 4096), float: above_zero}  # of a method's options, which may be of another type
 
 
 def some_text(text):
-    """An argparse type: text that is not blank."""
+    """An argparse type: text that is not blank. After `examples:` stands how many."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the text is empty: write some words")
+    if text.startswith("examples:"):
+        at_least(1, 999)(text.removeprefix("examples:"))
     return text
 
 
@@ -145,7 +147,8 @@ def train_parser(doc, cls, shown):
     g.add_argument("--test-examples", type=at_least(1, 100_000), metavar="N", help="questions per range (default 500)")
     names = f"baselines: {', '.join(BASELINES)}, or none and no context (default scratch; your own data: contexts)"
     g.add_argument("--beside", nargs="+", choices=[*BASELINES, "none"], metavar="NAME", help=names)
-    g = p.add_argument_group(f"options of --method {cls.name}")
+    about = (cls.__doc__ or "").split("\n\n")[0] if shown else None
+    g = p.add_argument_group(f"options of --method {cls.name}", about)
     for name, spec in cls.options.items():
         hidden = {} if shown else {"help": argparse.SUPPRESS}
         kind = {"type": KINDS.get(spec["type"], spec["type"])} if "type" in spec else {}

@@ -72,7 +72,10 @@ def base_of(source):
     file = source / "prefix.safetensors" if source.is_dir() else source
     if (file.parent / "results.json").is_file():
         return schemas.read_json(file.parent / "results.json", schemas.Run, "give --model")["args"]["model"]
-    name = read_tensors(file)[0].get("base", "")
+    header, _ = read_tensors(file)
+    if "base" not in header:
+        raise UserError(f"{file} is no prompt: name the prefix.safetensors of a run")
+    name = header["base"]
     if name not in (*BUNDLED, *HUB) and "/" not in name:  # a name with a slash is the hub's
         raise UserError(f"{source} was tuned on the base {name!r}: name its folder with --model")
     return name

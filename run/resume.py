@@ -86,6 +86,8 @@ class Checkpoint:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if self.lock:
+            if kind and self.is_new and not self.seconds:  # nothing is done that could go on
+                (self.folder / NEWEST).unlink()
             self.lock.release()
         if kind is SystemExit:
             print("stopped; the same command with --resume goes on", file=sys.stderr)
@@ -201,6 +203,8 @@ def output_folder(args, name, model):
     """The run's folder. Raises UserError where something else is in it."""
     out = Path(args.out or f"out/{name.replace(':', '-')}-{model.name.rpartition('/')[2]}")
     known = args.overwrite or args.resume and (is_stopped(out) or (out / "results.json").exists())
+    if out.is_file():
+        raise UserError(f"{out} is a file: give another --out")
     # a run that never started leaves these
     if out.exists() and not (out.is_dir() and (known or all(p.name == LOCK or is_half_file(p) for p in out.iterdir()))):
         raise UserError(f"{out} is already in use: give another --out, --resume to go on, or --overwrite it")

@@ -53,7 +53,7 @@ class YourData(Task):
         self.rows = {"train": [row for row in rows if row[1].question not in asked], "test": tests}
         if test and (both := len(rows) - len(self.rows["train"])):
             self.notes.append(f"{path}: {both} prompts occur in {test} as well: not tuned on")
-        self.check_rows(f"{path}: no row is left to {{}} on: give more rows, or another --test file")
+        self.check_rows(f"{path}: no row is left to {{}} on: give more rows, or another file to test on")
         self.find_classes()
         lengths = [e.length for some in self.rows.values() for _, e in some]
         self.ranges = {IN_DISTRIBUTION: (min(lengths), max(lengths))}

@@ -30,7 +30,7 @@ BAD = [
     ("--out /dev/null", "/dev/null"),
     ("--out /proc/nothing", "/proc/nothing: No such file or directory"),
     ("--layers 1", "--layers is not for --method hybrid: it is an option of adapter-prefix"),
-    ("--method lora --rank 0", "argument --rank: 0: give a number from 1 to 1000000"),
+    ("--method lora --rank 0", "argument --rank: 0: give a number from 1 to 4096"),
     ("--method lora --rank 1_0", "argument --rank: '1_0' is not a whole number"),
     ("--method cpt --n-random 50", "--method cpt has no random rows: leave out --n-random"),
     ("--method text --trigger none", "--method text begins as a trigger: leave out --trigger none"),

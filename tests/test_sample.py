@@ -94,7 +94,7 @@ def test_sampling_repeats_with_its_seed(run):
 @pytest.mark.parametrize(
     "args, complaint",
     [
-        ("--prompt=", "ask another question"),
+        ("--prompt=", "the question is empty: write one"),
         (f"--prompt {'a' * 300} --tokenize bytes", "do not fit into block_size 256"),
         ("--prefix none.safetensors --prompt a", "none.safetensors is no regular file"),
         ("--top-k 0 --prompt a", "--top-k: 0: give a number from 1"),
