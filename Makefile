@@ -2,7 +2,7 @@ PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --constraint constraints.txt
 
 demo: .venv/demo
-	.venv/bin/python train_task.py --task addition --dtype float32 --out out/demo --overwrite
+	.venv/bin/python train_task.py --task addition --dtype float32 --resume
 
 # SmolLM2-135M, a real base: --model smollm2
 smollm2: .venv/smollm2

@@ -1,7 +1,7 @@
 """Makes every plot and generated table of README.md and docs/ again, from the JSON files in docs/.
 
-    python -m research.figures             # all of them
-    python -m research.figures out/demo    # the same; first copies the numbers of that run to docs/addition.json
+    python -m research.figures                         # all of them
+    python -m research.figures out/addition-nano-2     # the same; first copies that run's numbers to docs/addition.json
 
 A page is written by hand; the text between its comments `<!-- figures -->` and `<!-- end -->` is replaced.
 """

@@ -111,7 +111,7 @@ def some_text(text):
 def train_parser(doc, cls, shown):
     """The parser of train_task.py, with the options of a method's class, which --help shows or not."""
     p = Parser(doc)
-    names = f"methods: {', '.join(METHODS)} (--method NAME --help shows its options)"
+    names = f"methods: {', '.join(METHODS)} (--method NAME --help explains one)"
     p.epilog = fill(names, 110, break_on_hyphens=False)
     what = "a task (python -m tasks --list), or a .jsonl, .csv or .tsv file, and one to test on"
     p.add_argument("--task", nargs="+", default=["addition"], metavar="NAME", help=what)
