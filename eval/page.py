@@ -65,6 +65,7 @@ def main(argv=None):
         raise
     except Exception as error:  # a value of another type fails wherever it is read
         raise UserError(f"{out} holds no results of this version ({error!r}): run it again") from None
+    print(f"wrote {out / 'report.html'}")
 
 
 if __name__ == "__main__":

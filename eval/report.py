@@ -83,18 +83,12 @@ def shares(after, names, r, labels):
 
 def remarks(results):
     """A sentence for each text that is better than the best context on some range, since that is chosen on training
-    questions; one if no contender on the base beats word frequencies or the most frequent answer; and one for each that
-    learned: from what, and which checkpoint it kept."""
+    questions, and one for each contender that learned: from what, and which checkpoint it kept."""
     after, labels, sentences = results["accuracy"], results["labels"], []
     for name in [name for name in TEXTS[:-1] if name in after and "few-shot" in after]:
         lost = {r: percent(score) - percent(after["few-shot"][r]) for r, score in after[name].items()}
         if points := ", ".join(f"{p:.1f} points ({r})" for r, p in lost.items() if p > 0):
             sentences.append(f"{labels['few-shot']} is less accurate than {labels[name]}: {points}")
-    right = {name: next(iter(by_range.values()))["correct"] for name, by_range in after.items()}
-    without = [name for name in ("tfidf", "majority") if name in right]
-    best = max((n for name, n in right.items() if name not in (*without, "scratch")), default=0)
-    for name in [name for name in without if best <= right[name]][:1]:
-        sentences.append(f"No contender does better than {labels[name]!r}")
     for name, (n, epochs) in results["examples"].items():
         text = f"{labels[name]} learned from {n:,} examples in {epochs} pass{'es' * (epochs > 1)}"
         if r := results["validation"].get(name):

@@ -170,17 +170,14 @@ def test_the_table_shows_every_number():
         report.table(results)
 
 
-def test_the_table_of_classes_shows_the_likeliest_and_names_the_base_as_the_limit():
+def test_the_table_of_classes_shows_the_likeliest():
     results = some_classes()
     text = " ".join(report.table(results).split())
     for words in (
         "before tuning 43.3 [0.0, 43.3] tuned 40.0 [0.0, 40.0]",
         "tuning adds to its start -3.3 and to the best context +10.0",
-        "No contender does better than 'TF-IDF + logistic regression'",
     ):
         assert words in text
-    results["accuracy"]["hybrid"]["in-distribution"]["correct"] = 16
-    assert "the limit" not in report.table(results)
 
 
 def test_figures_hold_the_numbers():
