@@ -87,7 +87,7 @@ class Checkpoint:
             signal.signal(number, handler)
         if self.lock:
             if kind and self.is_new and not self.seconds:  # nothing is done that could go on
-                (self.folder / NEWEST).unlink()
+                (self.folder / NEWEST).unlink(missing_ok=True)
             self.lock.release()
         if kind is SystemExit:
             print("stopped; the same command with --resume goes on", file=sys.stderr)

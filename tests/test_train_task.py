@@ -196,3 +196,11 @@ def test_a_fault_of_the_code_keeps_its_traceback(base, tmp_path, monkeypatch, fo
     monkeypatch.setattr(model.MLP, "forward", forward)
     with pytest.raises(fault, match=words):
         run_main(train_task.main, "train_task.py", ["--model", str(base), "--out", str(tmp_path / "run"), *ALONE])
+
+
+def test_a_fault_before_anything_is_measured_leaves_a_folder_that_the_next_try_can_have(of_words, monkeypatch):
+    with monkeypatch.context() as change:
+        change.setattr(model.MLP, "forward", a_slip)
+        with pytest.raises(ValueError, match="shapes do not match"):
+            of_words("out", "--method", "lora")
+    of_words("out", "--method", "lora").ok()
