@@ -92,10 +92,12 @@ def test_a_file_in_methods_is_a_method_and_a_broken_one_leaves_the_others(tmp_pa
     copy_source(tmp_path)
     (tmp_path / "methods" / "mine.py").write_text(OF_MINE)
     (tmp_path / "methods" / "half.py").write_text("import prefix\nclass Half(prefix.NoSuchClass):\n    pass\n")
+    (tmp_path / "methods" / "twice.py").write_text("import prefix\nclass Mine(prefix.Method):\n    name = 'mine'\n")
     done = subprocess.run([sys.executable, "-c", SEEN], cwd=tmp_path, capture_output=True, text=True)
     options, _, shown = done.stdout.partition("\n")
     assert options == '[{"rank": 0.5}, {"rank": 4}]'
     assert "half a rank" in shown and "mine" in shown.partition("methods: ")[2]
-    left_out, *traceback = done.stderr.splitlines()
+    left_out, twice, *traceback = done.stderr.splitlines()
     assert left_out.startswith("methods/half.py is left out: AttributeError")
+    assert twice.startswith("methods/twice.py is left out: AssertionError: methods.mine has a method 'mine' as well")
     assert done.returncode == 1 and 'half.py", line 2' in done.stderr and "NoSuchClass" in traceback[-1]
