@@ -52,6 +52,7 @@ def in_this_process(monkeypatch):
 def test_a_study_measures_each_cell_and_the_contexts_and_keeps_what_is_finished(
     study, tmp_path, command, in_this_process
 ):
+    command("research.compare", "init", "--tasks", "nope").refused("no task 'nope'")
     done = command("research.compare", *study).ok()
     folder, runs = tmp_path / "out" / "transfer", tmp_path / "out" / "runs"
     assert sorted(p.name for p in folder.iterdir()) == ["figure_symbolic_sum.png", "study.json", "table.md"]

@@ -131,6 +131,9 @@ def test_the_story_names_the_range_on_which_the_best_is_worst():
         results["accuracy"][name]["7 digits"] |= {"correct": right}
     shares = "zero-shot 0.0%, best context (1 longest) 6.7%, prefix for $1 or $2 3.3%"
     assert report.story(results)[-1] == f"The least accurate range, 7 digits: {shares}"
+    for by_range in results["accuracy"].values():
+        by_range["in-distribution"] |= {"correct": 0}
+    assert "The least accurate range" not in " ".join(report.story(results))
 
 
 def test_the_table_shows_every_number():

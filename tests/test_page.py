@@ -5,6 +5,7 @@ import shutil
 from contextlib import redirect_stdout
 from io import StringIO
 
+import jinja2
 import pytest
 from conftest import read_results
 
@@ -98,12 +99,15 @@ def test_each_accuracy_stands_beside_its_start_and_the_best_context(runs, show, 
     assert "serve best as plain text" in word.evaluate("word => getComputedStyle(word, '::after').content")
 
 
-def test_the_page_is_made_again_of_its_files(runs, tmp_path):
+def test_the_page_is_made_again_of_its_files(runs, tmp_path, monkeypatch):
     for file in ("results.json", "details.json"):
         shutil.copy(runs["hybrid"] / file, tmp_path)
     page.main([str(tmp_path)])
     assert (tmp_path / "report.html").read_text() == (runs["hybrid"] / "report.html").read_text()
     assert (tmp_path / "report.html").stat().st_size < 400_000
+    monkeypatch.setattr(jinja2, "FileSystemLoader", lambda folder: jinja2.DictLoader({"report.html.jinja": "{% if %}"}))
+    with pytest.raises(jinja2.TemplateSyntaxError):  # of somebody who changes the template
+        page.main([str(tmp_path)])
 
 
 def test_a_run_whose_pictures_fail_has_its_results_and_its_page(run, tmp_path, monkeypatch):

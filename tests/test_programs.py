@@ -87,6 +87,7 @@ def test_a_split_base_gives_the_same_losses_and_none_is_split_for_one_process(ba
     assert two["before"] == one["before"] and two["base"] == one["base"]
     done = command("research.sharded", *line)
     assert done.code == 2 and "torchrun" in done.err.splitlines()[-1]
+    assert "a base that one GPU does not hold" in command("research.sharded", "--help").out
 
 
 HALVES = """

@@ -11,7 +11,7 @@ from files.errors import UserError
 from files.safe import read_tensors, write_tensors
 from files.weights import save_model
 from model import GPT
-from run.prompts import load_prefix, save_prefix
+from run.prompts import base_of, load_prefix, save_prefix
 
 
 def test_another_base_tokenizer_or_file_is_refused(tiny, tokenizer, tmp_path):
@@ -26,6 +26,8 @@ def test_another_base_tokenizer_or_file_is_refused(tiny, tokenizer, tmp_path):
     save_model(tiny, tmp_path)
     with pytest.raises(UserError, match="model.safetensors: .*name the prefix.safetensors of a run"):
         load_prefix(tmp_path / "model.safetensors", tiny, tokenizer)
+    with pytest.raises(UserError, match="model.safetensors is no prompt"):
+        base_of(tmp_path / "model.safetensors")
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(UserError, match="cannot be read"):
         load_prefix(path, tiny, tokenizer)
