@@ -39,7 +39,7 @@ class Method(nn.Module):
 
     def __init_subclass__(cls):
         if "name" in vars(cls):
-            other = METHODS.setdefault(cls.name, cls).__module__  # a notebook may define its method again
+            other = METHODS.get(cls.name, cls).__module__  # a notebook may define its method again
             assert other == cls.__module__, f"{other} has a method {cls.name!r} as well: give one another name"
             METHODS[cls.name] = cls
 

@@ -318,7 +318,7 @@ plt.show()
 #   {{listed(table["from the example, tuned"])}}%: where nearly everything is right already, tuning has little to add.
 # - **The best context**, which nobody tuned, answers {{listed(table["best context"])}}%.
 #
-# In a study with held-out questions, three seeds ([docs/results/methods.md](../docs/results/methods.md)) the sums of 8
+# With held-out questions and three seeds ([docs/results/methods.md](../docs/results/methods.md)) the sums of 8
 # digits get {{finding("methods", "addition", "hybrid, example", "8 digits"):.0f}}% from the example,
 # {{finding("methods", "addition", "hybrid", "8 digits"):.0f}}% from the instruction, and
 # {{finding("methods", "addition", "best context", "8 digits"):.0f}}% behind the best context. On

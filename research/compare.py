@@ -197,7 +197,7 @@ def main(argv=None):
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # do_all then ends its runs
     for task in args.tasks or ():
-        if Path(task.split()[0]).suffix not in tasks.ENDINGS:  # your own data are read by each run
+        if Path(task).suffix.lower() not in tasks.ENDINGS:  # your own data are read by each run
             tasks.load(task)
     if any([do_study(name, args) for name in args.studies]):
         sys.exit(1)

@@ -32,9 +32,9 @@ def parse_args(argv=None):
 def main(argv=None):
     file, flags = parse_args(argv)
     header, _ = read_tensors(file)
+    given = {word.partition("=")[0] for word in flags}
     for flag, name in (("--method", "method"), ("--task", "task"), ("--model", "base")):
-        is_given = any(word.partition("=")[0] == flag for word in flags)
-        flags = flags if is_given else [*flags, flag, header.get(name, "")]
+        flags += [] if flag in given else [flag, header.get(name, "")]
     args = train_task.parse_args(flags)
     args.command = shlex.join(["python", "-m", "research.measure", file, *flags])
     task, model = train_task.load_task(args), train_task.load_base(args)

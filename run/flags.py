@@ -99,11 +99,11 @@ above_zero = number(1e-30, 1e30)
 KINDS = {int: at_least(1, 4096), float: above_zero}  # of a method's options, which may be of another type
 
 
-def some_text(text):
-    """An argparse type: text that is not blank. After `examples:` stands how many."""
+def some_text(text, is_trigger=False):
+    """An argparse type: text that is not blank. In a trigger a number stands after `examples:`."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the text is empty: write some words")
-    if text.startswith("examples:"):
+    if is_trigger and text.startswith("examples:"):
         at_least(1, 999)(text.removeprefix("examples:"))
     return text
 
@@ -129,7 +129,7 @@ def train_parser(doc, cls, shown):
     g.add_argument("--n-random", type=at_least(0), metavar="N", help="rows that begin as random numbers (default 24)")
     words = "what the other rows begin as: instruction, example, examples:N, none, or any TEXT (default: instruction; "
     words += "where a task has none, a worked example); methods without rows read it as text"
-    g.add_argument("--trigger", type=some_text, metavar="TEXT", help=words)
+    g.add_argument("--trigger", type=partial(some_text, is_trigger=True), metavar="TEXT", help=words)
     shots = "worked examples behind the prompt (default 0)"
     g.add_argument("--shots", type=at_least(0, 1000), metavar="N", default=0, help=shots)
     g.add_argument("--init-from", metavar="FILE", help="begin as the prompt of another run")

@@ -62,6 +62,7 @@ def test_a_method_shows_its_own_options_and_no_other(run):
 def test_defaults_follow_the_task_and_the_method():
     args = parse_args([])
     assert (args.n_random, args.model, args.beside, args.test_examples) == (24, "nano-2", ["scratch"], 500)
+    assert parse_args(["--task", "a.jsonl", "--answer-after", "examples:"]).answer_after == "examples:"
     args = parse_args("--task own.jsonl --method lora --quick --rank 4".split())
     assert (args.n_random, args.model, args.test_examples, args.options) == (0, "smollm2", 60, {"rank": 4})
     assert parse_args(["--model", "tests/../data"]).model == str(ROOT / "data")  # which another folder finds too
